@@ -1,0 +1,3 @@
+module e13.dev/gatehouse
+
+go 1.26.0

@@ -1,0 +1,99 @@
+// Package config turns the bytes of configuration files into a Config, or into
+// every problem they have, each with its position. It opens nothing: no file,
+// no socket, no name is resolved.
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// APIVersion is what a gatehouse file says in apiVersion.
+const APIVersion = "gatehouse.e13.dev/v1"
+
+// DefaultClass is the loadBalancerClass that gatehouse owns unless told otherwise.
+const DefaultClass = "gatehouse.e13.dev/edge"
+
+// DefaultHealth is how backends are probed where nothing else is said.
+var DefaultHealth = edge.HealthCheck{Interval: 5 * time.Second, Timeout: time.Second, Rise: 1, Fall: 2}
+
+// Config is what all files together say.
+type Config struct {
+	Zones      []edge.Zone // in file order
+	Frontends  []Frontend  // in file order
+	Kubernetes *Kubernetes // nil: no cluster
+	Admin      Admin
+}
+
+// Frontend is a static frontend.
+type Frontend struct {
+	Name         string // given, or made from the listen address
+	Zones        []string
+	Listen       *Listen // instead of Zones and Port
+	Port         uint16  // with Zones
+	Protocol     edge.Protocol
+	SourceRanges []netip.Prefix // nil: all
+	Health       edge.HealthCheck
+	IdleTimeout  time.Duration // only l4proxy files set it (timeout); 0: never
+	Backends     []Backend
+	Pos          edge.Pos
+}
+
+// Listen is an explicit listen address: ":80", "10.0.0.1:80", "[::1]:80",
+// "name:80" or "@eth1:80".
+type Listen struct {
+	Device string // "@eth1:80"
+	Host   string // IP address or name; empty: every address
+	Port   uint16
+	Pos    edge.Pos
+}
+
+// Backend is a static backend.
+type Backend struct {
+	Address edge.HostPort
+	Weight  int // 0 to 65535; 1 if absent
+	Pos     edge.Pos
+}
+
+// Kubernetes is the block of that name. Absent fields have their defaults.
+type Kubernetes struct {
+	Kubeconfig        string // empty: in-cluster, then KUBECONFIG
+	LoadBalancerClass string
+	Classless         bool
+	FollowAddresses   bool
+	Selector          string // label selector; valid
+	DefaultZones      []string
+	Allow             map[string]Allow // by zone; a zone that is not a key may be asked for by all
+	Target            edge.Target
+	Pos               edge.Pos
+}
+
+// Allow says who may ask for a zone.
+type Allow struct {
+	Namespaces []string
+	Pos        edge.Pos
+}
+
+// Admin is where the status page, metrics and health of gatehouse itself are served.
+type Admin struct {
+	Listen string // host:port; empty: not served
+	Pos    edge.Pos
+}
+
+// File is one configuration file: the name it is reported by and its content.
+type File struct {
+	Name string
+	Data []byte
+}
+
+// Zone returns the zone with that name, or nil.
+func (c *Config) Zone(name string) *edge.Zone {
+	for i := range c.Zones {
+		if c.Zones[i].Name == name {
+			return &c.Zones[i]
+		}
+	}
+	return nil
+}

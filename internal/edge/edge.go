@@ -1,0 +1,320 @@
+// Package edge holds the nouns that every other package shares: zones, the
+// frontends opened in them, the backends behind those, and what the cluster
+// and the machine look like at one moment.
+//
+// It is plain data. It knows no Kubernetes client, no socket and no clock, so
+// that what is decided from it can be decided anywhere: in the daemon, in
+// `gatehouse plan`, in a test.
+package edge
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// AnnotationPrefix starts every annotation that gatehouse reads on a Service.
+const AnnotationPrefix = "gatehouse.e13.dev/"
+
+// Protocol is a transport protocol, in Kubernetes' spelling.
+type Protocol string
+
+// The transport protocols a Service port can name.
+const (
+	TCP  Protocol = "TCP"
+	UDP  Protocol = "UDP"
+	SCTP Protocol = "SCTP"
+)
+
+// Target is what kind of backend a Service is served by.
+type Target string
+
+// The targets of a Service; TargetStatic is a backend written in a file.
+const (
+	TargetAuto     Target = "auto"
+	TargetAddress  Target = "address"
+	TargetNodePort Target = "nodePort"
+	TargetPod      Target = "pod"
+	TargetStatic   Target = "static"
+)
+
+// Pos is where in a file something was written. The zero Pos is nowhere.
+// Line and Col count from 1.
+type Pos struct {
+	File string `json:"file,omitempty"`
+	Line int    `json:"line,omitempty"`
+	Col  int    `json:"col,omitempty"`
+}
+
+// String prints FILE:LINE, the form used in the Why of a row.
+func (p Pos) String() string {
+	if p.Line == 0 {
+		return p.File
+	}
+	return p.File + ":" + strconv.Itoa(p.Line)
+}
+
+// Problem is one thing the operator must know: where it is (a position in a
+// file, or an object such as "service/shop/web"), what is wrong and what would
+// be right. It is a value, so log, metrics, page and commands show the same one.
+type Problem struct {
+	Pos    Pos    `json:"pos,omitzero"`
+	Object string `json:"object,omitempty"` // "service/shop/web", "interface/eth1", "zone/home"
+	Path   string `json:"path,omitempty"`   // "frontends[0].port"
+	What   string `json:"what"`
+	Remedy string `json:"remedy,omitempty"` // what would be right
+}
+
+// String prints FILE:LINE:COL: path: what is wrong; what would be right.
+func (p Problem) String() string {
+	var b strings.Builder
+	if p.Pos.File != "" {
+		b.WriteString(p.Pos.File)
+		if p.Pos.Line > 0 {
+			fmt.Fprintf(&b, ":%d:%d", p.Pos.Line, p.Pos.Col)
+		}
+		b.WriteString(": ")
+	}
+	for _, part := range []string{p.Object, p.Path} {
+		if part != "" {
+			b.WriteString(part + ": ")
+		}
+	}
+	b.WriteString(p.What)
+	if p.Remedy != "" {
+		b.WriteString("; " + p.Remedy)
+	}
+	return b.String()
+}
+
+// Zone is a network that clients come from, as a set of interfaces. A packet
+// belongs to the zone of the interface it came in on, whatever its addresses.
+type Zone struct {
+	Name       string
+	Interfaces []string
+	Pos        Pos
+}
+
+// Interface is a network interface as the machine has it now.
+type Interface struct {
+	Name  string
+	Index int
+	Up    bool
+	Addrs []netip.Prefix // sorted; link-local ones are left out
+	// AnswersForOthers is true when the interface answers ARP for addresses of
+	// other interfaces (net.ipv4.conf.*.arp_ignore is 0, the kernel's default).
+	AnswersForOthers bool
+}
+
+// HostPort is where something listens, as an operator writes it: Host is an IP
+// address or a name still to be resolved.
+type HostPort struct {
+	Host string
+	Port uint16
+}
+
+// Addr returns the address if Host is one.
+func (h HostPort) Addr() (netip.Addr, bool) {
+	a, err := netip.ParseAddr(h.Host)
+	return a.Unmap(), err == nil
+}
+
+// Listen is what a frontend's socket is bound to. It is comparable: two
+// frontends with the same protocol and Listen are the same door.
+type Listen struct {
+	Device string     `json:"device,omitempty"` // interface (SO_BINDTODEVICE); empty: any
+	Addr   netip.Addr `json:"addr,omitzero"`    // zero: every address, IPv4 and IPv6
+	Port   uint16     `json:"port"`
+}
+
+// String prints the form that the file takes: ":80", "10.0.0.1:80", "@eth1:80".
+func (l Listen) String() string {
+	port := strconv.Itoa(int(l.Port))
+	switch {
+	case l.Addr.IsValid() && l.Device != "":
+		return netip.AddrPortFrom(l.Addr, l.Port).String() + "@" + l.Device
+	case l.Addr.IsValid():
+		return netip.AddrPortFrom(l.Addr, l.Port).String()
+	case l.Device != "":
+		return "@" + l.Device + ":" + port
+	default:
+		return ":" + port
+	}
+}
+
+// Door identifies a listening socket.
+type Door struct {
+	Protocol Protocol `json:"protocol"`
+	Listen   Listen   `json:"listen"`
+}
+
+// String prints PROTOCOL LISTEN: "TCP @eth1:80".
+func (d Door) String() string { return string(d.Protocol) + " " + d.Listen.String() }
+
+// Frontend is one door and where what comes through it goes: all that a data
+// plane has to know.
+type Frontend struct {
+	Door
+	Name string // "shop/web:80" for a Service, or the name in the file
+	Zone string // empty for a static frontend with an explicit listen
+	// SourceRanges are the client networks that may connect. nil: all;
+	// empty but not nil: none.
+	SourceRanges   []netip.Prefix
+	ConnectTimeout time.Duration // for one backend; 0: the data plane's default
+	IdleTimeout    time.Duration // close after this long without a byte; 0: never
+	Backends       []Backend     // sorted by address
+	Why            string        // "service/shop/web", "gatehouse.yaml:14"
+}
+
+// BackendState says whether a backend takes new connections.
+type BackendState string
+
+// A backend is pending until a check has first succeeded: the data plane uses
+// pending backends only while none is up, and never those that are down.
+const (
+	Up      BackendState = "up"
+	Pending BackendState = "pending"
+	Down    BackendState = "down"
+)
+
+// Backend is where a connection can go.
+type Backend struct {
+	Addr   netip.AddrPort `json:"addr"`
+	Weight int            `json:"weight"` // share of new connections relative to the others; 0: none
+	State  BackendState   `json:"state"`
+	Error  string         `json:"error,omitempty"` // why it is not up
+	Target Target         `json:"target"`
+	Node   string         `json:"node,omitempty"`
+	Pods   []string       `json:"pods,omitempty"` // namespace/name of the pods it stands for, where known
+	Share  float64        `json:"share"`          // of new connections, 0 to 1, given the states
+}
+
+// HealthCheck is how backends are probed.
+type HealthCheck struct {
+	Interval time.Duration // between two probes; 0: no probes, the backend counts as up
+	Timeout  time.Duration
+	Rise     int // successes in a row before a down backend is up
+	Fall     int // failures in a row before an up backend is down
+}
+
+// ProbeKind is how a probe asks.
+type ProbeKind string
+
+// ProbeTCP connects and closes. ProbeHealthCheckNodePort sends GET / and wants
+// 200: what kube-proxy answers once it has programmed a Service that has
+// endpoints on its node.
+const (
+	ProbeTCP                 ProbeKind = "tcp"
+	ProbeHealthCheckNodePort ProbeKind = "healthCheckNodePort"
+)
+
+// Probe is one health check of one address. It is comparable: frontends that
+// ask for the same probe share it.
+type Probe struct {
+	Kind ProbeKind
+	Addr netip.AddrPort
+	HealthCheck
+}
+
+// Health is what a probe has found.
+type Health struct {
+	State BackendState
+	Error string // of the last probe; empty after a success
+}
+
+// Cluster is what the Kubernetes API says at one moment.
+type Cluster struct {
+	Services []Service // type LoadBalancer only
+	Nodes    []Node
+}
+
+// Service is a Service of type LoadBalancer with its endpoints.
+type Service struct {
+	Namespace, Name, UID string
+	ResourceVersion      string
+	Created              time.Time
+	Class                string            // spec.loadBalancerClass; empty: none
+	Annotations          map[string]string // only those that gatehouse reads
+	Labels               map[string]string
+	Local                bool   // externalTrafficPolicy: Local
+	HealthCheckNodePort  uint16 // 0: none
+	Affinity             bool   // sessionAffinity: ClientIP
+	SourceRanges         []string
+	IPFamilies           []string // "IPv4", "IPv6", in the Service's order
+	Ports                []ServicePort
+	Endpoints            []Endpoint
+	Ingress              []Ingress // status.loadBalancer.ingress
+	StatusOurs           bool      // the status was last written by gatehouse
+	Deleting             bool
+}
+
+// Key is namespace/name.
+func (s *Service) Key() string { return s.Namespace + "/" + s.Name }
+
+// ServicePort is one port of a Service.
+type ServicePort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+	NodePort uint16 // 0: none allocated
+}
+
+// Endpoint is one address behind one port of a Service. Slices are merged and
+// duplicates gone.
+type Endpoint struct {
+	PortName string // which ServicePort
+	Protocol Protocol
+	Addr     netip.AddrPort
+	Node     string // empty where the slice names none
+	Pod      string // namespace/name; empty where the slice names none
+	Ready    bool
+	Serving  bool
+	// Terminating endpoints get connections only while the Service has no
+	// ready one and they are still Serving (KEP-1669).
+	Terminating bool
+}
+
+// Ingress is one entry of status.loadBalancer.ingress.
+type Ingress struct {
+	IP       netip.Addr // zero for a hostname entry
+	Hostname string
+	Mode     string // ipMode: "VIP", "Proxy" or empty
+	Ports    []IngressPort
+}
+
+// IngressPort reports how one port is served (KEP-1435). Error is empty, or a
+// CamelCase reason.
+type IngressPort struct {
+	Port     uint16
+	Protocol Protocol
+	Error    string
+}
+
+// Node is a cluster node.
+type Node struct {
+	Name     string
+	Addrs    []netip.Addr // InternalIPs, in the Node's order
+	PodCIDRs []netip.Prefix
+	Ready    bool
+	// Excluded is the label node.kubernetes.io/exclude-from-external-load-balancers.
+	Excluded bool
+	// Leaving is the taint ToBeDeletedByClusterAutoscaler: no new connections.
+	Leaving bool
+}
+
+// ServiceStatus is what gatehouse wants in status.loadBalancer of a Service it
+// owns. No ingress means: clear it.
+type ServiceStatus struct {
+	Namespace, Name, UID string
+	Ingress              []Ingress
+}
+
+// Event is something to tell the owner of a Service.
+type Event struct {
+	Namespace, Name, UID string
+	Warning              bool
+	Reason               string // CamelCase: "ZoneOpened", "PortConflict"
+	Message              string
+}
