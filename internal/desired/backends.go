@@ -1,0 +1,203 @@
+package desired
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// probed registers the probe of a backend and takes its state from what the
+// probe has found. probeAddr is where to ask, if not at the backend itself.
+func (b *builder) probed(backend edge.Backend, kind edge.ProbeKind, probeAddr netip.AddrPort, check edge.HealthCheck) edge.Backend {
+	if check.Interval == 0 {
+		backend.State = edge.Up
+		return backend
+	}
+	if !probeAddr.IsValid() {
+		probeAddr = backend.Addr
+	}
+	p := edge.Probe{Kind: kind, Addr: probeAddr, HealthCheck: check}
+	b.probes[p] = true
+	h, ok := b.in.Health[p]
+	if !ok {
+		h.State = edge.Pending
+	}
+	backend.State, backend.Error = h.State, h.Error
+	return backend
+}
+
+// finishBackends sorts backends by address. The same address twice is one
+// backend with the sum of the weights.
+func finishBackends(backends []edge.Backend) []edge.Backend {
+	slices.SortStableFunc(backends, func(x, y edge.Backend) int { return x.Addr.Compare(y.Addr) })
+	merged := backends[:0]
+	for _, next := range backends {
+		if n := len(merged); n > 0 && merged[n-1].Addr == next.Addr {
+			merged[n-1].Weight += next.Weight
+			merged[n-1].Pods = append(merged[n-1].Pods, next.Pods...)
+			continue
+		}
+		merged = append(merged, next)
+	}
+	for i := range merged {
+		slices.Sort(merged[i].Pods)
+	}
+	return merged
+}
+
+// inTurn is the state of the backends that take new connections: those that
+// are up, or if there are none, those not known yet.
+func inTurn(backends []edge.Backend) edge.BackendState {
+	for _, backend := range backends {
+		if backend.State == edge.Up && backend.Weight > 0 {
+			return edge.Up
+		}
+	}
+	return edge.Pending
+}
+
+func anyUsable(backends []edge.Backend) bool {
+	state := inTurn(backends)
+	return slices.ContainsFunc(backends, func(b edge.Backend) bool { return b.State == state && b.Weight > 0 })
+}
+
+// shares computes the part of new connections that each backend gets now, and
+// from it, where the pods behind a backend are known, what each pod gets.
+// Given pods are those that kube-proxy spreads over whichever node is chosen.
+func shares(backends []edge.Backend, given []PodShare) ([]edge.Backend, []PodShare) {
+	state, total := inTurn(backends), 0
+	for _, backend := range backends {
+		if backend.State == state {
+			total += backend.Weight
+		}
+	}
+	// A new slice: the rows of other zones hold the same backends.
+	out := slices.Clone(backends)
+	for i := range out {
+		if out[i].State == state && total > 0 {
+			out[i].Share = float64(out[i].Weight) / float64(total)
+		}
+	}
+	if given != nil {
+		each := 0.0
+		if total > 0 {
+			each = 1 / float64(len(given))
+		}
+		pods := slices.Clone(given)
+		for i := range pods {
+			pods[i].Share = each
+		}
+		return out, pods
+	}
+	var pods []PodShare
+	for _, backend := range out {
+		for _, pod := range backend.Pods {
+			pods = append(pods, PodShare{Pod: pod, Node: backend.Node, Share: backend.Share / float64(len(backend.Pods))})
+		}
+	}
+	slices.SortFunc(pods, func(x, y PodShare) int { return strings.Compare(x.Pod, y.Pod) })
+	return out, pods
+}
+
+// usable returns the endpoints of a port that take new connections: the ready
+// ones, or if the whole Service has none, those that serve while they
+// terminate (KEP-1669).
+func usable(s *edge.Service, port edge.ServicePort) []edge.Endpoint {
+	var ready, terminating []edge.Endpoint
+	anyReady := false
+	for _, e := range s.Endpoints {
+		anyReady = anyReady || e.Ready
+		if e.PortName != port.Name || e.Protocol != port.Protocol {
+			continue
+		}
+		switch {
+		case e.Ready:
+			ready = append(ready, e)
+		case e.Serving && e.Terminating:
+			terminating = append(terminating, e)
+		}
+	}
+	if anyReady {
+		return ready
+	}
+	return terminating
+}
+
+// podBackends are the endpoints themselves.
+func (b *builder) podBackends(endpoints []edge.Endpoint, check edge.HealthCheck) []edge.Backend {
+	var backends []edge.Backend
+	for _, e := range endpoints {
+		backend := edge.Backend{Addr: e.Addr, Weight: 1, Target: edge.TargetPod, Node: e.Node}
+		if e.Pod != "" {
+			backend.Pods = []string{e.Pod}
+		}
+		backends = append(backends, b.probed(backend, edge.ProbeTCP, netip.AddrPort{}, check))
+	}
+	return finishBackends(backends)
+}
+
+// nodeBackends are the node ports of the nodes that should get connections.
+// With externalTrafficPolicy Local a node weighs as many ready pods as it
+// holds, so that each pod gets the same. With Cluster, or where an endpoint
+// names no node, any node can take a connection and all weigh the same; the
+// pods are then returned too, since kube-proxy spreads over all of them.
+func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, check edge.HealthCheck) ([]edge.Backend, []PodShare) {
+	if len(endpoints) == 0 {
+		return nil, nil
+	}
+	perNode, nodeless := map[string][]string{}, false
+	for _, e := range endpoints {
+		perNode[e.Node] = append(perNode[e.Node], e.Pod)
+		nodeless = nodeless || e.Node == ""
+	}
+	local := s.Local && !nodeless
+	var backends []edge.Backend
+	for _, n := range b.in.Cluster.Nodes {
+		addr, ok := nodeAddr(n, s.IPFamilies)
+		pods := perNode[n.Name]
+		if !ok || n.Excluded || n.Leaving || local && len(pods) == 0 {
+			continue
+		}
+		backend := edge.Backend{Addr: netip.AddrPortFrom(addr, port.NodePort), Weight: 1, Target: edge.TargetNodePort, Node: n.Name}
+		kind, at := edge.ProbeTCP, netip.AddrPort{}
+		if local {
+			backend.Weight = len(pods)
+			backend.Pods = slices.DeleteFunc(slices.Clone(pods), func(p string) bool { return p == "" })
+			// kube-proxy learns of a pod up to a second after the API does, and
+			// drops what comes before; it answers here once it is ready.
+			if s.HealthCheckNodePort != 0 {
+				kind, at = edge.ProbeHealthCheckNodePort, netip.AddrPortFrom(addr, s.HealthCheckNodePort)
+			}
+		}
+		backends = append(backends, b.probed(backend, kind, at, check))
+	}
+	backends = finishBackends(backends)
+	if local {
+		return backends, nil
+	}
+	spread := []PodShare{}
+	for _, e := range endpoints {
+		if e.Pod != "" {
+			spread = append(spread, PodShare{Pod: e.Pod, Node: e.Node})
+		}
+	}
+	slices.SortFunc(spread, func(x, y PodShare) int { return strings.Compare(x.Pod, y.Pod) })
+	return backends, spread
+}
+
+// nodeAddr picks the node's address of the Service's first IP family that it has.
+func nodeAddr(n edge.Node, families []string) (netip.Addr, bool) {
+	for _, family := range families {
+		for _, a := range n.Addrs {
+			if a.Is4() == (family == "IPv4") {
+				return a, true
+			}
+		}
+	}
+	if len(n.Addrs) > 0 && len(families) == 0 {
+		return n.Addrs[0], true
+	}
+	return netip.Addr{}, false
+}

@@ -1,0 +1,410 @@
+// Package desired decides. Build takes snapshots of the configuration, the
+// machine, the cluster and the health of backends, and returns everything that
+// should be: which doors are open where, which backends are behind them with
+// which weight, what the cluster should be told, and what is wrong.
+//
+// It is pure: no clock, no I/O, no memory of the last call, and the same input
+// in any order gives the same output. Every row says why it exists; `plan`, the
+// status page, events and logs are views of the same rows.
+package desired
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// Inputs are the snapshots that a State is decided from.
+type Inputs struct {
+	Config     *config.Config
+	Interfaces []edge.Interface
+	Cluster    *edge.Cluster              // nil: no cluster configured, or not read yet
+	Hosts      map[string]netip.Addr      // names in the configuration, resolved
+	Health     map[edge.Probe]edge.Health // what the probes found; a missing one is pending
+	Doors      map[edge.Door]string       // doors that could not be opened, with the error
+}
+
+// State is everything that should be.
+type State struct {
+	Exposures []Exposure           // sorted by zone, port, name
+	Frontends []edge.Frontend      // the open ones, as the data plane takes them; sorted by door
+	Probes    []edge.Probe         // sorted, without duplicates
+	Statuses  []edge.ServiceStatus // for Services that gatehouse owns
+	Events    []edge.Event         // what the owners of Services should be told
+}
+
+// Exposure is one port of a Service, or one static frontend, in one zone: open
+// with its backends, or closed with the reason.
+type Exposure struct {
+	Name      string         `json:"name"`              // "shop/web:80", or the frontend's name
+	Service   string         `json:"service,omitempty"` // namespace/name
+	Zone      string         `json:"zone,omitempty"`    // empty: no zone (an explicit listen, or none asked for)
+	Protocol  edge.Protocol  `json:"protocol"`
+	Port      uint16         `json:"port"`
+	Open      bool           `json:"open"`
+	Reason    string         `json:"reason,omitempty"` // why it is closed, or open without a backend
+	Remedy    string         `json:"remedy,omitempty"`
+	Listens   []edge.Listen  `json:"listens,omitempty"`
+	Addresses []netip.Addr   `json:"addresses,omitempty"` // where clients of the zone find it now
+	Sources   []netip.Prefix `json:"sourceRanges,omitempty"`
+	Target    edge.Target    `json:"target,omitempty"`
+	DataPlane string         `json:"dataPlane,omitempty"`
+	Client    string         `json:"clientAddress,omitempty"` // what the backend sees as the client's address
+	Backends  []edge.Backend `json:"backends,omitempty"`
+	Shares    []PodShare     `json:"shares,omitempty"`
+	Why       string         `json:"why"`
+
+	code string // event and port error reason if closed
+}
+
+// PodShare is the part of an exposure's new connections that one pod gets.
+type PodShare struct {
+	Pod   string  `json:"pod"`
+	Node  string  `json:"node,omitempty"`
+	Share float64 `json:"share"` // 0 to 1
+}
+
+// relayedClient is what every backend sees as long as connections are relayed.
+const relayedClient = "this machine's address (the connection is relayed)"
+
+type builder struct {
+	in       Inputs
+	zones    map[string]*edge.Zone
+	devices  map[string]edge.Interface
+	own      map[netip.Addr]bool // this machine's addresses
+	claims   map[claimKey][]claim
+	state    State
+	problems []edge.Problem
+	probes   map[edge.Probe]bool
+}
+
+// Build decides what should be. The problems are sorted by position and object.
+func Build(in Inputs) (State, []edge.Problem) {
+	b := &builder{
+		in:      in,
+		zones:   map[string]*edge.Zone{},
+		devices: map[string]edge.Interface{},
+		own:     map[netip.Addr]bool{},
+		claims:  map[claimKey][]claim{},
+		probes:  map[edge.Probe]bool{},
+	}
+	for _, i := range in.Interfaces {
+		b.devices[i.Name] = i
+		for _, p := range i.Addrs {
+			b.own[p.Addr()] = true
+		}
+	}
+	for i := range in.Config.Zones {
+		z := &in.Config.Zones[i]
+		b.zones[z.Name] = z
+	}
+	b.checkZones()
+	b.claimAdmin()
+	for i := range in.Config.Frontends {
+		b.static(&in.Config.Frontends[i])
+	}
+	if in.Config.Kubernetes != nil && in.Cluster != nil {
+		b.services()
+	}
+	b.finish()
+	return b.state, b.problems
+}
+
+// checkZones reports interfaces that are not there, and walls with a hole.
+func (b *builder) checkZones() {
+	zoneOf := map[string]*edge.Zone{}
+	for i := range b.in.Config.Zones {
+		z := &b.in.Config.Zones[i]
+		for _, name := range z.Interfaces {
+			zoneOf[name] = z
+			if _, ok := b.devices[name]; !ok {
+				b.problem(edge.Problem{
+					Pos: z.Pos, Path: "zones." + z.Name + ".interfaces",
+					What:   fmt.Sprintf("no interface %q on this machine", name),
+					Remedy: "the zone opens on it when it appears; there are " + b.deviceNames(),
+				})
+			}
+		}
+	}
+	// Two interfaces in one network, each in a zone of its own (a MACVLAN and
+	// its parent): with arp_ignore=0 the kernel answers on either for both, and
+	// which zone a client lands in is a matter of luck.
+	for i, first := range b.in.Interfaces {
+		for _, second := range b.in.Interfaces[i+1:] {
+			za, zb := zoneOf[first.Name], zoneOf[second.Name]
+			if za == nil || zb == nil || za == zb || !first.AnswersForOthers && !second.AnswersForOthers || !shareNetwork(first, second) {
+				continue
+			}
+			b.problem(edge.Problem{
+				Pos: zb.Pos, Path: "zones." + zb.Name,
+				What: fmt.Sprintf("%s (zone %s) and %s (zone %s) are in one network and answer ARP for each other, so that clients of one zone can end up in the other",
+					first.Name, za.Name, second.Name, zb.Name),
+				Remedy: "set the sysctls net.ipv4.conf.all.arp_ignore=1 and net.ipv4.conf.all.arp_announce=2",
+			})
+		}
+	}
+}
+
+func (b *builder) deviceNames() string {
+	var names []string
+	for name := range b.devices {
+		if name != "lo" {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return "none but lo"
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+func shareNetwork(first, second edge.Interface) bool {
+	for _, p := range first.Addrs {
+		for _, q := range second.Addrs {
+			if p.Addr().Is4() && p.Overlaps(q) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// static decides one frontend of a file.
+func (b *builder) static(f *config.Frontend) {
+	row := Exposure{
+		Name: f.Name, Protocol: f.Protocol, Port: f.Port, Sources: f.SourceRanges,
+		Target: edge.TargetStatic, DataPlane: "proxy", Client: relayedClient, Why: f.Pos.String(),
+	}
+	proto := edge.Frontend{Name: f.Name, SourceRanges: f.SourceRanges, IdleTimeout: f.IdleTimeout, Why: row.Why}
+	row.Backends = b.staticBackends(f)
+	if f.Listen == nil {
+		for _, zone := range f.Zones {
+			z := b.zones[zone]
+			if z == nil {
+				continue // config.Parse has refused it
+			}
+			row := row
+			row.Zone = zone
+			b.openInZone(row, proto, z)
+		}
+		return
+	}
+	row.Port = f.Listen.Port
+	listen := edge.Listen{Device: f.Listen.Device, Port: f.Listen.Port}
+	if f.Listen.Host != "" {
+		addr, ok := b.resolve(f.Listen.Host)
+		if !ok {
+			b.problem(edge.Problem{
+				Pos: f.Listen.Pos, What: fmt.Sprintf("frontend %s is closed: the name %q has no address", f.Name, f.Listen.Host),
+				Remedy: "write the address to listen on, or make the name resolvable on this machine",
+			})
+			b.closed(row, "NameNotResolved", fmt.Sprintf("the name %q has no address", f.Listen.Host), "write the address to listen on")
+			return
+		}
+		listen.Addr = addr
+	}
+	if listen.Device != "" {
+		if _, ok := b.devices[listen.Device]; !ok {
+			b.problem(edge.Problem{
+				Pos: f.Listen.Pos, What: fmt.Sprintf("frontend %s is closed: no interface %q on this machine", f.Name, listen.Device),
+				Remedy: "it opens when the interface appears; there are " + b.deviceNames(),
+			})
+		}
+	}
+	b.open(row, proto, []edge.Listen{listen})
+}
+
+func (b *builder) staticBackends(f *config.Frontend) []edge.Backend {
+	var backends []edge.Backend
+	for i, c := range f.Backends {
+		addr, ok := b.resolve(c.Address.Host)
+		if !ok {
+			b.problem(edge.Problem{
+				Pos: c.Pos, Path: fmt.Sprintf("backends[%d].address", i),
+				What:   fmt.Sprintf("the name %q has no address", c.Address.Host),
+				Remedy: "frontend " + f.Name + " goes on without this backend until it has one",
+			})
+			continue
+		}
+		backends = append(backends, b.probed(edge.Backend{
+			Addr: netip.AddrPortFrom(addr, c.Address.Port), Weight: c.Weight, Target: edge.TargetStatic,
+		}, edge.ProbeTCP, netip.AddrPort{}, f.Health))
+	}
+	return finishBackends(backends)
+}
+
+func (b *builder) resolve(host string) (netip.Addr, bool) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.Unmap(), true
+	}
+	a, ok := b.in.Hosts[host]
+	return a, ok
+}
+
+// openInZone opens a row on the interfaces of its zone.
+func (b *builder) openInZone(row Exposure, proto edge.Frontend, z *edge.Zone) bool {
+	var listens []edge.Listen
+	for _, device := range z.Interfaces {
+		listens = append(listens, edge.Listen{Device: device, Port: row.Port})
+	}
+	return b.open(row, proto, listens)
+}
+
+// open claims the doors of a row, and adds a frontend for each that can exist
+// now. It reports whether the row got its doors.
+func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen) bool {
+	if other := b.claim(row, listens); other != nil {
+		reason := fmt.Sprintf("%s port %d in %s is taken by %s", row.Protocol, row.Port, placeOf(row, other), other.name)
+		remedy := "use another port or zone for one of the two"
+		if row.Service != "" && other.service != "" {
+			reason += ", which is older"
+			b.event(other.service, true, "PortConflict", fmt.Sprintf("service %s also wants %s port %d in zone %s; it stays closed there, this one is older and keeps it", row.Service, row.Protocol, row.Port, row.Zone))
+		}
+		b.closed(row, "PortConflict", reason, remedy)
+		return false
+	}
+	row.Open = true
+	row.Backends, row.Shares = shares(row.Backends, row.Shares)
+	var failed []string
+	for _, l := range listens {
+		door := edge.Door{Protocol: row.Protocol, Listen: l}
+		if l.Device != "" {
+			device, ok := b.devices[l.Device]
+			if !ok {
+				continue
+			}
+			row.Addresses = append(row.Addresses, addrsOf(device)...)
+		} else if l.Addr.IsValid() {
+			row.Addresses = append(row.Addresses, l.Addr)
+		}
+		row.Listens = append(row.Listens, l)
+		f := proto
+		f.Door, f.Zone, f.Backends = door, row.Zone, row.Backends
+		b.state.Frontends = append(b.state.Frontends, f)
+		if err, bad := b.in.Doors[door]; bad {
+			failed = append(failed, err)
+		}
+	}
+	switch {
+	case len(row.Listens) == 0:
+		row.Open, row.code = false, "NoInterface"
+		row.Reason, row.Remedy = "none of its interfaces exists: "+interfacesOf(listens), "it opens when one appears"
+	case len(failed) > 0 && len(failed) == len(row.Listens):
+		row.Open, row.code = false, "AddressInUse"
+		row.Reason, row.Remedy = failed[0], "stop what has the port, or use another"
+	case len(row.Backends) == 0 && row.Reason == "":
+		row.Reason = "it has no backend; connections are closed at once"
+	case len(row.Backends) > 0 && !anyUsable(row.Backends):
+		row.Reason = "no backend is up; connections are closed at once"
+	}
+	if row.Reason != "" && (row.Open || row.code == "AddressInUse") {
+		b.problem(edge.Problem{Object: objectOf(row), What: "in " + placeOf(row, nil) + ": " + row.Reason, Remedy: row.Remedy})
+	}
+	for _, err := range failed {
+		if row.Open {
+			b.problem(edge.Problem{Object: objectOf(row), What: err, Remedy: "stop what has the port, or use another"})
+		}
+	}
+	b.state.Exposures = append(b.state.Exposures, row)
+	return row.Open
+}
+
+// closed adds a row that is not open, and tells whoever has to know.
+func (b *builder) closed(row Exposure, code, reason, remedy string) {
+	row.Open, row.code, row.Reason, row.Remedy = false, code, reason, remedy
+	row.Backends, row.Shares, row.Target, row.DataPlane, row.Client = nil, nil, "", "", ""
+	b.state.Exposures = append(b.state.Exposures, row)
+	if row.Service != "" {
+		text := reason
+		if remedy != "" {
+			text += "; " + remedy
+		}
+		b.event(row.Service, true, code, text)
+	}
+	if code == "PortConflict" || row.Service != "" {
+		b.problem(edge.Problem{Object: objectOf(row), What: "in " + placeOf(row, nil) + ": " + reason, Remedy: remedy})
+	}
+}
+
+func (b *builder) problem(p edge.Problem) { b.problems = append(b.problems, p) }
+
+// event tells the owner of a Service something. UIDs are filled in at the end.
+func (b *builder) event(service string, warning bool, code, message string) {
+	namespace, name, _ := strings.Cut(service, "/")
+	b.state.Events = append(b.state.Events, edge.Event{Namespace: namespace, Name: name, Warning: warning, Reason: code, Message: message})
+}
+
+// finish puts everything in its order, so that the order of the inputs shows nowhere.
+func (b *builder) finish() {
+	slices.SortFunc(b.state.Exposures, func(x, y Exposure) int {
+		return cmp.Or(cmp.Compare(x.Zone, y.Zone), cmp.Compare(x.Port, y.Port), cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.Name, y.Name))
+	})
+	slices.SortFunc(b.state.Frontends, func(x, y edge.Frontend) int { return compareDoors(x.Door, y.Door) })
+	for p := range b.probes {
+		b.state.Probes = append(b.state.Probes, p)
+	}
+	slices.SortFunc(b.state.Probes, compareProbes)
+	slices.SortFunc(b.state.Statuses, func(x, y edge.ServiceStatus) int {
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	})
+	b.finishEvents()
+	slices.SortFunc(b.problems, ComparePositions)
+	b.problems = slices.Compact(b.problems)
+}
+
+// ComparePositions orders problems by file and position, then by object.
+func ComparePositions(x, y edge.Problem) int {
+	return cmp.Or(cmp.Compare(x.Pos.File, y.Pos.File), cmp.Compare(x.Pos.Line, y.Pos.Line), cmp.Compare(x.Pos.Col, y.Pos.Col),
+		cmp.Compare(x.Object, y.Object), cmp.Compare(x.Path, y.Path), cmp.Compare(x.What, y.What), cmp.Compare(x.Remedy, y.Remedy))
+}
+
+func compareDoors(x, y edge.Door) int {
+	return cmp.Or(cmp.Compare(x.Listen.Device, y.Listen.Device), cmp.Compare(x.Listen.Port, y.Listen.Port),
+		x.Listen.Addr.Compare(y.Listen.Addr), cmp.Compare(x.Protocol, y.Protocol))
+}
+
+func compareProbes(x, y edge.Probe) int {
+	return cmp.Or(x.Addr.Compare(y.Addr), cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.Interval, y.Interval),
+		cmp.Compare(x.Timeout, y.Timeout), cmp.Compare(x.Rise, y.Rise), cmp.Compare(x.Fall, y.Fall))
+}
+
+func objectOf(row Exposure) string {
+	if row.Service != "" {
+		return "service/" + row.Service
+	}
+	return "frontend/" + row.Name
+}
+
+// placeOf names where a row is, for people.
+func placeOf(row Exposure, other *claim) string {
+	switch {
+	case row.Zone != "":
+		return "zone " + row.Zone
+	case other != nil:
+		return other.listen.String()
+	default:
+		return fmt.Sprintf("%s port %d", row.Protocol, row.Port)
+	}
+}
+
+func interfacesOf(listens []edge.Listen) string {
+	var names []string
+	for _, l := range listens {
+		names = append(names, l.Device)
+	}
+	return strings.Join(names, ", ")
+}
+
+func addrsOf(i edge.Interface) []netip.Addr {
+	var addrs []netip.Addr
+	for _, p := range i.Addrs {
+		addrs = append(addrs, p.Addr())
+	}
+	return addrs
+}

@@ -1,0 +1,307 @@
+package desired
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// The annotations that are read now, and those that later work will: asking
+// for one of these is refused, since ignoring it would open something else
+// than what was asked for.
+const (
+	annZones          = edge.AnnotationPrefix + "zones"
+	annTarget         = edge.AnnotationPrefix + "target"
+	annDataPlane      = edge.AnnotationPrefix + "data-plane"
+	annBalance        = edge.AnnotationPrefix + "balance"
+	annSendProxy      = edge.AnnotationPrefix + "send-proxy-protocol"
+	annHostnames      = edge.AnnotationPrefix + "hostnames"
+	annAddresses      = edge.AnnotationPrefix + "addresses"
+	annHealthInterval = edge.AnnotationPrefix + "health-interval"
+	oldHealthInterval = "l4proxy.e13.dev/health-interval"
+)
+
+// services decides every Service, oldest first: who was there first keeps a port.
+func (b *builder) services() {
+	selector, err := edge.ParseSelector(b.in.Config.Kubernetes.Selector)
+	if err != nil {
+		b.problem(edge.Problem{Pos: b.in.Config.Kubernetes.Pos, Path: "kubernetes.selector", What: err.Error(), Remedy: "no Service is exposed until it is mended"})
+		return
+	}
+	order := make([]*edge.Service, 0, len(b.in.Cluster.Services))
+	for i := range b.in.Cluster.Services {
+		if s := &b.in.Cluster.Services[i]; !s.Deleting {
+			order = append(order, s)
+		}
+	}
+	slices.SortFunc(order, func(x, y *edge.Service) int {
+		return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	})
+	for _, s := range order {
+		b.service(s, selector)
+	}
+}
+
+// request is what a Service asks for, read and checked.
+type request struct {
+	zones   []string
+	target  edge.Target
+	health  edge.HealthCheck
+	sources []netip.Prefix
+}
+
+func (b *builder) service(s *edge.Service, selector edge.Selector) {
+	k := b.in.Config.Kubernetes
+	own := s.Class == k.LoadBalancerClass || s.Class == "" && k.Classless
+	addresses := b.foreignAddresses(s)
+	switch {
+	case !selector.Matches(s.Labels):
+		b.notOurs(s, fmt.Sprintf("its labels do not match kubernetes.selector (%s)", k.Selector), "")
+		return
+	case own:
+	case len(addresses) > 0 && k.FollowAddresses:
+	case s.Class != "":
+		b.notOurs(s, "it belongs to loadBalancerClass "+s.Class+", which has given it no address", "")
+		return
+	case len(addresses) > 0:
+		b.notOurs(s, "another controller has given it its address, and kubernetes.followAddresses is off", "switch followAddresses on")
+		return
+	default:
+		b.notOurs(s, "it names no loadBalancerClass, and no controller has given it an address",
+			"create it with loadBalancerClass: "+k.LoadBalancerClass+", or set kubernetes.classless: true")
+		return
+	}
+
+	req, no := b.read(s)
+	if no.reason != "" {
+		b.refuse(s, no)
+		b.status(s, own)
+		return
+	}
+	if len(req.zones) == 0 {
+		b.refuse(s, refusal{"NoZone", "it asks for no zone", fmt.Sprintf("kubectl annotate service -n %s %s %s=%s", s.Namespace, s.Name, annZones, b.someZone())})
+		b.status(s, own)
+		return
+	}
+	if s.Affinity {
+		b.problem(edge.Problem{Object: "service/" + s.Key(), What: "sessionAffinity: ClientIP is not supported yet: a client's connections go to any pod"})
+	}
+	backends := map[uint16][]edge.Backend{}
+	for _, zone := range req.zones {
+		z := b.zones[zone]
+		if z == nil {
+			b.closed(b.row(s, zone, edge.ServicePort{Protocol: edge.TCP}), "UnknownZone", fmt.Sprintf("no zone named %q", zone), zoneHint(zone, b.zoneNames()))
+			continue
+		}
+		if allow, limited := k.Allow[zone]; limited && !slices.Contains(allow.Namespaces, s.Namespace) {
+			b.closed(b.row(s, zone, edge.ServicePort{Protocol: edge.TCP}), "ZoneNotAllowed",
+				fmt.Sprintf("namespace %s may not open zone %s", s.Namespace, zone), "the operator allows it in kubernetes.allow."+zone+" ("+allow.Pos.String()+")")
+			continue
+		}
+		for _, port := range s.Ports {
+			row := b.row(s, zone, port)
+			row.Sources = req.sources
+			if port.Protocol != edge.TCP {
+				b.closed(row, "ProtocolNotSupported", string(port.Protocol)+" is not supported yet", "")
+				continue
+			}
+			target, why := targetOf(req.target, port, addresses)
+			if why != "" {
+				b.closed(row, "NoTarget", why, "use another "+annTarget)
+				continue
+			}
+			row.Target, row.DataPlane, row.Client = target, "proxy", relayedClient
+			endpoints := usable(s, port)
+			var spread []PodShare
+			list, done := backends[port.Port]
+			switch {
+			case target == edge.TargetAddress && !done:
+				list = b.addressBackends(addresses, port, req.health)
+			case target == edge.TargetPod && !done:
+				list = b.podBackends(endpoints, req.health)
+			case target == edge.TargetNodePort:
+				list, spread = b.nodeBackends(s, port, endpoints, req.health)
+			}
+			backends[port.Port] = list
+			row.Backends, row.Shares = list, spread
+			if len(list) == 0 {
+				row.Reason = "no endpoint is ready; connections are closed at once"
+				if len(endpoints) > 0 {
+					row.Reason = "no node may take connections for it; connections are closed at once"
+					row.Remedy = "look for the label node.kubernetes.io/exclude-from-external-load-balancers and for missing node addresses"
+				}
+			}
+			b.openInZone(row, edge.Frontend{Name: row.Name, SourceRanges: req.sources, Why: row.Why}, z)
+		}
+	}
+	b.status(s, own)
+}
+
+// foreignAddresses are the addresses that another controller has assigned.
+// This machine's own are not among them: relaying to oneself never ends.
+func (b *builder) foreignAddresses(s *edge.Service) []netip.Addr {
+	if s.StatusOurs {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, in := range s.Ingress {
+		if in.IP.IsValid() && !b.own[in.IP] {
+			addrs = append(addrs, in.IP)
+		}
+	}
+	return addrs
+}
+
+func targetOf(asked edge.Target, port edge.ServicePort, addresses []netip.Addr) (target edge.Target, why string) {
+	if asked == edge.TargetAuto || asked == "" {
+		switch {
+		case len(addresses) > 0:
+			return edge.TargetAddress, ""
+		case port.NodePort != 0:
+			return edge.TargetNodePort, ""
+		default:
+			return edge.TargetPod, ""
+		}
+	}
+	if asked == edge.TargetAddress && len(addresses) == 0 {
+		return "", "target address: no other controller has given it an address"
+	}
+	if asked == edge.TargetNodePort && port.NodePort == 0 {
+		return "", "target nodePort: the port has none (allocateLoadBalancerNodePorts: false)"
+	}
+	return asked, ""
+}
+
+func (b *builder) addressBackends(addresses []netip.Addr, port edge.ServicePort, check edge.HealthCheck) []edge.Backend {
+	var backends []edge.Backend
+	for _, a := range addresses {
+		backends = append(backends, b.probed(edge.Backend{
+			Addr: netip.AddrPortFrom(a, port.Port), Weight: 1, Target: edge.TargetAddress,
+		}, edge.ProbeTCP, netip.AddrPort{}, check))
+	}
+	return finishBackends(backends)
+}
+
+type refusal struct{ code, reason, remedy string }
+
+// read takes what a Service asks for from its annotations and spec.
+func (b *builder) read(s *edge.Service) (request, refusal) {
+	k := b.in.Config.Kubernetes
+	req := request{zones: k.DefaultZones, target: k.Target, health: config.DefaultHealth}
+	if text, ok := s.Annotations[annZones]; ok {
+		req.zones = nil
+		for zone := range strings.SplitSeq(text, ",") {
+			if zone = strings.TrimSpace(zone); zone != "" && !slices.Contains(req.zones, zone) {
+				req.zones = append(req.zones, zone)
+			}
+		}
+	}
+	for _, later := range []struct{ name, only string }{
+		{annDataPlane, "proxy"}, {annBalance, "random"}, {annSendProxy, "none"}, {annHostnames, ""}, {annAddresses, ""},
+	} {
+		if v, ok := s.Annotations[later.name]; ok && v != later.only {
+			return req, refusal{"NotSupported", fmt.Sprintf("annotation %s: %q is not supported yet", later.name, v), "remove the annotation to open the Service without it"}
+		}
+	}
+	if v, ok := s.Annotations[annTarget]; ok {
+		req.target = edge.Target(v)
+		if !slices.Contains([]edge.Target{edge.TargetAuto, edge.TargetAddress, edge.TargetNodePort, edge.TargetPod}, req.target) {
+			return req, refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s: %q is no target", annTarget, v), "use auto, address, nodePort or pod"}
+		}
+	}
+	interval, bad := healthInterval(s.Annotations)
+	if bad.reason != "" {
+		return req, bad
+	}
+	if interval >= 0 {
+		req.health.Interval = interval
+	}
+	for _, text := range s.SourceRanges {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return req, refusal{"SourceRangesInvalid", fmt.Sprintf("loadBalancerSourceRanges: %q is no network", text), "write networks as 192.0.2.0/24 or 2001:db8::/32; until then nobody may connect"}
+		}
+		req.sources = append(req.sources, p.Masked())
+	}
+	return req, refusal{}
+}
+
+// healthInterval is -1 where nothing is said. The old annotation is in seconds.
+func healthInterval(annotations map[string]string) (time.Duration, refusal) {
+	name, text := annHealthInterval, annotations[annHealthInterval]
+	if text == "" {
+		name, text = oldHealthInterval, annotations[oldHealthInterval]
+	}
+	if text == "" {
+		return -1, refusal{}
+	}
+	d, err := time.ParseDuration(text)
+	if seconds, numeric := strconv.Atoi(text); numeric == nil {
+		d, err = time.Duration(seconds)*time.Second, nil
+	}
+	if err != nil || d < 0 || d > time.Hour || d > 0 && d < 100*time.Millisecond {
+		return 0, refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s: %q is no interval", name, text), `write "5s" or a number of seconds, between 100ms and 1h; 0 switches the check off`}
+	}
+	return d, refusal{}
+}
+
+func (b *builder) row(s *edge.Service, zone string, port edge.ServicePort) Exposure {
+	name := s.Key()
+	if port.Port != 0 {
+		name += ":" + strconv.Itoa(int(port.Port))
+	}
+	return Exposure{Name: name, Service: s.Key(), Zone: zone, Protocol: port.Protocol, Port: port.Port, Why: "service/" + s.Key()}
+}
+
+// notOurs adds the row of a Service that gatehouse leaves alone: to be seen in
+// the plan, but no problem, and no event.
+func (b *builder) notOurs(s *edge.Service, reason, remedy string) {
+	row := b.row(s, "", edge.ServicePort{Protocol: edge.TCP})
+	row.Reason, row.Remedy = reason, remedy
+	b.state.Exposures = append(b.state.Exposures, row)
+}
+
+// refuse closes a whole Service.
+func (b *builder) refuse(s *edge.Service, why refusal) {
+	row := b.row(s, "", edge.ServicePort{Protocol: edge.TCP})
+	row.Reason, row.Remedy = why.reason, why.remedy
+	b.state.Exposures = append(b.state.Exposures, row)
+	b.event(s.Key(), true, why.code, why.reason+"; "+why.remedy)
+	if why.code != "NoZone" {
+		b.problem(edge.Problem{Object: row.Why, What: why.reason, Remedy: why.remedy})
+	}
+}
+
+func (b *builder) zoneNames() []string {
+	var names []string
+	for _, z := range b.in.Config.Zones {
+		names = append(names, z.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (b *builder) someZone() string {
+	if names := b.zoneNames(); len(names) > 0 {
+		return names[0]
+	}
+	return "ZONE"
+}
+
+func zoneHint(asked string, have []string) string {
+	switch {
+	case len(have) == 0:
+		return "the operator has defined no zones"
+	case strings.ContainsAny(asked, " \t"):
+		return "separate zones with commas; have " + strings.Join(have, ", ")
+	default:
+		return "have " + strings.Join(have, ", ")
+	}
+}
