@@ -328,7 +328,11 @@ func (b *builder) closed(row Exposure, code, reason, remedy string) {
 		b.event(row.Service, true, code, text)
 	}
 	if code == "PortConflict" || row.Service != "" {
-		b.problem(edge.Problem{Object: objectOf(row), What: "in " + placeOf(row, nil) + ": " + reason, Remedy: remedy})
+		what := reason
+		if row.Port != 0 {
+			what = "in " + placeOf(row, nil) + ": " + reason
+		}
+		b.problem(edge.Problem{Object: objectOf(row), What: what, Remedy: remedy})
 	}
 }
 

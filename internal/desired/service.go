@@ -97,7 +97,9 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 	for _, zone := range req.zones {
 		z := b.zones[zone]
 		if z == nil {
-			b.closed(b.row(s, zone, edge.ServicePort{Protocol: edge.TCP}), "UnknownZone", fmt.Sprintf("no zone named %q", zone), zoneHint(zone, b.zoneNames()))
+			// The row is in no zone: what a Service's owner invents must not become
+			// a name that metrics count by.
+			b.closed(b.row(s, "", edge.ServicePort{Protocol: edge.TCP}), "UnknownZone", fmt.Sprintf("no zone named %q", zone), zoneHint(zone, b.zoneNames()))
 			continue
 		}
 		if allow, limited := k.Allow[zone]; limited && !slices.Contains(allow.Namespaces, s.Namespace) {

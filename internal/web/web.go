@@ -1,0 +1,117 @@
+// Package web serves what gatehouse says of itself: /healthz, /readyz,
+// /metrics, /status.json and a plain page. It reads only; there is nothing
+// here that changes anything, and no login, so it belongs on loopback.
+package web
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"e13.dev/gatehouse/internal/status"
+)
+
+//go:embed page.html
+var files embed.FS
+
+var page = template.Must(template.New("page.html").Funcs(template.FuncMap{
+	"percent": func(share float64) string { return fmt.Sprintf("%.1f %%", 100*share) },
+	"bytes":   formatBytes,
+	"ago":     func(now, t time.Time) string { return now.Sub(t).Round(time.Second).String() },
+}).ParseFS(files, "page.html"))
+
+// Server serves the status that a function returns.
+type Server struct {
+	addr   string
+	status func() status.Status
+	log    *slog.Logger
+}
+
+// New serves on addr (host:port) once it runs.
+func New(addr string, current func() status.Status, log *slog.Logger) *Server {
+	return &Server{addr: addr, status: current, log: log}
+}
+
+// Run serves until ctx ends. An address that is taken is an error at once.
+func (s *Server) Run(ctx context.Context) error {
+	listener, err := net.Listen("tcp", s.addr)
+	if err != nil {
+		return fmt.Errorf("admin.listen: %w", err)
+	}
+	s.log.Info("status page", "url", "http://"+listener.Addr().String()+"/")
+	server := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("admin: %w", err)
+	}
+	return ctx.Err()
+}
+
+// Handler is the whole site.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", s.ready)
+	mux.HandleFunc("GET /status.json", s.json)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(newRegistry(s.status), promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /{$}", s.page)
+	return mux
+}
+
+func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
+	now := s.status()
+	if now.Ready {
+		fmt.Fprintln(w, "ready")
+		return
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	for _, reason := range now.NotReady {
+		fmt.Fprintln(w, "waiting for", reason)
+	}
+}
+
+func (s *Server) json(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(s.status()); err != nil {
+		s.log.Debug("status not written", "err", err)
+	}
+}
+
+func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+	data := struct {
+		status.Status
+		Now time.Time
+	}{s.status(), time.Now()}
+	if err := page.Execute(w, data); err != nil {
+		s.log.Debug("page not written", "err", err)
+	}
+}
+
+// formatBytes prints decimal units, as network people count.
+func formatBytes(n uint64) string {
+	value, unit := float64(n), "B"
+	for _, next := range []string{"kB", "MB", "GB", "TB"} {
+		if value < 1000 {
+			break
+		}
+		value, unit = value/1000, next
+	}
+	if unit == "B" {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}
