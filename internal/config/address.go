@@ -1,0 +1,305 @@
+package config
+
+import (
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// A fault is what is wrong with a value, and what would be right.
+type fault struct{ what, remedy string }
+
+const portRange = "ports are 1 to 65535"
+
+// parsePort reads the port at the end of an address.
+func parsePort(s string) (uint16, *fault) {
+	if s == "" {
+		return 0, &fault{"the port is missing after the colon", portRange}
+	}
+	n, err := strconv.Atoi(s)
+	switch {
+	case strings.Trim(s, "0123456789") != "":
+		return 0, &fault{"port " + quote(s) + " is not a number", portRange}
+	case err != nil || n < 1 || n > 65535:
+		return 0, &fault{"port " + shorten(s) + " is out of range", portRange}
+	case strconv.Itoa(n) != s:
+		return 0, &fault{"port " + shorten(s) + " has zeros in front", "write " + strconv.Itoa(n)}
+	}
+	return uint16(n), nil
+}
+
+func shorten(digits string) string {
+	if len(digits) > maxShown {
+		return digits[:maxShown] + "…"
+	}
+	return digits
+}
+
+// parseBind reads the bind of an l4proxy file: as parseListen does, and "80"
+// is ":80".
+func parseBind(s string) (Listen, *fault) {
+	if s != "" && strings.Trim(s, "0123456789") == "" {
+		s = ":" + s
+	}
+	return parseListen(s)
+}
+
+// parseListen reads ":80", "10.0.0.1:80", "[::1]:80", "name:80" or "@eth1:80".
+func parseListen(s string) (Listen, *fault) {
+	var l Listen
+	var f *fault
+	if device, ok := strings.CutPrefix(s, "@"); ok {
+		name, port, ok := cutLast(device, ":")
+		if !ok {
+			return l, &fault{quote(s) + " has no port", `write "@` + shown(name, "eth1") + `:80", with the port wanted`}
+		}
+		if f := checkInterface(name); f != nil {
+			return l, f
+		}
+		l.Device = name
+		l.Port, f = parsePort(port)
+		return l, f
+	}
+	if host, port, ok := strings.Cut(s, ":"); ok && host == "*" {
+		return l, &fault{quote(s) + " is not an address", "write " + quote(":"+port) + " for every address"}
+	}
+	hp, f := parseHostPort(s)
+	if f != nil {
+		return l, f
+	}
+	if a, ok := hp.Addr(); ok && a.IsMulticast() {
+		return l, &fault{hp.Host + " is a multicast address", "write an address of this machine"}
+	}
+	return Listen{Host: hp.Host, Port: hp.Port}, nil
+}
+
+// String prints the form that the file takes.
+func (l Listen) String() string {
+	port := strconv.Itoa(int(l.Port))
+	switch {
+	case l.Device != "":
+		return "@" + l.Device + ":" + port
+	case strings.Contains(l.Host, ":"):
+		return "[" + l.Host + "]:" + port
+	default:
+		return l.Host + ":" + port
+	}
+}
+
+// parseAdmin reads the listen address of the admin block. What it serves is
+// for operators, so it listens where it was told to and nowhere else: names,
+// which stand for other addresses tomorrow, are refused.
+func parseAdmin(s string) (edge.HostPort, *fault) {
+	hp, f := parseHostPort(s)
+	if f != nil {
+		return hp, f
+	}
+	if hp.Host == "" {
+		return hp, &fault{quote(s) + " would listen on every interface", "write " + quote("127.0.0.1"+s) + ", or the address wanted"}
+	}
+	a, ok := hp.Addr()
+	if !ok && !strings.EqualFold(hp.Host, "localhost") {
+		return hp, &fault{quote(hp.Host) + " is a name", "write an IP address, such as " + quote("127.0.0.1:"+strconv.Itoa(int(hp.Port)))}
+	}
+	if ok && a.IsMulticast() {
+		return hp, &fault{hp.Host + " is a multicast address", "write an address of this machine"}
+	}
+	return hp, nil
+}
+
+// canonicalHost makes hosts equal that are written differently.
+func canonicalHost(s string) string {
+	s = strings.TrimSuffix(strings.ToLower(s), ".")
+	if s == "localhost" {
+		return "127.0.0.1"
+	}
+	return s
+}
+
+// parseBackend reads the address of a backend.
+func parseBackend(s string) (edge.HostPort, *fault) {
+	hp, f := parseHostPort(s)
+	if f != nil {
+		return hp, f
+	}
+	if hp.Host == "" {
+		return hp, &fault{quote(s) + " has no host", "write the address to connect to, such as " + quote("127.0.0.1"+s)}
+	}
+	if a, ok := hp.Addr(); ok && (a.IsUnspecified() || a.IsMulticast()) {
+		return hp, &fault{hp.Host + " is not an address to connect to", "write the address of the backend"}
+	}
+	return hp, nil
+}
+
+// parseHostPort reads HOST:PORT, where HOST may be empty, an IP address (IPv6
+// in brackets) or a host name.
+func parseHostPort(s string) (edge.HostPort, *fault) {
+	var hp edge.HostPort
+	var f *fault
+	var port string
+	if inner, ok := strings.CutPrefix(s, "["); ok {
+		host, rest, closed := strings.Cut(inner, "]")
+		if !closed {
+			return hp, &fault{quote(s) + ` has "[" without "]"`, "write an IPv6 address and port as [::1]:80"}
+		}
+		a, err := netip.ParseAddr(host)
+		switch {
+		case err != nil || !a.Is6():
+			return hp, &fault{quote(host) + " is not an IPv6 address", "brackets are for IPv6 addresses, such as [::1]:80"}
+		case a.Zone() != "":
+			return hp, &fault{quote(host) + " names an interface", "link-local addresses are not supported; write an address without %"}
+		case !strings.HasPrefix(rest, ":"):
+			return hp, &fault{quote(s) + " has no port", "write " + quote("["+host+"]:80") + ", with the port wanted"}
+		}
+		hp.Host, port = a.Unmap().String(), rest[1:]
+	} else {
+		if a, err := netip.ParseAddr(s); err == nil && a.Is6() {
+			return hp, &fault{quote(s) + " is an IPv6 address without brackets", "write " + bracketed(s)}
+		}
+		host, after, ok := cutLast(s, ":")
+		switch {
+		case !ok && s == "":
+			return hp, &fault{"empty", `write HOST:PORT, such as "10.0.0.1:80"`}
+		case !ok:
+			return hp, &fault{quote(s) + " has no port", "write " + quote(withPort(s)) + ", with the port wanted"}
+		case strings.Contains(host, ":"):
+			if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
+				return hp, &fault{quote(s) + " is an IPv6 address without brackets", "write " + bracketed(s)}
+			}
+			return hp, &fault{quote(s) + " has too many colons", "write HOST:PORT; an IPv6 address goes in brackets, such as [::1]:80"}
+		}
+		if hp.Host, f = parseHost(host); f != nil {
+			return hp, f
+		}
+		port = after
+	}
+	hp.Port, f = parsePort(port)
+	return hp, f
+}
+
+// withPort is what was probably meant by an address without a port.
+func withPort(s string) string {
+	if _, f := parsePort(s); f == nil {
+		return ":" + s
+	}
+	return s + ":80"
+}
+
+// bracketed is what was probably meant by IPv6 without brackets: the last
+// group is a port if it can be one and the rest is an address without it.
+func bracketed(s string) string {
+	if host, port, ok := cutLast(s, ":"); ok {
+		a, err := netip.ParseAddr(host)
+		if _, f := parsePort(port); err == nil && a.Is6() && f == nil {
+			return quote("[" + host + "]:" + port)
+		}
+	}
+	return quote("["+s+"]:80") + ", with the port wanted"
+}
+
+// dnsName is letters, digits, "-" and "_" in labels of up to 63.
+var dnsName = regexp.MustCompile(`^([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.?$`)
+
+// parseHost reads an IPv4 address or a name. Nothing is resolved.
+func parseHost(s string) (string, *fault) {
+	if s == "" {
+		return "", nil
+	}
+	if a, err := netip.ParseAddr(s); err == nil {
+		return a.String(), nil
+	}
+	last := strings.TrimSuffix(s, ".")
+	if _, label, ok := cutLast(last, "."); ok {
+		last = label
+	}
+	if strings.Trim(last, "0123456789") == "" {
+		return "", &fault{quote(s) + " is not an IP address", "write four numbers from 0 to 255, such as 10.0.0.1"}
+	}
+	if len(s) > 253 || !dnsName.MatchString(s) {
+		return "", &fault{quote(s) + " is neither an IP address nor a host name", "host names have letters, digits, - and dots"}
+	}
+	return s, nil
+}
+
+// checkInterface says what the kernel would not accept as an interface name
+// (dev_valid_name in net/core/dev.c).
+func checkInterface(s string) *fault {
+	const rule = `interface names have 1 to 15 bytes, without "/", ":" and spaces`
+	if s == "" {
+		return &fault{"the interface name is empty", rule}
+	}
+	bad := strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r == '/' || r == ':' || r == 0x7f || r == 0x85 || r == 0xa0
+	})
+	if bad || len(s) > 15 || s == "." || s == ".." {
+		return &fault{quote(s) + " is not an interface name", rule}
+	}
+	return nil
+}
+
+var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// checkLabel accepts what Kubernetes accepts as a namespace (RFC 1123 label).
+func checkLabel(what, s string) *fault {
+	if dnsLabel.MatchString(s) {
+		return nil
+	}
+	f := &fault{quote(s) + " is not a " + what, "a " + what + " has 1 to 63 small letters, digits and -, and starts and ends with a letter or digit"}
+	if lower := strings.ReplaceAll(strings.ToLower(s), "_", "-"); dnsLabel.MatchString(lower) {
+		f.remedy = "did you mean " + quote(lower) + "? " + f.remedy
+	}
+	return f
+}
+
+// checkFrontendName keeps names usable in tables and metrics, and apart from
+// those of Services, which have a "/".
+func checkFrontendName(s string) *fault {
+	bad := strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == '"' || r == 0x7f || !strconv.IsPrint(r) })
+	if s == "" || bad || len(s) > 253 {
+		return &fault{quote(s) + " is not a name for a frontend", `names have 1 to 253 bytes, without spaces, quotes and "/"`}
+	}
+	return nil
+}
+
+func checkFileName(s string) *fault {
+	if s == "" || strings.ContainsRune(s, 0) {
+		return &fault{quote(s) + " is not a file name", "write the name of a file, or leave it out"}
+	}
+	return nil
+}
+
+// parseNetwork reads a network of clients.
+func parseNetwork(s string) (netip.Prefix, *fault) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+			return p, &fault{quote(s) + " is an address, not a network", "write " + netip.PrefixFrom(a, a.BitLen()).String()}
+		}
+		return p, &fault{quote(s) + " is not a network", "write ADDRESS/BITS, such as 10.11.12.0/24"}
+	}
+	if p.Addr().Is4In6() {
+		return p, &fault{quote(s) + " is an IPv4 network written as IPv6", "write it as IPv4, such as 10.11.12.0/24"}
+	}
+	if p != p.Masked() {
+		return p, &fault{quote(s) + " has bits set after the first " + strconv.Itoa(p.Bits()), "write " + p.Masked().String()}
+	}
+	return p, nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+func shown(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}

@@ -1,0 +1,208 @@
+package config
+
+// A block is a map in a file: which fields it may have. The parser accepts
+// exactly these, and docs/config.md is written from them.
+type block struct {
+	path   string // "frontends[].health"; empty: the top of the file
+	format string // the apiVersion it belongs to
+	doc    string
+	fields []field
+	later  []refusal // fields that are planned: refused, never ignored
+	wrong  []refusal // fields of other formats, with their name in this one
+}
+
+// A field is one key of a block.
+type field struct {
+	key     string
+	typ     string // in words
+	def     string // what an absent field means, as it would be written; "required" if it may not be absent
+	example string // of a value; shown where something else was found
+	doc     string
+}
+
+// remedy shows how the field is written.
+func (f *field) remedy() string { return "write " + f.key + ": " + f.example }
+
+// A refusal is a field that is known and not accepted.
+type refusal struct{ key, remedy string }
+
+const required = "required"
+
+var topBlock = block{
+	format: APIVersion,
+	fields: []field{
+		{"apiVersion", "text", required, APIVersion, "The format of the file: `" + APIVersion + "`, or `v1` for an l4proxy file."},
+		{"zones", "map of zones by name", "`{}`", "{home: {interfaces: [eth1]}}", "The networks that clients come from. A name has small letters, digits and `-`."},
+		{"frontends", "list", "`[]`", `[{zones: [home], port: 22, backends: [{address: "10.0.0.101:22"}]}]`, "Static frontends. Kubernetes adds its own."},
+		{"kubernetes", "map", "no cluster", "{defaultZones: [home]}", "The cluster whose Services are exposed; `{}` for all defaults."},
+		{"admin", "map", "not served", `{listen: "127.0.0.1:9180"}`, "Where gatehouse tells about itself."},
+	},
+	later: []refusal{
+		{"stateDir", "leave it out: state is kept in memory"},
+		{"pools", "leave it out: gatehouse answers on the addresses its interfaces have"},
+		{"hostnames", "leave it out"},
+		{"dns", "leave it out and keep your DNS server"},
+		{"dhcp", "leave it out and keep your DHCP server"},
+		{"links", "leave it out and configure interfaces with the system's own tools"},
+		{"firewall", "leave it out and keep your own rules"},
+		{"policies", "leave it out; sourceRanges of a frontend and kubernetes.allow narrow who gets in"},
+		{"nat", "leave it out and keep your own rules"},
+		{"routes", "leave it out and configure routes with the system's own tools"},
+		{"announce", "leave it out"},
+		{"bgp", "leave it out"},
+	},
+}
+
+var zoneBlock = block{
+	path: "zones.NAME", format: APIVersion,
+	doc: "A packet belongs to the zone of the interface it came in on, whatever its addresses.",
+	fields: []field{
+		{"interfaces", "list of interface names", required, "[eth1]", "The interfaces that make up the zone. An interface is in one zone at most."},
+	},
+}
+
+var frontendBlock = block{
+	path: "frontends[]", format: APIVersion,
+	doc: "A port opened in zones, or at a listen address, and where its connections go.",
+	fields: []field{
+		{"name", "text", "made from `zones` and `port`, or `listen`", "git-ssh", "What it is called in plan, status and metrics."},
+		{"zones", "list of zone names", "none", "[home]", "Where it is open. Either `zones` and `port`, or `listen`."},
+		{"port", "1 to 65535", "required with `zones`", "22", "The port opened in each of the zones."},
+		{"listen", "text", "none", `"127.0.0.1:2222"`, "One listen address instead of zones: `\":2222\"` (every address), `\"127.0.0.1:2222\"`, `\"[::1]:2222\"`, `\"name:2222\"` or `\"@eth1:2222\"` (what comes in on eth1). Quote it: `@` and `[` mean something else in YAML."},
+		{"protocol", "`TCP`", "`TCP`", "TCP", "Transport protocol."},
+		{"dataPlane", "`proxy`", "`proxy`", "proxy", "What moves the bytes."},
+		{"balance", "`random`", "`random`", "random", "How a backend is chosen for a new connection: at random, by weight."},
+		{"sendProxyProtocol", "`none`", "`none`", "none", "Whether backends are told the client's address by the PROXY protocol."},
+		{"sourceRanges", "list of networks", "all", "[10.11.12.0/24]", "The client networks that may connect."},
+		{"health", "map", "the defaults below", "{interval: 5s}", "How backends are probed: by connecting to them."},
+		{"backends", "list", required, `[{address: "10.0.0.101:22"}]`, "Where connections go."},
+	},
+	later: []refusal{
+		{"hostnames", "leave it out and give each frontend a port of its own"},
+	},
+	wrong: []refusal{
+		{"bind", "here it is called listen (bind is for files with apiVersion: v1)"},
+		{"address", "here it is called listen"},
+		{"healthInterval", "here it is health: {interval: 5s}"},
+		{"timeout", "leave it out: idle connections stay open; how long a probe may take is health.timeout"},
+	},
+}
+
+var healthBlock = block{
+	path: "frontends[].health", format: APIVersion,
+	doc: "A probe connects to the backend and closes the connection.",
+	fields: []field{
+		{"interval", "duration, 100ms to 24h, or 0", "`5s`", "5s", "Time between two probes; 0: no probes, the backend counts as up."},
+		{"timeout", "duration, 10ms to 1m", "`1s`", "1s", "How long a probe may take."},
+		{"rise", "1 to 100", "`1`", "1", "Successes in a row before a down backend is up."},
+		{"fall", "1 to 100", "`2`", "2", "Failures in a row before an up backend is down."},
+	},
+}
+
+var backendBlock = block{
+	path: "frontends[].backends[]", format: APIVersion,
+	fields: []field{
+		{"address", "HOST:PORT", required, `"10.0.0.101:22"`, "An IP address or a host name, and a port. IPv6 addresses in brackets: `\"[fd00::1]:22\"`."},
+		{"weight", "0 to 65535", "`1`", "1", "Its share of new connections relative to the other backends; 0: none."},
+	},
+}
+
+var kubernetesBlock = block{
+	path: "kubernetes", format: APIVersion,
+	doc: "Services of type LoadBalancer are exposed in the zones that they ask for.",
+	fields: []field{
+		{"kubeconfig", "file name", "in-cluster, then KUBECONFIG", "/etc/gatehouse/kubeconfig", "How to reach the cluster."},
+		{"loadBalancerClass", "text", "`" + DefaultClass + "`", DefaultClass, "Services with this spec.loadBalancerClass are gatehouse's own."},
+		{"classless", "true or false", "`false`", "false", "Also own Services that name no class."},
+		{"followAddresses", "true or false", "`true`", "true", "Also expose Services whose address another controller assigned."},
+		{"selector", "label selector", "all", `"app in (web, api), !internal"`, "Look only at Services whose labels match."},
+		{"defaultZones", "list of zone names", "`[]`", "[home]", "Where a Service is open that does not say. None: nothing is open unless it asks."},
+		{"allow", "map by zone name", "`{}`", "{internet: {namespaces: [ingress-public]}}", "Who may ask for a zone. A zone that is not named here may be asked for by all."},
+		{"dataPlane", "`proxy`", "`proxy`", "proxy", "What moves the bytes."},
+		{"target", "`auto`, `address`, `nodePort` or `pod`", "`auto`", "auto", "What serves a Service: the address another controller assigned, node ports, or pods. `auto`: the first of these that there is."},
+	},
+	later: []refusal{
+		{"apiServer", "leave it out and write a static frontend with the API server's address as its backend"},
+		{"balance", "leave it out: backends are chosen at random, by weight"},
+		{"sendProxyProtocol", "leave it out"},
+	},
+}
+
+var allowBlock = block{
+	path: "kubernetes.allow.ZONE", format: APIVersion,
+	fields: []field{
+		{"namespaces", "list of namespaces", required, "[ingress-public]", "Only Services in these namespaces may ask for the zone; `[]`: none may."},
+	},
+}
+
+var adminBlock = block{
+	path: "admin", format: APIVersion,
+	fields: []field{
+		{"listen", "ADDRESS:PORT", required, `"127.0.0.1:9180"`, "Where the status page, /metrics, /healthz and /readyz are served: an IP address or `localhost`, and a port."},
+	},
+	later: []refusal{
+		{"socket", "leave it out: status is served at admin.listen"},
+	},
+}
+
+var l4Block = block{
+	format: L4ProxyVersion,
+	doc:    "Files of l4proxy are accepted as they are.",
+	fields: []field{
+		{"apiVersion", "text", required, L4ProxyVersion, "`" + L4ProxyVersion + "`"},
+		{"frontends", "list", "`[]`", `[{bind: ":1313", backends: [{address: "localhost:1314"}]}]`, "Ports and where their connections go."},
+	},
+	wrong: []refusal{
+		{"zones", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"kubernetes", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"admin", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+	},
+}
+
+var l4FrontendBlock = block{
+	path: "frontends[]", format: L4ProxyVersion,
+	fields: []field{
+		{"bind", "text", required, `":1313"`, "Where it listens: `\":1313\"`, `\"10.0.0.1:1313\"`, `\"hostname:1313\"` or `\"@lo:1313\"`."},
+		{"backends", "list", required, `[{address: "localhost:1314"}]`, "Where connections go."},
+		{"healthInterval", "seconds", "`5`", "5", "Time between two probes; 0: no probes."},
+		{"timeout", "duration", "`0`", "30s", "Close a connection after this long without a byte; 0: never."},
+	},
+	wrong: []refusal{
+		{"listen", "in an l4proxy file it is called bind"},
+		{"health", "in an l4proxy file it is healthInterval: seconds"},
+	},
+}
+
+var l4BackendBlock = block{
+	path: "frontends[].backends[]", format: L4ProxyVersion,
+	fields: []field{
+		{"address", "HOST:PORT", required, `"localhost:1314"`, "An IP address or a host name, and a port."},
+	},
+	wrong: []refusal{
+		{"weight", "weights need a file with apiVersion: " + APIVersion},
+	},
+}
+
+// blocks are all of them, in the order that the documentation has.
+var blocks = []*block{
+	&topBlock, &zoneBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &allowBlock, &adminBlock,
+	&l4Block, &l4FrontendBlock, &l4BackendBlock,
+}
+
+// field returns the field with that key, or nil.
+func (b *block) field(key string) *field {
+	for i := range b.fields {
+		if b.fields[i].key == key {
+			return &b.fields[i]
+		}
+	}
+	return nil
+}
+
+func (b *block) keys() []string {
+	keys := make([]string, len(b.fields))
+	for i, f := range b.fields {
+		keys[i] = f.key
+	}
+	return keys
+}

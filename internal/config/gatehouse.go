@@ -1,0 +1,295 @@
+package config
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// maxWeight is what two bytes hold; nobody has more pods on a node.
+const maxWeight = 65535
+
+// gatehouse reads a file of gatehouse's own format.
+func (f *file) gatehouse(root value) {
+	top, _ := root.fields(&topBlock)
+	f.zones(top.get("zones"))
+	for _, v := range top.get("frontends").list() {
+		f.frontend(v)
+	}
+	if key, ok := f.once(top, "kubernetes"); ok {
+		f.kubernetes(top.get("kubernetes"), key.pos())
+	}
+	if key, ok := f.once(top, "admin"); ok {
+		f.admin(top.get("admin"), key.pos())
+	}
+}
+
+// once returns the key of a block that may be there once in all files.
+func (f *file) once(top fields, block string) (key value, ok bool) {
+	key, ok = top.keys[block]
+	if !ok {
+		return key, false
+	}
+	if first, ok := f.blocks[block]; ok {
+		key.problem("defined twice", "the other one is at "+first.String()+"; keep one of them")
+		return key, false
+	}
+	f.blocks[block] = key.pos()
+	return key, true
+}
+
+func (f *file) zones(v value) {
+	if !v.absent() && v.node.Kind != yaml.MappingNode {
+		f.zonesUnknown = true
+	}
+	for _, e := range v.entries() {
+		if flt := checkLabel("zone name", e.key); flt != nil {
+			e.keyAt.fault(flt)
+		}
+		if other := f.cfg.Zone(e.key); other != nil {
+			e.keyAt.problem("defined twice", "the other one is at "+other.Pos.String()+"; give one of them another name")
+			continue
+		}
+		zone := edge.Zone{Name: e.key, Pos: e.keyAt.pos()}
+		if m, ok := e.value.fields(&zoneBlock); ok {
+			zone.Interfaces = f.interfaces(m.need("interfaces"), e.key)
+		}
+		f.cfg.Zones = append(f.cfg.Zones, zone)
+	}
+}
+
+func (f *file) interfaces(v value, zone string) []string {
+	if v.emptyList() {
+		v.problem("a zone without interfaces", "write interfaces: [eth1], or remove the zone")
+	}
+	var names []string
+	for _, t := range v.texts(checkInterface) {
+		if other, ok := f.members[t.text]; ok {
+			t.at.problem("interface "+t.text+" is in two zones", "it is in zone "+other.zone+" at "+other.pos.String()+"; keep it in one of them")
+			continue
+		}
+		f.members[t.text] = member{zone, t.at.pos()}
+		names = append(names, t.text)
+	}
+	return names
+}
+
+func (f *file) frontend(v value) {
+	m, ok := v.fields(&frontendBlock)
+	if !ok {
+		return
+	}
+	fe := Frontend{Pos: v.pos(), Health: DefaultHealth, Protocol: edge.TCP}
+	m.get("name").checked(&fe.Name, checkFrontendName)
+	if p, ok := choice(m.get("protocol"), "protocol", []edge.Protocol{edge.TCP}, []edge.Protocol{edge.UDP, edge.SCTP}); ok {
+		fe.Protocol = p
+	}
+	choice(m.get("dataPlane"), "data plane", []string{"proxy"}, []string{"nat"})
+	choice(m.get("balance"), "way to balance", []string{"random"}, []string{"leastConnections", "source"})
+	choice(m.get("sendProxyProtocol"), "PROXY protocol", []string{"none"}, []string{"v1", "v2"})
+	zones := f.opened(v, m, &fe)
+	fe.SourceRanges = m.get("sourceRanges").networks()
+	m.get("health").health(&fe.Health)
+	fe.Backends = backends(m.need("backends"), &backendBlock)
+	f.claim(&fe, m.get("listen"), zones)
+	f.add(fe, v, m.get("name"))
+}
+
+// opened reads where a frontend is open: zones and port, or listen.
+func (f *file) opened(v value, m fields, fe *Frontend) []text {
+	zones, listen, port := m.get("zones"), m.get("listen"), m.get("port")
+	var n int
+	if port.int(&n, 1, 65535) {
+		fe.Port = uint16(n)
+	}
+	names := f.zoneNames(zones)
+	fe.Zones = plain(names)
+	if s, ok := listen.text(); ok {
+		fe.Listen = listen.listen(s, parseListen)
+	}
+	switch {
+	case zones.absent() && listen.absent():
+		v.problem("has neither zones nor listen", `write zones: [NAME] and port: 80, or listen: ":80"`)
+	case !zones.absent() && !listen.absent():
+		m.keys["listen"].problem("a frontend has zones or listen, not both", "zones is at "+m.keys["zones"].pos().String()+"; remove one of them")
+	case !listen.absent() && !port.absent():
+		m.keys["port"].problem("the port is in listen already", "remove port")
+	case !zones.absent() && port.absent():
+		m.need("port")
+	}
+	if zones.emptyList() {
+		zones.problem("a frontend without zones", "write zones: [NAME]")
+	}
+	return names
+}
+
+// listen reads a listen address with the parser for it.
+func (v value) listen(s string, parse func(string) (Listen, *fault)) *Listen {
+	l, flt := parse(s)
+	if flt != nil {
+		v.fault(flt)
+		return nil
+	}
+	l.Pos = v.pos()
+	return &l
+}
+
+// add keeps a frontend. Its name, which is made if there is none, is its own:
+// status and metrics tell frontends apart by it.
+func (f *file) add(fe Frontend, v, name value) {
+	made := name.absent()
+	if made {
+		fe.Name = madeName(&fe)
+	} else {
+		v = name
+	}
+	first, taken := f.names[fe.Name]
+	switch {
+	case fe.Name == "":
+	case !taken:
+		f.names[fe.Name] = named{v.pos(), made}
+	case made && first.made: // they overlap, which is said elsewhere
+	default:
+		v.problem("two frontends are called "+quote(fe.Name), "the other one is at "+first.pos.String()+"; give one of them another name")
+	}
+	f.cfg.Frontends = append(f.cfg.Frontends, fe)
+}
+
+// madeName names a frontend after what it opens; empty if that is not known.
+func madeName(fe *Frontend) string {
+	switch {
+	case fe.Listen != nil:
+		return fe.Listen.String()
+	case len(fe.Zones) > 0 && fe.Port > 0:
+		return strings.Join(fe.Zones, ",") + ":" + strconv.Itoa(int(fe.Port))
+	}
+	return ""
+}
+
+// zoneNames reads names of zones, to be looked up when all zones are known.
+func (f *file) zoneNames(v value) []text {
+	names := v.texts(nil)
+	f.zoneRefs = append(f.zoneRefs, names...)
+	return names
+}
+
+func (v value) networks() []netip.Prefix {
+	if v.emptyList() {
+		v.problem("an empty list lets nobody connect", "write the networks that may connect, or leave it out to let everybody connect")
+	}
+	var networks []netip.Prefix
+	for _, t := range v.texts(nil) {
+		network, flt := parseNetwork(t.text)
+		if flt != nil {
+			t.at.fault(flt)
+			continue
+		}
+		networks = append(networks, network)
+	}
+	return networks
+}
+
+func (v value) health(h *edge.HealthCheck) {
+	m, ok := v.fields(&healthBlock)
+	if !ok {
+		return
+	}
+	m.get("interval").duration(&h.Interval, 100*time.Millisecond, 24*time.Hour, true)
+	m.get("timeout").duration(&h.Timeout, 10*time.Millisecond, time.Minute, false)
+	m.get("rise").int(&h.Rise, 1, 100)
+	m.get("fall").int(&h.Fall, 1, 100)
+}
+
+// backends reads the backends of a frontend, in either format.
+func backends(v value, b *block) []Backend {
+	if v.emptyList() {
+		v.problem("a frontend without backends", v.spec.remedy())
+	}
+	var backends []Backend
+	first := map[edge.HostPort]edge.Pos{}
+	for _, e := range v.list() {
+		m, ok := e.fields(b)
+		if !ok {
+			continue
+		}
+		be := Backend{Weight: 1, Pos: e.pos()}
+		if b.field("weight") != nil {
+			m.get("weight").int(&be.Weight, 0, maxWeight)
+		}
+		address := m.need("address")
+		s, ok := address.text()
+		if !ok {
+			continue
+		}
+		hp, flt := parseBackend(s)
+		if flt != nil {
+			address.fault(flt)
+			continue
+		}
+		same := edge.HostPort{Host: canonicalHost(hp.Host), Port: hp.Port}
+		if pos, ok := first[same]; ok {
+			address.problem("backend "+s+" is there twice", "the other one is at "+pos.String()+"; a backend that is to get more connections gets more weight")
+			continue
+		}
+		first[same] = address.pos()
+		be.Address = hp
+		backends = append(backends, be)
+	}
+	return backends
+}
+
+func (f *file) kubernetes(v value, pos edge.Pos) {
+	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, Pos: pos}
+	f.cfg.Kubernetes = k
+	m, ok := v.fields(&kubernetesBlock)
+	if !ok {
+		return
+	}
+	m.get("kubeconfig").checked(&k.Kubeconfig, checkFileName)
+	m.get("loadBalancerClass").checked(&k.LoadBalancerClass, checkClass)
+	m.get("classless").bool(&k.Classless)
+	m.get("followAddresses").bool(&k.FollowAddresses)
+	m.get("selector").checked(&k.Selector, checkSelector)
+	k.DefaultZones = plain(f.zoneNames(m.get("defaultZones")))
+	choice(m.get("dataPlane"), "data plane", []string{"proxy"}, []string{"nat"})
+	if t, ok := choice(m.get("target"), "target", []edge.Target{edge.TargetAuto, edge.TargetAddress, edge.TargetNodePort, edge.TargetPod}, nil); ok {
+		k.Target = t
+	}
+	for _, e := range m.get("allow").entries() {
+		f.zoneRefs = append(f.zoneRefs, text{e.key, e.keyAt})
+		m, ok := e.value.fields(&allowBlock)
+		if !ok {
+			continue
+		}
+		namespaces := m.need("namespaces").texts(func(s string) *fault { return checkLabel("namespace", s) })
+		if k.Allow == nil {
+			k.Allow = map[string]Allow{}
+		}
+		k.Allow[e.key] = Allow{Namespaces: plain(namespaces), Pos: e.keyAt.pos()}
+	}
+}
+
+func (f *file) admin(v value, pos edge.Pos) {
+	f.cfg.Admin.Pos = pos
+	m, ok := v.fields(&adminBlock)
+	if !ok {
+		return
+	}
+	listen := m.need("listen")
+	s, ok := listen.text()
+	if !ok {
+		return
+	}
+	hp, flt := parseAdmin(s)
+	if flt != nil {
+		listen.fault(flt)
+		return
+	}
+	f.cfg.Admin.Listen = s
+	f.claims = append(f.claims, claim{host: hp.Host, port: hp.Port, text: "admin.listen " + s, at: listen})
+}
