@@ -1,0 +1,398 @@
+// Package kube speaks with the Kubernetes API, and is the only one that does.
+// It owns the watch of Services, EndpointSlices and Nodes, which it hands out
+// as whole snapshots of edge types, the status of Services, and Events. What a
+// Service means, and what its status ought to be, is decided elsewhere.
+//
+//	c, err := kube.New(kube.Options{Kubeconfig: file, Logger: log})
+//	go c.Run(ctx)
+//	for range c.Changed() {
+//		if cluster, synced := c.Snapshot(); synced {
+//			c.Apply(decide(cluster))
+//		}
+//	}
+//
+// While the API server is away snapshots stay as they were.
+package kube
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// FieldManager is the name under which the API server keeps what gatehouse wrote.
+const FieldManager = "gatehouse"
+
+// Options say how to reach the cluster.
+type Options struct {
+	Kubeconfig string // path; empty: in-cluster, then KUBECONFIG
+	UserAgent  string // empty: "gatehouse"
+	Logger     *slog.Logger
+}
+
+// Client reads and writes one cluster.
+type Client struct {
+	log       *slog.Logger
+	file      string
+	userAgent string
+	conn      atomic.Pointer[connection]
+	state     *state
+	changed   chan struct{}
+	writer    writer
+	events    chan edge.Event
+
+	mu       sync.Mutex
+	problems map[string][]edge.Problem // by what was tried
+
+	// allServices is set when the API server cannot select Services by type
+	// (Kubernetes before 1.31): all are read, and most of them dropped.
+	allServices atomic.Bool
+}
+
+// New finds the configuration and checks it. It sends nothing.
+func New(o Options) (*Client, error) {
+	quietOnce.Do(func() { quiet(o.Logger) })
+	c := &Client{
+		log:       o.Logger,
+		file:      o.Kubeconfig,
+		userAgent: cmp.Or(o.UserAgent, "gatehouse"),
+		changed:   make(chan struct{}, 1),
+		events:    make(chan edge.Event, maxQueuedEvents),
+		problems:  make(map[string][]edge.Problem),
+	}
+	c.state = newState(c.notify)
+	c.writer = newWriter()
+	source, err := loadSource(c.file)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := source.connect(c.userAgent)
+	if err != nil {
+		return nil, err
+	}
+	c.conn.Store(conn)
+	return c, nil
+}
+
+// Server is the address of the API server.
+func (c *Client) Server() string { return c.conn.Load().config.Host }
+
+// Run watches the cluster and writes what Apply and Emit were given, until ctx
+// is done.
+func (c *Client) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, k := range c.kinds(c.state) {
+		g.Go(func() error {
+			c.follow(ctx, k)
+			return nil
+		})
+	}
+	g.Go(func() error { return c.writeStatuses(ctx) })
+	g.Go(func() error { return c.recordEvents(ctx) })
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("kube: %w", err)
+	}
+	return ctx.Err()
+}
+
+// Snapshot is the cluster as last known, and whether all of it has been read
+// since the start. Services are sorted by namespace and name, nodes by name.
+// The caller must not change it; nobody else will.
+func (c *Client) Snapshot() (edge.Cluster, bool) { return c.state.snapshot() }
+
+// Changed is sent to after Snapshot or Problems have changed; several changes
+// in a row are one. It has one reader.
+func (c *Client) Changed() <-chan struct{} { return c.changed }
+
+func (c *Client) notify() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Problems says what keeps gatehouse from reading or writing the cluster now.
+func (c *Client) Problems() []edge.Problem {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []edge.Problem
+	for _, doing := range slices.Sorted(maps.Keys(c.problems)) {
+		for _, p := range c.problems[doing] {
+			if !slices.Contains(all, p) { // an API server that is away is away for all three
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// report replaces the problems that doing something has.
+func (c *Client) report(doing string, now ...edge.Problem) {
+	c.mu.Lock()
+	same := slices.Equal(c.problems[doing], now)
+	if len(now) == 0 {
+		delete(c.problems, doing)
+	} else {
+		c.problems[doing] = now
+	}
+	c.mu.Unlock()
+	if !same {
+		c.notify()
+	}
+}
+
+// observe reports how a request went and, if it failed, looks whether the
+// login has been renewed meanwhile.
+func (c *Client) observe(ctx context.Context, doing string, err error) {
+	switch {
+	case err == nil:
+		c.report(doing)
+	case ctx.Err() != nil:
+	case apierrors.IsResourceExpired(err), apierrors.IsGone(err):
+		// Too far behind to go on: the reflector starts over.
+	default:
+		c.log.Debug("kubernetes_request_failed", "request", doing, "error", err)
+		c.report(doing, c.conn.Load().explain(doing, err))
+		c.reconnect()
+	}
+}
+
+// reconnect uses the configuration files if they say something new.
+func (c *Client) reconnect() {
+	old := c.conn.Load()
+	source, err := loadSource(c.file)
+	if err != nil || source.sameLogin(old.source) {
+		return // a file that is being written is read again at the next failure
+	}
+	conn, err := source.connect(c.userAgent)
+	if err != nil {
+		return
+	}
+	if c.conn.CompareAndSwap(old, conn) {
+		c.log.Info("kubernetes_login_reloaded", "source", source.name(), "server", source.config.Host)
+	}
+}
+
+// kind is one of the three resources that are read.
+type kind struct {
+	resource string
+	example  runtime.Object
+	list     func() listObject
+	store    cache.ReflectorStore
+	client   func() rest.Interface
+	restrict func(*metav1.ListOptions)
+}
+
+type listObject interface {
+	runtime.Object
+	metav1.ListInterface
+}
+
+func (c *Client) kinds(s *state) []kind {
+	core := func() rest.Interface { return c.conn.Load().core }
+	discovery := func() rest.Interface { return c.conn.Load().discovery }
+	return []kind{{
+		resource: "services", example: &corev1.Service{}, store: s.serviceIntake(), client: core,
+		list: func() listObject { return &corev1.ServiceList{} },
+		restrict: func(o *metav1.ListOptions) {
+			if !c.allServices.Load() {
+				o.FieldSelector = "spec.type=LoadBalancer"
+			}
+		},
+	}, {
+		resource: "endpointslices", example: &discoveryv1.EndpointSlice{}, store: s.sliceIntake(), client: discovery,
+		list: func() listObject { return &discoveryv1.EndpointSliceList{} },
+		restrict: func(o *metav1.ListOptions) {
+			// A headless Service cannot become a LoadBalancer.
+			o.LabelSelector = discoveryv1.LabelServiceName + ",!" + corev1.IsHeadlessService
+		},
+	}, {
+		resource: "nodes", example: &corev1.Node{}, store: s.nodeIntake(), client: core,
+		list:     func() listObject { return &corev1.NodeList{} },
+		restrict: func(*metav1.ListOptions) {},
+	}}
+}
+
+// follow keeps the store of a kind like the API until ctx is done.
+func (c *Client) follow(ctx context.Context, k kind) {
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return c.listPage(ctx, k, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return c.watch(ctx, k, o)
+		},
+	}
+	reflector := cache.NewReflectorWithOptions(lw, k.example, k.store, cache.ReflectorOptions{
+		Name:            k.resource,
+		TypeDescription: k.resource,
+		// At most 2 s between attempts (client-go's own limit is a minute):
+		// what changed while the API server was away is wanted at once.
+		Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Cap: 1300 * time.Millisecond, Steps: 5, Jitter: 0.5},
+	})
+	reflector.RunWithContext(ctx)
+}
+
+func (c *Client) listPage(ctx context.Context, k kind, o metav1.ListOptions) (listObject, error) {
+	k.restrict(&o)
+	list := k.list()
+	err := k.client().Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(list)
+	if c.selectorRefused(k, o, err) {
+		o.FieldSelector = ""
+		err = k.client().Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(list)
+	}
+	c.observe(ctx, "list "+k.resource, err)
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+func (c *Client) watch(ctx context.Context, k kind, o metav1.ListOptions) (watch.Interface, error) {
+	k.restrict(&o)
+	o.Watch = true
+	ctx, outcome := withOutcome(ctx)
+	w, err := k.client().Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec).Watch(ctx)
+	if c.selectorRefused(k, o, err) {
+		return nil, err // the reflector lists then
+	}
+	if o.SendInitialEvents != nil && apierrors.IsInvalid(err) {
+		return nil, err // Kubernetes before 1.32 does not stream lists; the reflector lists then
+	}
+	failure := cmp.Or(err, *outcome)
+	c.observe(ctx, "watch "+k.resource, failure)
+	if failure == nil {
+		c.report("list " + k.resource) // a stream is a list as well
+	}
+	return w, err
+}
+
+// selectorRefused notes that the API server cannot select Services by type.
+func (c *Client) selectorRefused(k kind, o metav1.ListOptions, err error) bool {
+	if o.FieldSelector == "" || !apierrors.IsBadRequest(err) || !strings.Contains(err.Error(), "field selector") {
+		return false
+	}
+	c.log.Debug("kubernetes_field_selector_refused", "resource", k.resource, "error", err)
+	c.allServices.Store(true)
+	return true
+}
+
+// List reads the cluster once, without watching it.
+func (c *Client) List(ctx context.Context) (edge.Cluster, error) {
+	s := newState(func() {})
+	g, ctx := errgroup.WithContext(ctx)
+	for _, k := range c.kinds(s) {
+		g.Go(func() error {
+			if err := c.listAll(ctx, k); err != nil {
+				if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+					return err
+				}
+				p := c.conn.Load().explain("list "+k.resource, err)
+				return fmt.Errorf("kube: %s; %s", p.What, p.Remedy)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return edge.Cluster{}, err
+	}
+	cluster, _ := s.snapshot()
+	return cluster, nil
+}
+
+func (c *Client) listAll(ctx context.Context, k kind) error {
+	transform := k.store.(cache.TransformingStore).Transformer()
+	var all []any
+	o := metav1.ListOptions{Limit: 500}
+	for {
+		page, err := c.listPage(ctx, k, o)
+		if err != nil {
+			return err
+		}
+		if err := eachItem(page, func(obj any) error {
+			v, err := transform(obj)
+			all = append(all, v)
+			return err
+		}); err != nil {
+			return err
+		}
+		if o.Continue = page.GetContinue(); o.Continue == "" {
+			return k.store.Replace(all, "")
+		}
+	}
+}
+
+func eachItem(list listObject, f func(obj any) error) error {
+	var errs []error
+	switch list := list.(type) {
+	case *corev1.ServiceList:
+		for i := range list.Items {
+			errs = append(errs, f(&list.Items[i]))
+		}
+	case *discoveryv1.EndpointSliceList:
+		for i := range list.Items {
+			errs = append(errs, f(&list.Items[i]))
+		}
+	case *corev1.NodeList:
+		for i := range list.Items {
+			errs = append(errs, f(&list.Items[i]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// quietOnce: klog's logger belongs to the process.
+var quietOnce sync.Once
+
+// quiet sends client-go's own log to ours, all of it at debug level. Without,
+// it writes to standard error in a format of its own; what an operator should
+// know of it is in Problems.
+func quiet(log *slog.Logger) {
+	klog.SetLogger(logr.FromSlogHandler(debugHandler{log.Handler()}))
+}
+
+type debugHandler struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (h debugHandler) Enabled(ctx context.Context, _ slog.Level) bool {
+	return h.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+// Handle implements slog.Handler.
+func (h debugHandler) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (h debugHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return debugHandler{h.Handler.WithAttrs(attrs)}
+}
+
+// WithGroup implements slog.Handler.
+func (h debugHandler) WithGroup(name string) slog.Handler {
+	return debugHandler{h.Handler.WithGroup(name)}
+}
