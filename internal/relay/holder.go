@@ -1,0 +1,91 @@
+package relay
+
+import (
+	"bufio"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// portHolders says who listens on the port already, as a phrase to follow
+// "address already in use", or "" where that cannot be seen (a program of
+// another user, in another container).
+func portHolders(at edge.Listen) string {
+	inodes := map[string]bool{}
+	// By way of thread-self: /proc/net is the namespace of the main thread.
+	for _, name := range []string{"tcp", "tcp6"} {
+		for _, inode := range listeningInodes("/proc/thread-self/net/"+name, at.Port) {
+			inodes[inode] = true
+		}
+	}
+	if len(inodes) == 0 {
+		return ""
+	}
+	var names []string
+	processes, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range processes {
+		if !hasSocket(dir, inodes) {
+			continue
+		}
+		pid := filepath.Base(dir)
+		if pid == strconv.Itoa(os.Getpid()) {
+			names = append(names, "this gatehouse")
+			continue
+		}
+		comm, _ := os.ReadFile(dir + "/comm")
+		names = append(names, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(comm)), pid))
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	slices.Sort(names)
+	return ": port " + strconv.Itoa(int(at.Port)) + " is held by " + strings.Join(names, ", ")
+}
+
+// listeningInodes returns the sockets listening on port in a file of the form
+// of /proc/net/tcp:
+//
+//	sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+//	 0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 ...
+func listeningInodes(path string, port uint16) []string {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer file.Close()
+	const listening = "0A" // TCP_LISTEN
+	suffix := ":" + strings.ToUpper(hex.EncodeToString([]byte{byte(port >> 8), byte(port)}))
+	var inodes []string
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		f := strings.Fields(lines.Text())
+		if len(f) > 9 && f[3] == listening && strings.HasSuffix(f[1], suffix) {
+			inodes = append(inodes, f[9])
+		}
+	}
+	return inodes
+}
+
+// hasSocket says whether the process of a /proc directory holds one of the
+// sockets open.
+func hasSocket(dir string, inodes map[string]bool) bool {
+	fds, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		return false
+	}
+	for _, fd := range fds {
+		target, err := os.Readlink(dir + "/fd/" + fd.Name())
+		if err != nil {
+			continue
+		}
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok && inodes[strings.TrimSuffix(inode, "]")] {
+			return true
+		}
+	}
+	return false
+}

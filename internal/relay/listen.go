@@ -1,0 +1,115 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// deviceIndexes caches interface indexes for the length of one Apply.
+// 0 stands for: there is no such interface.
+type deviceIndexes map[string]int
+
+func (d deviceIndexes) lookup(device string) int {
+	index, ok := d[device]
+	if !ok {
+		index = deviceIndex(device)
+		d[device] = index
+	}
+	return index
+}
+
+// deviceIndex asks by ioctl: net.InterfaceByName reads a list of all
+// interfaces for each name.
+func deviceIndex(device string) int {
+	req, err := unix.NewIfreq(device)
+	if err != nil {
+		return 0
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
+		return 0
+	}
+	return int(req.Uint32())
+}
+
+// listen opens the socket. Its errors are for operators: they name what is in
+// the way.
+func listen(at edge.Listen, devices deviceIndexes) (*net.TCPListener, error) {
+	if at.Device != "" && devices.lookup(at.Device) == 0 {
+		return nil, fmt.Errorf("listen on %s: there is no interface %s", at, at.Device)
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return bindToDevice(c, at.Device)
+	}}
+	// Go listens on MPTCP sockets by default since 1.24; splice and TCP_INFO are
+	// what relay relies on, and what it knows of them is true of TCP.
+	lc.SetMultipathTCP(false)
+	// Without an address Go opens [::] for both families, and 0.0.0.0 where
+	// IPv6 is disabled. It would do so for 0.0.0.0 as well, if the network did
+	// not say otherwise.
+	network, host := "tcp", ""
+	if addr := at.Addr.Unmap(); addr.Is4() {
+		network, host = "tcp4", addr.String()
+	} else if addr.Is6() {
+		network, host = "tcp6", addr.String()
+	}
+	l, err := lc.Listen(context.Background(), network, net.JoinHostPort(host, strconv.Itoa(int(at.Port))))
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", at, explainListen(err, at))
+	}
+	return l.(*net.TCPListener), nil
+}
+
+// bindToDevice is what makes a zone a wall: Linux accepts a packet for any of
+// its addresses on every interface, so that binding to an address keeps nobody
+// out. Unprivileged since Linux 5.7.
+func bindToDevice(c syscall.RawConn, device string) error {
+	if device == "" {
+		return nil
+	}
+	var bindErr error
+	err := c.Control(func(fd uintptr) {
+		bindErr = os.NewSyscallError("bind to device", unix.BindToDevice(int(fd), device))
+	})
+	return errors.Join(err, bindErr)
+}
+
+// explainListen turns the errors an operator meets into what is wrong.
+func explainListen(err error, at edge.Listen) error {
+	var call *os.SyscallError
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%w%s", unix.EADDRINUSE, portHolders(at))
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("%w: %s is not an address of this machine", unix.EADDRNOTAVAIL, at.Addr)
+	case errors.As(err, &call) && call.Syscall == "bind to device" && errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w; binding to an interface needs CAP_NET_RAW before Linux 5.7", call)
+	case errors.Is(err, unix.EACCES) && at.Port < 1024:
+		return fmt.Errorf("%w; a port below 1024 needs CAP_NET_BIND_SERVICE", unix.EACCES)
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Err
+	}
+	return err
+}
+
+// sourceOf is the address that a connection comes from, without what the
+// socket's family adds to it: ::ffff:10.0.0.1 is 10.0.0.1, fe80::1%eth0 is
+// fe80::1 (a prefix with a zone contains nothing).
+func sourceOf(c *net.TCPConn) netip.Addr {
+	return c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone("")
+}

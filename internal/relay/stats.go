@@ -1,0 +1,107 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// Reason is why a connection got no backend, or why a backend could not be
+// dialled. It is a label: there are few, and they do not change.
+type Reason string
+
+// The reasons. SourceRange and NoBackend end connections only, the others are
+// of dials, and of connections whose last dial ended so.
+const (
+	SourceRange Reason = "source_range" // the client may not connect
+	NoBackend   Reason = "no_backend"   // none is up or pending
+	Refused     Reason = "refused"
+	Timeout     Reason = "timeout"
+	Unreachable Reason = "unreachable"
+	Exhausted   Reason = "exhausted" // this machine has no descriptor, port or memory left
+	Stopping    Reason = "stopping"  // the relay was closed meanwhile
+	OtherError  Reason = "other"
+)
+
+// Stats are the counters of one door since it was first opened. For each
+// moment at which they are read,
+//
+//	Accepted = Active + Finished + Resets + IdleTimeouts + Cut + sum of Failures
+//
+// Bytes of a connection are added per direction, when that direction ends.
+type Stats struct {
+	edge.Door
+	Name           string            `json:"name"`
+	Draining       bool              `json:"draining"` // removed; its last connections live on
+	Accepted       uint64            `json:"accepted"`
+	Active         uint64            `json:"active"`
+	Finished       uint64            `json:"finished"`      // both sides had said all they wanted
+	Resets         uint64            `json:"resets"`        // one side reset it, and so was the other
+	IdleTimeouts   uint64            `json:"idle_timeouts"` // no byte for Frontend.IdleTimeout
+	Cut            uint64            `json:"cut"`           // left when Close had waited long enough
+	Failures       map[Reason]uint64 `json:"failures"`      // connections that got no backend
+	AcceptErrors   uint64            `json:"accept_errors"`
+	BytesToBackend uint64            `json:"bytes_to_backend"`
+	BytesToClient  uint64            `json:"bytes_to_client"`
+	Backends       []BackendStats    `json:"backends"` // sorted by address
+}
+
+// BackendStats are the counters of one backend of one door.
+type BackendStats struct {
+	Addr           netip.AddrPort    `json:"addr"`
+	Draining       bool              `json:"draining"` // not in the table any more
+	Connected      uint64            `json:"connected"`
+	Active         uint64            `json:"active"`
+	Failures       map[Reason]uint64 `json:"failures"` // dials that failed
+	BytesToBackend uint64            `json:"bytes_to_backend"`
+	BytesToClient  uint64            `json:"bytes_to_client"`
+}
+
+// Stats returns the counters of every door that is wanted or has connections
+// left, sorted by door.
+func (r *Relay) Stats() []Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forgetLocked()
+	all := make([]Stats, 0, len(r.doors))
+	for _, d := range r.doors {
+		s := d.stats()
+		s.Draining = !d.wanted
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Stats) int { return compareListen(a.Listen, b.Listen) })
+	return all
+}
+
+// compareListen orders the doors of one protocol, the only one there is here.
+func compareListen(a, b edge.Listen) int {
+	return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Device, b.Device), a.Addr.Compare(b.Addr))
+}
+
+// reasonOf tells why a dial failed.
+func reasonOf(err error) Reason {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, context.Canceled):
+		return Stopping
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET):
+		return Refused
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+		return Unreachable
+	// EADDRNOTAVAIL: every local port has a connection to that backend.
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS),
+		errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EADDRNOTAVAIL):
+		return Exhausted
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return Timeout
+	default:
+		return OtherError
+	}
+}
