@@ -1,0 +1,123 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+const defaultTimeout = time.Second
+
+type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// ask makes one probe. Its errors go to the status page: they are short, and
+// the same for the same cause.
+func (p *Prober) ask(ctx context.Context, probe edge.Probe) error {
+	timeout := probe.Timeout
+	if timeout <= 0 {
+		timeout = defaultTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var err error
+	switch probe.Kind {
+	case edge.ProbeTCP:
+		err = p.askTCP(ctx, probe)
+	case edge.ProbeHealthCheckNodePort:
+		err = p.askHealthCheckNodePort(ctx, probe)
+	default:
+		return fmt.Errorf("no such probe: %q", probe.Kind)
+	}
+	var late net.Error
+	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &late) && late.Timeout() {
+		return fmt.Errorf("no answer within %v", timeout)
+	}
+	return plain(err)
+}
+
+// askTCP connects and closes.
+//
+// It closes in the ordinary way. A reset (SO_LINGER 0) would spare this
+// machine a socket in TIME_WAIT for a minute after each probe, but a server
+// that has accepted takes it for a failed client and says so: sshd logs an
+// error each interval. The sockets cost little: a dozen per backend at an
+// interval of 5 s, a few hundred bytes each, and never the last free port,
+// because ports are used up per backend.
+func (p *Prober) askTCP(ctx context.Context, probe edge.Probe) error {
+	conn, err := p.dial(ctx, "tcp", probe.Addr.String())
+	if err != nil {
+		return err
+	}
+	conn.Close() // nothing was sent that could be lost
+	return nil
+}
+
+// askHealthCheckNodePort asks what kube-proxy answers for a Service with
+// externalTrafficPolicy: Local: 200 while it sends connections to pods of its
+// node, 503 when there are none.
+func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+probe.Addr.String()+"/", nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "gatehouse")
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close() // unread: the status says it all
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return nil
+	case http.StatusServiceUnavailable:
+		return errors.New("no ready pods there (healthCheckNodePort answers 503)")
+	default:
+		return fmt.Errorf("healthCheckNodePort answers %d", resp.StatusCode)
+	}
+}
+
+func newHTTPClient(dial dialFunc) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext: dial, // and no proxy: what is asked for is the path to the node
+			// A connection kept would show that path as it was, not as it is for
+			// a new one.
+			DisableKeepAlives:      true,
+			MaxResponseHeaderBytes: 16 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// plain strips what the reader knows already (the address), or does not want to
+// know (the local port).
+func plain(err error) error {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno
+	}
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		return wrapped.Err
+	}
+	return err
+}
+
+// isOwn says whether a probe failed for want of something here: that says
+// nothing about the backend, and taking every backend down for it would make an
+// outage of a shortage.
+func isOwn(err error) bool {
+	for _, own := range []syscall.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EADDRNOTAVAIL} {
+		if errors.Is(err, own) {
+			return true
+		}
+	}
+	return false
+}

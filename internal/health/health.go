@@ -1,0 +1,395 @@
+// Package health probes backends and says which of them are up. Which
+// addresses to probe, and what follows from an answer, is decided elsewhere.
+//
+//	p := health.New(log, health.Options{})
+//	go p.Run(ctx)
+//	p.Apply(probes) // as often as they change
+//	for range p.Changed() {
+//		for probe, health := range p.Snapshot() { ... }
+//	}
+//
+// A probe is pending until it first succeeds, and until then it is made often:
+// somebody waits for a node to be ready. One that has never succeeded is down
+// after Fall failures, and up at once with the first success; one that was up
+// is down after Fall failures in a row, and up again after Rise successes.
+package health
+
+import (
+	"container/heap"
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+const (
+	// Probes that run at the same time. A thousand backends on a node that has
+	// gone silent take a second each: at an interval of 5 s that is 200 at once.
+	defaultConcurrency = 256
+	// More of them for those that a failed connection asked for: they do not
+	// queue behind a thousand timeouts.
+	hurriedReserve = 64
+
+	// A new backend is waited for: probed after 50 ms, 100 ms, ... 500 ms, until
+	// it is this old or has succeeded.
+	firstPause   = 50 * time.Millisecond
+	eagerPause   = 500 * time.Millisecond
+	eagerFor     = 10 * time.Second
+	spreadEach   = 500 * time.Microsecond // between two of many new probes
+	spreadMost   = 2 * time.Second
+	jitterPart   = 10                     // of the interval: a tenth, either way
+	hurriedPause = 200 * time.Millisecond // at least, between two probes of a hurried backend
+)
+
+// Options are what a Prober can be told once. The zero Options work.
+type Options struct {
+	Concurrency int // probes at the same time; 0: 256
+}
+
+// Prober makes the probes it was given, from one goroutine per probe that is
+// under way. Its methods may be called from any goroutine.
+type Prober struct {
+	log         *slog.Logger
+	concurrency int
+	changed     chan struct{}
+	wake        chan struct{}
+	client      *http.Client
+	dial        dialFunc
+
+	mu      sync.Mutex
+	targets map[edge.Probe]*target
+	byAddr  map[netip.AddrPort][]*target
+	due     schedule // those that wait for their time
+	hurried schedule // likewise, of those that Hurry asked for
+	running int
+}
+
+// target is a probe and what is known about it.
+type target struct {
+	edge.Probe
+	health    edge.Health
+	since     time.Time // of Apply
+	succeeded bool      // ever
+	tries     int
+	failures  int // in a row
+	successes int // in a row
+
+	started time.Time // of the last probe
+	running bool
+	hurried bool // the last probe was
+	hurry   bool // the next one is to be
+	gone    bool // by Apply
+
+	at    time.Time // of the next probe
+	index int       // in the schedule
+}
+
+// New returns a Prober without probes. It starts nothing.
+func New(log *slog.Logger, opts Options) *Prober {
+	p := &Prober{
+		log:         log,
+		concurrency: opts.Concurrency,
+		changed:     make(chan struct{}, 1),
+		wake:        make(chan struct{}, 1),
+		dial:        new(net.Dialer).DialContext,
+		targets:     map[edge.Probe]*target{},
+		byAddr:      map[netip.AddrPort][]*target{},
+	}
+	if p.concurrency <= 0 {
+		p.concurrency = defaultConcurrency
+	}
+	p.client = newHTTPClient(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return p.dial(ctx, network, addr)
+	})
+	return p
+}
+
+// Apply makes these the probes, and no others. Those that were there before
+// keep what is known about them; those that are gone are forgotten, so that an
+// address that comes back is pending again.
+func (p *Prober) Apply(probes []edge.Probe) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	wanted := make(map[edge.Probe]bool, len(probes))
+	for _, probe := range probes {
+		wanted[probe] = true
+	}
+	for probe, t := range p.targets {
+		if !wanted[probe] {
+			p.removeLocked(t)
+		}
+	}
+
+	now := time.Now()
+	fresh := len(wanted) - len(p.targets)
+	spread := min(time.Duration(fresh-1)*spreadEach, spreadMost)
+	for probe := range wanted {
+		if p.targets[probe] != nil {
+			continue
+		}
+		t := &target{Probe: probe, since: now, health: edge.Health{State: edge.Pending}}
+		p.targets[probe] = t
+		p.byAddr[probe.Addr] = append(p.byAddr[probe.Addr], t)
+		if probe.Interval <= 0 {
+			t.health.State = edge.Up
+			signal(p.changed)
+			continue
+		}
+		p.scheduleLocked(t, now.Add(rand.N(max(spread, 1))))
+	}
+	signal(p.wake)
+}
+
+func (p *Prober) removeLocked(t *target) {
+	t.gone = true
+	delete(p.targets, t.Probe)
+	same := p.byAddr[t.Addr]
+	for i := range same {
+		if same[i] == t {
+			same = append(same[:i:i], same[i+1:]...)
+			break
+		}
+	}
+	if len(same) == 0 {
+		delete(p.byAddr, t.Addr)
+	} else {
+		p.byAddr[t.Addr] = same
+	}
+	if !t.running && t.Interval > 0 {
+		heap.Remove(p.scheduleOf(t), t.index)
+	}
+}
+
+// Snapshot returns what is known about every probe.
+func (p *Prober) Snapshot() map[edge.Probe]edge.Health {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[edge.Probe]edge.Health, len(p.targets))
+	for probe, t := range p.targets {
+		all[probe] = t.health
+	}
+	return all
+}
+
+// Changed is signalled when Snapshot returns something else than before.
+// Several changes may be one signal.
+func (p *Prober) Changed() <-chan struct{} { return p.changed }
+
+// Hurry says that a connection to the address has failed: its probes are made
+// now, ahead of the others, and then every 200 ms until one succeeds or the
+// backend is down. It does not block.
+func (p *Prober) Hurry(addr netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.byAddr[addr] {
+		if t.Interval <= 0 || t.hurry || t.health.State == edge.Down {
+			continue
+		}
+		if t.running {
+			// What runs may have begun before the failure: once more afterwards.
+			t.hurry = true
+			continue
+		}
+		heap.Remove(&p.due, t.index)
+		t.hurry = true
+		p.scheduleLocked(t, t.sooner(t.at, time.Now()))
+	}
+	signal(p.wake)
+}
+
+// scheduleLocked puts a target that waits into its schedule.
+func (p *Prober) scheduleLocked(t *target, at time.Time) {
+	t.at = at
+	heap.Push(p.scheduleOf(t), t)
+}
+
+func (p *Prober) scheduleOf(t *target) *schedule {
+	if t.hurry {
+		return &p.hurried
+	}
+	return &p.due
+}
+
+// Run probes until ctx ends.
+func (p *Prober) Run(ctx context.Context) error {
+	var probing sync.WaitGroup
+	defer probing.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		ready, next := p.take(time.Now())
+		for _, t := range ready {
+			probing.Add(1)
+			go p.probe(ctx, t, &probing)
+		}
+		// With nothing to wait for a result or Apply wakes us.
+		if next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		case <-p.wake:
+		}
+	}
+}
+
+// take removes the targets that are due and may run, and returns when the next
+// one is; zero if there is none, or it waits for a probe to end.
+func (p *Prober) take(now time.Time) (ready []*target, next time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range []struct {
+		schedule *schedule
+		limit    int
+	}{{&p.hurried, p.concurrency + hurriedReserve}, {&p.due, p.concurrency}} {
+		for len(*s.schedule) > 0 && p.running < s.limit {
+			t := (*s.schedule)[0]
+			if t.at.After(now) {
+				if next.IsZero() || t.at.Before(next) {
+					next = t.at
+				}
+				break
+			}
+			heap.Pop(s.schedule)
+			t.running, t.started = true, now
+			t.hurried, t.hurry = t.hurry, false
+			p.running++
+			ready = append(ready, t)
+		}
+	}
+	return ready, next
+}
+
+// probe makes one probe and notes what it found.
+func (p *Prober) probe(ctx context.Context, t *target, probing *sync.WaitGroup) {
+	defer probing.Done()
+	err := p.ask(ctx, t.Probe)
+	if ctx.Err() != nil {
+		return // stopped in the middle: says nothing about the backend
+	}
+	p.note(t, err, time.Now())
+}
+
+// note takes a result and says when the next probe is made.
+func (p *Prober) note(t *target, err error, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running--
+	t.running = false
+	signal(p.wake)
+	if t.gone {
+		return
+	}
+	before := t.health
+	t.judge(err)
+	switch {
+	case t.health.State == edge.Down:
+		t.hurry = false
+	case err != nil && t.hurried:
+		t.hurry = true
+	}
+	p.scheduleLocked(t, t.next(now))
+	if t.health != before {
+		signal(p.changed)
+	}
+	if t.health.State != before.State {
+		p.log.Info("backend is "+string(t.health.State), "addr", t.Addr.String(), "probe", string(t.Kind), "error", t.health.Error)
+	}
+}
+
+// judge is the rule of the package comment.
+func (t *target) judge(err error) {
+	t.tries++
+	if err == nil {
+		t.failures, t.successes = 0, t.successes+1
+		t.health.Error = ""
+		if !t.succeeded || t.successes >= t.Rise {
+			t.health.State = edge.Up
+		}
+		t.succeeded = true
+		return
+	}
+	t.health.Error = err.Error()
+	if isOwn(err) {
+		return
+	}
+	t.failures, t.successes = t.failures+1, 0
+	if t.failures >= t.Fall {
+		t.health.State = edge.Down
+	}
+}
+
+// next is when the next probe is made.
+func (t *target) next(now time.Time) time.Time {
+	var at time.Time
+	if !t.succeeded && now.Sub(t.since) < eagerFor {
+		at = now.Add(min(t.Interval, eagerPause, firstPause<<min(t.tries-1, 10)))
+	} else {
+		tenth := t.Interval / jitterPart
+		at = t.started.Add(t.Interval - tenth + rand.N(max(2*tenth, 1)))
+	}
+	if t.hurry {
+		at = t.sooner(at, now)
+	}
+	if at.Before(now) { // the probe took longer than the interval
+		return now
+	}
+	return at
+}
+
+// sooner is at, or the time of a hurried probe if that is earlier.
+func (t *target) sooner(at, now time.Time) time.Time {
+	hurried := t.started.Add(hurriedPause)
+	if hurried.Before(now) {
+		hurried = now
+	}
+	if hurried.Before(at) {
+		return hurried
+	}
+	return at
+}
+
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// schedule is a heap of targets by the time of their next probe.
+type schedule []*target
+
+func (s schedule) Len() int           { return len(s) }
+func (s schedule) Less(i, j int) bool { return s[i].at.Before(s[j].at) }
+func (s schedule) Swap(i, j int) {
+	s[i], s[j] = s[j], s[i]
+	s[i].index, s[j].index = i, j
+}
+
+// Push is for container/heap.
+func (s *schedule) Push(x any) {
+	t := x.(*target)
+	t.index = len(*s)
+	*s = append(*s, t)
+}
+
+// Pop is for container/heap.
+func (s *schedule) Pop() any {
+	last := len(*s) - 1
+	t := (*s)[last]
+	(*s)[last] = nil
+	*s = (*s)[:last]
+	return t
+}
