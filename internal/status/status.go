@@ -11,16 +11,15 @@ import (
 
 // Status is one moment of a running gatehouse.
 type Status struct {
-	Version    string             `json:"version"`
-	StartedAt  time.Time          `json:"startedAt"`
-	Ready      bool               `json:"ready"`
-	NotReady   []string           `json:"notReady,omitempty"` // what is waited for
-	Config     Config             `json:"config"`
-	Cluster    *Cluster           `json:"cluster,omitempty"` // nil: none configured
-	Exposures  []desired.Exposure `json:"exposures"`
-	Frontends  []Frontend         `json:"frontends"`
-	Problems   []edge.Problem     `json:"problems"` // of the configuration files first
-	Interfaces []edge.Interface   `json:"-"`
+	Version   string             `json:"version"`
+	StartedAt time.Time          `json:"startedAt"`
+	Ready     bool               `json:"ready"`
+	NotReady  []string           `json:"notReady,omitempty"` // what is waited for
+	Config    Config             `json:"config"`
+	Cluster   *Cluster           `json:"cluster,omitempty"` // nil: none configured
+	Exposures []desired.Exposure `json:"exposures"`
+	Frontends []Frontend         `json:"frontends"`
+	Problems  []edge.Problem     `json:"problems"` // of the configuration files first
 }
 
 // Config says which configuration runs.
@@ -39,15 +38,19 @@ type Cluster struct {
 	Nodes    int    `json:"nodes"`
 }
 
+// Draining is the state of a backend that is gone and has connections left.
+const Draining edge.BackendState = "draining"
+
 // Frontend is an open door and what went through it since it was opened.
 type Frontend struct {
 	Name     string            `json:"name"`
 	Zone     string            `json:"zone,omitempty"`
 	Protocol edge.Protocol     `json:"protocol"`
 	Listen   string            `json:"listen"`
-	Error    string            `json:"error,omitempty"` // why it is not open
+	Error    string            `json:"error,omitempty"`    // why it is not open
+	Draining bool              `json:"draining,omitempty"` // closed; its last connections live on
 	Accepted uint64            `json:"acceptedConnections"`
-	Active   int64             `json:"activeConnections"`
+	Active   uint64            `json:"activeConnections"`
 	Received uint64            `json:"receivedBytes"` // from clients, of connections that ended
 	Sent     uint64            `json:"sentBytes"`     // to clients, of connections that ended
 	Failures map[string]uint64 `json:"failures,omitempty"`
@@ -63,6 +66,6 @@ type Backend struct {
 	Weight   int               `json:"weight"`
 	Share    float64           `json:"share"`
 	Total    uint64            `json:"totalConnections"`
-	Active   int64             `json:"activeConnections"`
+	Active   uint64            `json:"activeConnections"`
 	Failures uint64            `json:"failures"`
 }

@@ -31,23 +31,17 @@ var page = template.Must(template.New("page.html").Funcs(template.FuncMap{
 
 // Server serves the status that a function returns.
 type Server struct {
-	addr   string
 	status func() status.Status
 	log    *slog.Logger
 }
 
-// New serves on addr (host:port) once it runs.
-func New(addr string, current func() status.Status, log *slog.Logger) *Server {
-	return &Server{addr: addr, status: current, log: log}
+// New returns a server that listens nowhere yet.
+func New(current func() status.Status, log *slog.Logger) *Server {
+	return &Server{status: current, log: log}
 }
 
-// Run serves until ctx ends. An address that is taken is an error at once.
-func (s *Server) Run(ctx context.Context) error {
-	listener, err := net.Listen("tcp", s.addr)
-	if err != nil {
-		return fmt.Errorf("admin.listen: %w", err)
-	}
-	s.log.Info("status page", "url", "http://"+listener.Addr().String()+"/")
+// Serve answers on the listener, which it closes, until ctx ends.
+func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()

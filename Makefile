@@ -1,0 +1,85 @@
+# gatehouse. `make` lists the targets.
+SHELL := /bin/bash -o pipefail
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X e13.dev/gatehouse/internal/cli.Version=$(VERSION)
+# The lab's components must call themselves by the version they are, or clients
+# take them for v0.0.0.
+KUBE_VERSION := v1.36.1
+KUBE_LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(KUBE_VERSION) -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36
+GOLANGCI_VERSION := v2.15.0
+say = @printf '\033[1m==>\033[0m %s\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-unit test-netns test-e2e lab lab-down fuzz bench gen lint check deps labs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+build: ## build bin/gatehouse
+	$(say) "building bin/gatehouse (the first time, the modules it needs are downloaded)"
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/gatehouse ./cmd/gatehouse
+
+demo: build ## show the main job on loopback: no root, no cluster
+	@./bin/gatehouse demo
+
+test: test-unit test-netns test-e2e ## all tests; as root, since they make network namespaces
+
+test-unit: ## unit tests: no root, seconds
+	$(say) "unit tests"
+	@$(GO) test ./...
+
+test-netns: deps ## tests that need network namespaces
+	$(say) "network namespace tests"
+	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/...
+
+test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
+	$(say) "end-to-end tests in the lab (about 10 minutes)"
+	@cd lab && GATEHOUSE_LAB=required GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse LAB_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m -v ./... 2>&1 | ../scripts/testlog
+
+lab: build labs ## bring up the lab with gatehouse and two sample Services
+	@./bin/lab up --gatehouse bin/gatehouse --config lab/gatehouse.yaml --manifests deploy/rbac.yaml --samples
+
+lab-down: ## take the lab down again
+	@./bin/lab down
+
+labs: deps bin/labkube ## build the lab's binaries
+	$(say) "building bin/lab"
+	@cd lab && $(GO) build -trimpath -o ../bin/lab ./cmd/lab
+
+# Go knows best what has changed; -v lets the script say how far it is.
+bin/labkube: FORCE
+	@scripts/build-labkube '$(KUBE_LDFLAGS)'
+
+.PHONY: FORCE
+FORCE:
+
+deps: ## install the Debian packages that tests need
+	@scripts/deps
+
+fuzz: ## run each fuzz target for a while (FUZZTIME=30s)
+	@scripts/fuzz $(or $(FUZZTIME),30s)
+
+bench: ## benchmarks of the parts
+	@$(GO) test -run '^$$' -bench . -benchmem ./internal/...
+
+gen: ## write the generated docs anew
+	@$(GO) run ./internal/config/gen > docs/config.md
+
+lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
+	$(say) "lint"
+	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
+	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./cmd/lab/...
+	@test -z "$$(gofmt -l lab cmd internal | tee /dev/stderr)"
+
+.tools/golangci-lint-$(GOLANGCI_VERSION):
+	$(say) "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
+	@GOBIN=$(CURDIR)/.tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	@mv .tools/golangci-lint $@
+
+check: lint gen ## lint, and that generated files are current
+	@git diff --exit-code -- docs || { echo "generated files have changed: commit what 'make gen' wrote"; exit 1; }
+
+clean: ## remove what was built
+	@rm -rf bin .tools

@@ -1,0 +1,216 @@
+// Package cli is the command line: flags, output and exit codes. What the
+// commands do is in the packages that it calls.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/filewatch"
+)
+
+// Version is set by the linker.
+var Version = "dev"
+
+// Exit codes of every command.
+const (
+	exitOK    = 0
+	exitNo    = 1 // the input is bad or the answer is no
+	exitUsage = 2
+)
+
+// errNo is an answer that was already printed; it only sets the exit code.
+var errNo = errors.New("no")
+
+// usageError is a command line that makes no sense.
+type usageError struct{ error }
+
+// Main runs a command and returns its exit code.
+func Main(args []string, stdout, stderr io.Writer) int {
+	root := newRoot(stdout, stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errNo):
+		return exitNo
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "gatehouse: %v\nRun 'gatehouse --help' for the commands and their flags.\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "gatehouse: %v\n", err)
+		return exitNo
+	}
+}
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "gatehouse",
+		Short: "The front door of a bare-metal Kubernetes cluster",
+		Long: `gatehouse opens Services of type LoadBalancer in exactly the networks (zones)
+that they ask for, and spreads connections evenly over their pods.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("no command %q", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.CompletionOptions.HiddenDefaultCmd = true
+	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newAnnounce(), newDemo(), newVersion()} {
+		cmd.Args = noArgs
+		root.AddCommand(cmd)
+	}
+	return root
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no argument %q; files are given with -c", cmd.Name(), args[0])}
+	}
+	return nil
+}
+
+// addFiles gives a command its -c flag.
+func addFiles(cmd *cobra.Command, files *[]string) {
+	cmd.Flags().StringArrayVarP(files, "config", "c", nil, "configuration `FILE`; give it again for more files, which are merged")
+}
+
+func needFiles(files []string) error {
+	if len(files) == 0 {
+		return usageError{errors.New("give at least one configuration file with -c FILE")}
+	}
+	return nil
+}
+
+// load reads and parses files, or prints every problem they have.
+func load(stderr io.Writer, names []string) (*config.Config, error) {
+	var files []config.File
+	bad := false
+	for _, name := range names {
+		data, err := filewatch.Read(name)
+		if err != nil {
+			fmt.Fprintln(stderr, edge.Problem{Pos: edge.Pos{File: name}, What: "cannot be read: " + reason(err)})
+			bad = true
+			continue
+		}
+		files = append(files, config.File{Name: name, Data: data})
+	}
+	c, problems := config.Parse(files)
+	for _, p := range problems {
+		fmt.Fprintln(stderr, p)
+	}
+	if bad || len(problems) > 0 {
+		return nil, errNo
+	}
+	return c, nil
+}
+
+// reason is an error without the path that os puts in front of it.
+func reason(err error) string {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err.Error()
+	}
+	return err.Error()
+}
+
+// newLogger writes text on a terminal and JSON otherwise.
+func newLogger(stderr io.Writer, debugToo bool) *slog.Logger {
+	opts := &slog.HandlerOptions{}
+	if debugToo {
+		opts.Level = slog.LevelDebug
+	}
+	if isTerminal(stderr) {
+		return slog.New(slog.NewTextHandler(stderr, opts))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, opts))
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// untilSignal ends its context at the first SIGINT or SIGTERM. A second one
+// ends the process at once.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print version, commit and Go version",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			fmt.Fprintf(cmd.OutOrStdout(), "gatehouse %s (commit %s, %s %s/%s)\n", Version, commit(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return nil
+		},
+	}
+}
+
+func commit() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	revision, dirty := "unknown", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value[:min(len(s.Value), 12)]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = "+changes"
+		}
+	}
+	return revision + dirty
+}
+
+func newCheck() *cobra.Command {
+	var files []string
+	cmd := &cobra.Command{
+		Use:   "check -c FILE...",
+		Short: "Check configuration files; touch nothing",
+		Long: `check prints every problem of the files as FILE:LINE:COL: path: what is wrong;
+what would be right. It opens no socket and asks no cluster.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFiles(files); err != nil {
+				return err
+			}
+			if _, err := load(cmd.ErrOrStderr(), files); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: good\n", strings.Join(files, ", "))
+			return nil
+		},
+	}
+	addFiles(cmd, &files)
+	return cmd
+}

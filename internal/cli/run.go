@@ -1,0 +1,94 @@
+package cli
+
+import (
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"e13.dev/gatehouse/internal/daemon"
+	"e13.dev/gatehouse/internal/demo"
+)
+
+func newRun() *cobra.Command {
+	var files []string
+	var debugToo bool
+	cmd := &cobra.Command{
+		Use:   "run -c FILE...",
+		Short: "Run the daemon",
+		Long: `run opens what the files and the cluster ask for, and follows both: a changed file
+is read at once (SIGHUP asks for it too), and a bad one keeps the last good one
+running. SIGINT and SIGTERM close the listeners and let connections end; a second
+signal ends at once.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFiles(files); err != nil {
+				return err
+			}
+			if _, err := load(cmd.ErrOrStderr(), files); err != nil {
+				return err
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return daemon.New(daemon.Options{Files: files, Version: Version, Log: newLogger(cmd.ErrOrStderr(), debugToo)}).Run(ctx)
+		},
+	}
+	addFiles(cmd, &files)
+	cmd.Flags().BoolVar(&debugToo, "debug", false, "log more")
+	return cmd
+}
+
+func newAnnounce() *cobra.Command {
+	var files []string
+	var output string
+	var debugToo bool
+	cmd := &cobra.Command{
+		Use:   "announce -c FILE... -o OUT",
+		Short: "Keep an l4proxy v1 file written from LoadBalancer Services",
+		Long: `announce follows the cluster and writes what 'run' would open for Services to
+OUT as an l4proxy v1 file, replacing it in one step whenever something changes,
+also when the last Service goes.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFiles(files); err != nil {
+				return err
+			}
+			if output == "" {
+				return usageError{errors.New("say where to write with -o OUT")}
+			}
+			c, err := load(cmd.ErrOrStderr(), files)
+			if err != nil {
+				return err
+			}
+			if c.Kubernetes == nil {
+				return errors.New("announce needs a kubernetes block in the configuration")
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return daemon.NewAnnouncer(daemon.Options{Files: files, Version: Version, Log: newLogger(cmd.ErrOrStderr(), debugToo)}, output).Run(ctx)
+		},
+	}
+	addFiles(cmd, &files)
+	cmd.Flags().StringVarP(&output, "output", "o", "", "the `FILE` to write")
+	cmd.Flags().BoolVar(&debugToo, "debug", false, "log more")
+	return cmd
+}
+
+func newDemo() *cobra.Command {
+	var once bool
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show a gatehouse in front of three sample backends, on loopback",
+		Long: `demo needs no root and no cluster. It starts three sample backends and a gatehouse
+in front of them on loopback, sends requests through it and shows which backend
+answered, until you stop it with Ctrl-C.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return demo.Run(ctx, demo.Options{
+				Out: cmd.OutOrStdout(), Once: once, Version: Version,
+				Live: isTerminal(cmd.OutOrStdout()) && os.Getenv("TERM") != "dumb",
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&once, "once", false, "send 300 requests, print how many each backend got, and exit")
+	return cmd
+}

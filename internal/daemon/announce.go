@@ -1,0 +1,149 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/filewatch"
+	"e13.dev/gatehouse/internal/l4proxyfile"
+)
+
+// Announcer keeps an l4proxy file written from what a Daemon would open for
+// Services. It serves nothing, probes nothing and writes nothing to the cluster:
+// l4proxy checks its backends itself, and may run on another machine, so every
+// interface of the configuration is taken to exist.
+type Announcer struct {
+	opts    Options
+	output  string
+	log     *slog.Logger
+	wake    chan struct{}
+	files   files
+	cluster cluster
+	told    changeLog
+}
+
+// NewAnnouncer prepares an announcer that writes to the file output.
+func NewAnnouncer(o Options, output string) *Announcer {
+	a := &Announcer{opts: o, output: output, log: o.Log, wake: make(chan struct{}, 1)}
+	a.files = files{log: o.Log, names: o.Files}
+	a.cluster = cluster{log: o.Log, changed: func() {
+		select {
+		case a.wake <- struct{}{}:
+		default:
+		}
+	}}
+	a.told = changeLog{log: o.Log}
+	return a
+}
+
+// Run writes until ctx ends. The file stays as it is then.
+func (a *Announcer) Run(ctx context.Context) error {
+	if !a.files.read() {
+		return errBadStart
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	watcher := filewatch.New(a.opts.Files, settle, a.log)
+	task(g, "files", func() error { return watcher.Run(ctx) })
+	task(g, "signals", func() error { return onHangup(ctx, watcher.Reload) })
+	task(g, "loop", func() error { return a.loop(ctx, watcher) })
+	err := g.Wait()
+	a.cluster.task.stop()
+	return err
+}
+
+func (a *Announcer) loop(ctx context.Context, watcher *filewatch.Watcher) error {
+	for {
+		a.decide(ctx)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case contents := <-watcher.Changed():
+			a.files.reload(contents)
+		case <-a.wake:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pace):
+		}
+	}
+}
+
+func (a *Announcer) decide(ctx context.Context) {
+	c := a.files.current()
+	a.cluster.use(ctx, c.Kubernetes)
+	var problems []edge.Problem
+	if c.Kubernetes != nil {
+		problems = a.cluster.problems(c.Kubernetes.Pos)
+	}
+	snapshot, _, _ := a.cluster.look()
+	if snapshot == nil && c.Kubernetes != nil {
+		a.told.tell(desired.State{}, problems) // an old file is better than one that closes everything
+		return
+	}
+	services := *c
+	services.Frontends, services.Admin = nil, config.Admin{}
+	state, decided := desired.Build(desired.Inputs{Config: &services, Interfaces: everyInterface(c), Cluster: snapshot})
+	frontends, left := announceable(state.Frontends)
+	problems = append(append(problems, decided...), left...)
+	data := l4proxyfile.Render(frontends)
+	changed, err := l4proxyfile.WriteFile(a.output, data)
+	switch {
+	case err != nil:
+		problems = append(problems, edge.Problem{Pos: edge.Pos{File: a.output}, What: "cannot be written: " + err.Error()})
+	case changed:
+		a.log.Info("file written", "file", a.output, "frontends", len(frontends))
+	}
+	a.told.tell(desired.State{Frontends: frontends}, problems)
+}
+
+// announceable leaves out what an l4proxy file cannot say. A frontend that only
+// some clients may use stays out: there it would be open to all.
+func announceable(all []edge.Frontend) (frontends []edge.Frontend, left []edge.Problem) {
+	for _, f := range all {
+		object := "service/" + f.Name
+		if f.SourceRanges != nil {
+			left = append(left, edge.Problem{Object: object, What: "left out: l4proxy knows no source ranges, and would open it to everybody", Remedy: "use gatehouse run for it"})
+			continue
+		}
+		var v4 []edge.Backend
+		for _, b := range f.Backends {
+			if b.Addr.Addr().Is4() {
+				v4 = append(v4, b)
+			}
+		}
+		if len(v4) < len(f.Backends) {
+			left = append(left, edge.Problem{Object: object, What: fmt.Sprintf("%d IPv6 backends left out: l4proxy speaks IPv4 only", len(f.Backends)-len(v4)), Remedy: "use gatehouse run for it"})
+		}
+		if len(v4) == 0 {
+			continue // closed is what a frontend without backends should be
+		}
+		f.Backends = v4
+		frontends = append(frontends, f)
+	}
+	return frontends, left
+}
+
+// everyInterface pretends that all interfaces of the configuration exist.
+func everyInterface(c *config.Config) []edge.Interface {
+	var all []edge.Interface
+	for _, z := range c.Zones {
+		for _, name := range z.Interfaces {
+			all = append(all, edge.Interface{Name: name, Up: true, Addrs: []netip.Prefix{}})
+		}
+	}
+	return all
+}
+
+// errBadStart is returned when there is no configuration to begin with. What is
+// wrong with the files was logged.
+var errBadStart = errors.New("the configuration is bad, and there is no earlier one to go on with")

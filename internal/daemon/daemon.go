@@ -1,0 +1,316 @@
+// Package daemon introduces the parts to each other and runs the one loop:
+// snapshots of files, cluster, interfaces and health go into desired.Build, and
+// what comes out goes to the appliers. It decides nothing itself.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/filewatch"
+	"e13.dev/gatehouse/internal/health"
+	"e13.dev/gatehouse/internal/host"
+	"e13.dev/gatehouse/internal/relay"
+	"e13.dev/gatehouse/internal/resolve"
+	"e13.dev/gatehouse/internal/status"
+	"e13.dev/gatehouse/internal/web"
+)
+
+const (
+	// Files are read once they have been quiet for this long: an editor writes
+	// in several steps.
+	settle = 200 * time.Millisecond
+	// Changes that come within this time of the last decision are decided
+	// together: a rollout of a large Deployment is a burst of them.
+	pace = 20 * time.Millisecond
+	// What could not be done is tried again after this time: a port that is
+	// taken, a kubeconfig that is not there.
+	retryInterval = 2 * time.Second
+	// Connections may go on for this long after SIGTERM.
+	drainTime = 10 * time.Second
+)
+
+// Options are what the command line says.
+type Options struct {
+	Files   []string // at least one, good when the daemon starts
+	Version string
+	Log     *slog.Logger
+}
+
+// Daemon is a gatehouse that serves.
+type Daemon struct {
+	opts     Options
+	log      *slog.Logger
+	started  time.Time
+	wake     chan struct{}
+	files    files
+	cluster  cluster
+	names    *resolve.Names
+	observer *host.Observer
+	prober   *health.Prober
+	relay    *relay.Relay
+	admin    slot
+	events   eventLog
+	log3am   changeLog
+
+	mu      sync.Mutex
+	state   desired.State
+	decided []edge.Problem
+	ready   bool
+	waiting []string
+	nodes   [2]int // Services and Nodes in the last cluster snapshot
+	synced  bool
+}
+
+// New prepares a daemon; nothing runs or listens before Run.
+func New(o Options) *Daemon {
+	d := &Daemon{opts: o, log: o.Log, wake: make(chan struct{}, 1)}
+	d.files = files{log: o.Log, names: o.Files}
+	d.cluster = cluster{log: o.Log, changed: d.kick}
+	d.names = resolve.New(o.Log)
+	d.observer = host.New(o.Log)
+	d.prober = health.New(o.Log, health.Options{})
+	d.relay = relay.New(o.Log, relay.Options{OnDialError: func(addr netip.AddrPort, _ error) { d.prober.Hurry(addr) }})
+	d.log3am = changeLog{log: o.Log}
+	return d
+}
+
+// kick asks the loop for a new decision.
+func (d *Daemon) kick() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run serves until ctx ends, then lets connections end for a while. Files that
+// are bad from the start are an error.
+func (d *Daemon) Run(ctx context.Context) error {
+	d.started = time.Now()
+	if !d.files.read() {
+		return errBadStart
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	watcher := filewatch.New(d.opts.Files, settle, d.log)
+	task(g, "files", func() error { return watcher.Run(ctx) })
+	task(g, "signals", func() error { return onHangup(ctx, watcher.Reload) })
+	task(g, "interfaces", func() error { return d.observer.Run(ctx) })
+	task(g, "names", func() error { return d.names.Run(ctx) })
+	task(g, "health", func() error { return d.prober.Run(ctx) })
+	task(g, "loop", func() error { return d.loop(ctx, watcher) })
+	err := g.Wait()
+	d.stop()
+	return err
+}
+
+// task runs part of the daemon. Being stopped is success; anything else names
+// the part.
+func task(g *errgroup.Group, name string, run func() error) {
+	g.Go(func() error {
+		if err := run(); err != nil && !errors.Is(err, context.Canceled) {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+func onHangup(ctx context.Context, reload func()) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-hangup:
+			reload()
+		}
+	}
+}
+
+// stop closes the listeners at once and the connections when they end, or when
+// the drain time does.
+func (d *Daemon) stop() {
+	d.cluster.task.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := d.relay.Close(ctx); err != nil {
+		d.log.Warn("connections were cut", "err", err)
+	}
+	d.admin.stop()
+	d.log.Info("stopped")
+}
+
+// loop decides whenever something has changed.
+func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
+	retry := time.NewTicker(retryInterval)
+	defer retry.Stop()
+	for {
+		unfinished := d.decide(ctx)
+		again := retry.C
+		if !unfinished {
+			again = nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case contents := <-watcher.Changed():
+			d.files.reload(contents)
+		case <-d.wake:
+		case <-d.observer.Changed():
+		case <-d.names.Changed():
+		case <-d.prober.Changed():
+		case <-again:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pace):
+		}
+	}
+}
+
+// decide takes the snapshots, builds the desired state and applies it. It
+// reports whether something is left to try again.
+func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
+	c := d.files.current()
+	d.names.Follow(hostNames(c))
+	d.cluster.use(ctx, c.Kubernetes)
+	interfaces, err := d.observer.Snapshot()
+	if err != nil {
+		d.log.Error("interfaces not read", "err", err)
+		return true
+	}
+	snapshot, client, synced := d.cluster.look()
+	in := desired.Inputs{
+		Config: c, Interfaces: interfaces, Cluster: snapshot, Hosts: d.names.Snapshot(),
+		Health: d.prober.Snapshot(), Doors: failed(d.relay.Doors()),
+	}
+	state, problems := desired.Build(in)
+	d.prober.Apply(state.Probes)
+	doors := failed(d.relay.Apply(state.Frontends))
+	if !sameDoors(in.Doors, doors) {
+		// What the machine refused is an input of the decision: decide again,
+		// so that nobody is told that a door is open which is not.
+		in.Doors = doors
+		state, problems = desired.Build(in)
+	}
+	if synced {
+		client.Apply(state.Statuses)
+		for _, e := range d.events.fresh(state.Events, snapshot) {
+			client.Emit(e)
+		}
+	}
+	admin := d.serveAdmin(ctx, c.Admin)
+	problems = append(problems, admin...)
+	if c.Kubernetes != nil {
+		problems = append(problems, d.cluster.problems(c.Kubernetes.Pos)...)
+	}
+	slices.SortStableFunc(problems, desired.ComparePositions)
+	d.log3am.tell(state, problems)
+	d.publish(c, state, problems, snapshot, synced, len(doors))
+	return len(doors) > 0 || len(admin) > 0
+}
+
+// serveAdmin keeps the status page where the configuration wants it. A page
+// that cannot be served is a problem, and no reason to serve no traffic.
+func (d *Daemon) serveAdmin(ctx context.Context, a config.Admin) []edge.Problem {
+	if a.Listen == "" {
+		d.admin.stop()
+		return nil
+	}
+	if d.admin.holds(a.Listen) {
+		return nil
+	}
+	d.admin.stop() // before listening: the new address may overlap the old one
+	listener, err := net.Listen("tcp", a.Listen)
+	if err != nil {
+		return []edge.Problem{{Pos: a.Pos, Path: "admin.listen", What: err.Error(), Remedy: "stop what has the port, or use another"}}
+	}
+	d.log.Info("status page", "url", "http://"+listener.Addr().String()+"/")
+	// The page outlives ctx, to show connections draining.
+	d.admin.set(context.WithoutCancel(ctx), a.Listen, func(ctx context.Context) {
+		if err := web.New(d.Status, d.log).Serve(ctx, listener); err != nil && !errors.Is(err, context.Canceled) {
+			d.log.Error("status page ended", "err", err)
+		}
+	})
+	return nil
+}
+
+func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.Problem, snapshot *edge.Cluster, synced bool, closedDoors int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state, d.decided, d.synced = state, problems, synced
+	d.nodes = [2]int{}
+	if snapshot != nil {
+		d.nodes = [2]int{len(snapshot.Services), len(snapshot.Nodes)}
+	}
+	d.waiting = nil
+	if c.Kubernetes != nil && snapshot == nil {
+		d.waiting = append(d.waiting, "the Kubernetes API")
+	}
+	if closedDoors > 0 {
+		d.waiting = append(d.waiting, fmt.Sprintf("%d listeners that could not be opened", closedDoors))
+	}
+	if ready := len(d.waiting) == 0; ready != d.ready {
+		d.ready = ready
+		d.log.Info("readiness changed", "ready", ready, "waiting_for", d.waiting)
+	}
+}
+
+// Status is what this daemon says of itself now.
+func (d *Daemon) Status() status.Status {
+	doors, stats := d.relay.Doors(), d.relay.Stats()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := status.Status{
+		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
+		Config: d.files.status(), Exposures: d.state.Exposures, Frontends: frontends(d.state.Frontends, doors, stats),
+	}
+	s.Problems = append(slices.Clone(s.Config.Problems), d.decided...)
+	if c := d.files.current(); c.Kubernetes != nil {
+		s.Cluster = &status.Cluster{Synced: d.synced, Services: d.nodes[0], Nodes: d.nodes[1]}
+		if problems := d.cluster.problems(c.Kubernetes.Pos); len(problems) > 0 {
+			s.Cluster.Error = problems[0].What
+		}
+	}
+	return s
+}
+
+// failed are the doors that could not be opened, with the reason.
+func failed(doors []relay.DoorStatus) map[edge.Door]string {
+	bad := map[edge.Door]string{}
+	for _, s := range doors {
+		if s.Error != "" {
+			bad[s.Door] = s.Error
+		}
+	}
+	return bad
+}
+
+func sameDoors(x, y map[edge.Door]string) bool {
+	if len(x) != len(y) {
+		return false
+	}
+	for door, err := range x {
+		if y[door] != err {
+			return false
+		}
+	}
+	return true
+}
