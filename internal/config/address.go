@@ -113,8 +113,11 @@ func parseAdmin(s string) (edge.HostPort, *fault) {
 // canonicalHost makes hosts equal that are written differently.
 func canonicalHost(s string) string {
 	s = strings.TrimSuffix(strings.ToLower(s), ".")
-	if s == "localhost" {
+	switch s {
+	case "localhost":
 		return "127.0.0.1"
+	case "0.0.0.0", "::": // what net.Listen makes of either: every address of both families
+		return ""
 	}
 	return s
 }
@@ -222,53 +225,6 @@ func parseHost(s string) (string, *fault) {
 		return "", &fault{quote(s) + " is neither an IP address nor a host name", "host names have letters, digits, - and dots"}
 	}
 	return s, nil
-}
-
-// checkInterface says what the kernel would not accept as an interface name
-// (dev_valid_name in net/core/dev.c).
-func checkInterface(s string) *fault {
-	const rule = `interface names have 1 to 15 bytes, without "/", ":" and spaces`
-	if s == "" {
-		return &fault{"the interface name is empty", rule}
-	}
-	bad := strings.ContainsFunc(s, func(r rune) bool {
-		return r <= ' ' || r == '/' || r == ':' || r == 0x7f || r == 0x85 || r == 0xa0
-	})
-	if bad || len(s) > 15 || s == "." || s == ".." {
-		return &fault{quote(s) + " is not an interface name", rule}
-	}
-	return nil
-}
-
-var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-
-// checkLabel accepts what Kubernetes accepts as a namespace (RFC 1123 label).
-func checkLabel(what, s string) *fault {
-	if dnsLabel.MatchString(s) {
-		return nil
-	}
-	f := &fault{quote(s) + " is not a " + what, "a " + what + " has 1 to 63 small letters, digits and -, and starts and ends with a letter or digit"}
-	if lower := strings.ReplaceAll(strings.ToLower(s), "_", "-"); dnsLabel.MatchString(lower) {
-		f.remedy = "did you mean " + quote(lower) + "? " + f.remedy
-	}
-	return f
-}
-
-// checkFrontendName keeps names usable in tables and metrics, and apart from
-// those of Services, which have a "/".
-func checkFrontendName(s string) *fault {
-	bad := strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == '"' || r == 0x7f || !strconv.IsPrint(r) })
-	if s == "" || bad || len(s) > 253 {
-		return &fault{quote(s) + " is not a name for a frontend", `names have 1 to 253 bytes, without spaces, quotes and "/"`}
-	}
-	return nil
-}
-
-func checkFileName(s string) *fault {
-	if s == "" || strings.ContainsRune(s, 0) {
-		return &fault{quote(s) + " is not a file name", "write the name of a file, or leave it out"}
-	}
-	return nil
 }
 
 // parseNetwork reads a network of clients.

@@ -18,13 +18,9 @@ func (p *parser) checkZoneNames() {
 	if p.zonesUnknown {
 		return
 	}
-	exists := map[string]bool{}
-	for _, z := range p.cfg.Zones {
-		exists[z.Name] = true
-	}
 	for _, ref := range p.zoneRefs {
-		if !exists[ref.text] {
-			ref.at.problem("no zone named "+quote(ref.text), suggest(ref.text, "have", sorted(exists)))
+		if !p.zoneNamed[ref.text] {
+			ref.at.problem("no zone named "+quote(ref.text), suggest(ref.text, "have", sorted(p.zoneNamed)))
 		}
 	}
 }
@@ -32,7 +28,7 @@ func (p *parser) checkZoneNames() {
 // A claim is a TCP port that something in the files listens on: in a zone, on
 // an interface, at an address, or everywhere.
 type claim struct {
-	zone, device, host string
+	zone, device, host string // host as canonicalHost has it
 	port               uint16
 	text               string // how it is written
 	at                 value
@@ -43,26 +39,37 @@ func (c *claim) everywhere() bool { return c.zone == "" && c.device == "" }
 // claim notes what a frontend opens.
 func (f *file) claim(fe *Frontend, listen value, zones []text) {
 	if l := fe.Listen; l != nil {
-		f.claims = append(f.claims, claim{device: l.Device, host: l.Host, port: l.Port, text: l.String(), at: listen})
+		f.claims = append(f.claims, claim{device: l.Device, host: canonicalHost(l.Host), port: l.Port, text: l.String(), at: listen})
 	}
 	if fe.Port == 0 {
 		return
 	}
 	for _, z := range zones {
-		f.claims = append(f.claims, claim{zone: z.text, port: fe.Port, text: "port " + strconv.Itoa(int(fe.Port)) + " in zone " + z.text, at: z.at})
+		if z.text != "" {
+			f.claims = append(f.claims, claim{zone: z.text, port: fe.Port, text: "port " + strconv.Itoa(int(fe.Port)) + " in zone " + z.text, at: z.at})
+		}
 	}
 }
 
-// checkOverlaps compares each claim with those before it.
+// checkOverlaps compares each claim with those before it. It runs when all
+// files are read, because a later one may say what an interface belongs to.
 func (p *parser) checkOverlaps() {
 	byPort := map[uint16][]*claim{}
 	for i := range p.claims {
 		c := &p.claims[i]
+		if c.zone != "" && !p.zoneNamed[c.zone] {
+			continue
+		}
 		for _, earlier := range byPort[c.port] {
-			if p.overlap(c, earlier) {
-				c.at.problem(c.text+" overlaps with "+earlier.text, "the other one is at "+earlier.at.pos().String()+"; change the port of one of them")
-				break
+			if !p.overlap(c, earlier) {
+				continue
 			}
+			what := c.text + " overlaps with " + earlier.text
+			if c.text == earlier.text {
+				what = c.text + " is taken twice"
+			}
+			c.at.problem(what, "the other one is at "+earlier.at.pos().String()+"; change the port of one of them")
+			break
 		}
 		byPort[c.port] = append(byPort[c.port], c)
 	}
@@ -70,9 +77,10 @@ func (p *parser) checkOverlaps() {
 
 // overlap follows what the kernel refuses to bind twice (inet_csk_bind_conflict):
 // two sockets conflict unless their devices differ, or their addresses do. So
-// an address conflicts with every interface, whether the interface has it or not.
+// an address conflicts with every interface, whether the interface has it or
+// not. Names are compared as far as one can without asking what they stand for.
 func (p *parser) overlap(a, b *claim) bool {
-	return p.placesMeet(a, b) && hostsMeet(a.host, b.host)
+	return (a.host == b.host || a.host == "" || b.host == "") && p.placesMeet(a, b)
 }
 
 func (p *parser) placesMeet(a, b *claim) bool {
@@ -88,24 +96,4 @@ func (p *parser) placesMeet(a, b *claim) bool {
 	default:
 		return p.members[a.device].zone == b.zone
 	}
-}
-
-// hostsMeet compares addresses, and names as far as one can without asking
-// anybody what they stand for.
-func hostsMeet(a, b string) bool {
-	a, b = canonicalHost(a), canonicalHost(b)
-	if a == b || a == "" || b == "" {
-		return true
-	}
-	addrA, isA := edge.HostPort{Host: a}.Addr()
-	addrB, isB := edge.HostPort{Host: b}.Addr()
-	switch {
-	case isA && isB:
-		return addrA.Is4() == addrB.Is4() && (addrA.IsUnspecified() || addrB.IsUnspecified())
-	case isA:
-		return addrA.IsUnspecified()
-	case isB:
-		return addrB.IsUnspecified()
-	}
-	return false
 }

@@ -6,9 +6,11 @@ type block struct {
 	path   string // "frontends[].health"; empty: the top of the file
 	format string // the apiVersion it belongs to
 	doc    string
-	fields []field
-	later  []refusal // fields that are planned: refused, never ignored
-	wrong  []refusal // fields of other formats, with their name in this one
+	// example is shown where an element of a list or map is something else.
+	example string
+	fields  []field
+	later   []refusal // fields that are planned: refused, never ignored
+	wrong   []refusal // fields of other formats, with their name in this one
 }
 
 // A field is one key of a block.
@@ -54,7 +56,7 @@ var topBlock = block{
 }
 
 var zoneBlock = block{
-	path: "zones.NAME", format: APIVersion,
+	path: "zones.NAME", format: APIVersion, example: "{interfaces: [eth1]}",
 	doc: "A packet belongs to the zone of the interface it came in on, whatever its addresses.",
 	fields: []field{
 		{"interfaces", "list of interface names", required, "[eth1]", "The interfaces that make up the zone. An interface is in one zone at most."},
@@ -62,13 +64,13 @@ var zoneBlock = block{
 }
 
 var frontendBlock = block{
-	path: "frontends[]", format: APIVersion,
+	path: "frontends[]", format: APIVersion, example: `{zones: [home], port: 22, backends: [{address: "10.0.0.101:22"}]}`,
 	doc: "A port opened in zones, or at a listen address, and where its connections go.",
 	fields: []field{
 		{"name", "text", "made from `zones` and `port`, or `listen`", "git-ssh", "What it is called in plan, status and metrics."},
 		{"zones", "list of zone names", "none", "[home]", "Where it is open. Either `zones` and `port`, or `listen`."},
 		{"port", "1 to 65535", "required with `zones`", "22", "The port opened in each of the zones."},
-		{"listen", "text", "none", `"127.0.0.1:2222"`, "One listen address instead of zones: `\":2222\"` (every address), `\"127.0.0.1:2222\"`, `\"[::1]:2222\"`, `\"name:2222\"` or `\"@eth1:2222\"` (what comes in on eth1). Quote it: `@` and `[` mean something else in YAML."},
+		{"listen", "listen address", "none", `"127.0.0.1:2222"`, "One listen address instead of zones: `\":2222\"` (every address), `\"127.0.0.1:2222\"`, `\"[::1]:2222\"`, `\"name:2222\"` or `\"@eth1:2222\"` (what comes in on eth1). Quote it: `@` and `[` mean something else in YAML."},
 		{"protocol", "`TCP`", "`TCP`", "TCP", "Transport protocol."},
 		{"dataPlane", "`proxy`", "`proxy`", "proxy", "What moves the bytes."},
 		{"balance", "`random`", "`random`", "random", "How a backend is chosen for a new connection: at random, by weight."},
@@ -100,7 +102,7 @@ var healthBlock = block{
 }
 
 var backendBlock = block{
-	path: "frontends[].backends[]", format: APIVersion,
+	path: "frontends[].backends[]", format: APIVersion, example: `{address: "10.0.0.101:22"}`,
 	fields: []field{
 		{"address", "HOST:PORT", required, `"10.0.0.101:22"`, "An IP address or a host name, and a port. IPv6 addresses in brackets: `\"[fd00::1]:22\"`."},
 		{"weight", "0 to 65535", "`1`", "1", "Its share of new connections relative to the other backends; 0: none."},
@@ -129,7 +131,7 @@ var kubernetesBlock = block{
 }
 
 var allowBlock = block{
-	path: "kubernetes.allow.ZONE", format: APIVersion,
+	path: "kubernetes.allow.ZONE", format: APIVersion, example: "{namespaces: [ingress-public]}",
 	fields: []field{
 		{"namespaces", "list of namespaces", required, "[ingress-public]", "Only Services in these namespaces may ask for the zone; `[]`: none may."},
 	},
@@ -160,9 +162,9 @@ var l4Block = block{
 }
 
 var l4FrontendBlock = block{
-	path: "frontends[]", format: L4ProxyVersion,
+	path: "frontends[]", format: L4ProxyVersion, example: `{bind: ":1313", backends: [{address: "localhost:1314"}]}`,
 	fields: []field{
-		{"bind", "text", required, `":1313"`, "Where it listens: `\":1313\"`, `\"10.0.0.1:1313\"`, `\"hostname:1313\"` or `\"@lo:1313\"`."},
+		{"bind", "listen address", required, `":1313"`, "Where it listens: `\":1313\"`, `\"10.0.0.1:1313\"`, `\"hostname:1313\"` or `\"@lo:1313\"`."},
 		{"backends", "list", required, `[{address: "localhost:1314"}]`, "Where connections go."},
 		{"healthInterval", "seconds", "`5`", "5", "Time between two probes; 0: no probes."},
 		{"timeout", "duration", "`0`", "30s", "Close a connection after this long without a byte; 0: never."},
@@ -174,7 +176,7 @@ var l4FrontendBlock = block{
 }
 
 var l4BackendBlock = block{
-	path: "frontends[].backends[]", format: L4ProxyVersion,
+	path: "frontends[].backends[]", format: L4ProxyVersion, example: `{address: "localhost:1314"}`,
 	fields: []field{
 		{"address", "HOST:PORT", required, `"localhost:1314"`, "An IP address or a host name, and a port."},
 	},

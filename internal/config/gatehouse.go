@@ -60,6 +60,7 @@ func (f *file) zones(v value) {
 			zone.Interfaces = f.interfaces(m.need("interfaces"), e.key)
 		}
 		f.cfg.Zones = append(f.cfg.Zones, zone)
+		f.zoneNamed[e.key] = true
 	}
 }
 
@@ -96,7 +97,9 @@ func (f *file) frontend(v value) {
 	fe.SourceRanges = m.get("sourceRanges").networks()
 	m.get("health").health(&fe.Health)
 	fe.Backends = backends(m.need("backends"), &backendBlock)
-	f.claim(&fe, m.get("listen"), zones)
+	if zones == nil || fe.Listen == nil { // both is a problem of its own
+		f.claim(&fe, m.get("listen"), zones)
+	}
 	f.add(fe, v, m.get("name"))
 }
 
@@ -291,5 +294,5 @@ func (f *file) admin(v value, pos edge.Pos) {
 		return
 	}
 	f.cfg.Admin.Listen = s
-	f.claims = append(f.claims, claim{host: hp.Host, port: hp.Port, text: "admin.listen " + s, at: listen})
+	f.claims = append(f.claims, claim{host: canonicalHost(hp.Host), port: hp.Port, text: s, at: listen})
 }

@@ -33,20 +33,25 @@ func (v value) problem(what, remedy string) {
 
 func (v value) fault(f *fault) { v.problem(f.what, f.remedy) }
 
-// wrongKind says that something else was expected, with an example if the
-// field has one.
-func (v value) wrongKind(want string) {
+// wrongKind says that something else was expected, with the example of the
+// field, or the one given for elements of lists and maps.
+func (v value) wrongKind(want, example string) {
 	var remedy string
-	if v.spec != nil {
+	switch {
+	case v.spec != nil:
 		remedy = v.spec.remedy()
+	case example != "":
+		remedy = "write " + example
 	}
 	switch {
 	case v.node.Kind == yaml.AliasNode:
 		v.problem("aliases (*"+v.node.Value+") are not supported", "write the value out")
 	case v.node.Kind == yaml.ScalarNode && v.node.Tag == "!!null":
 		switch {
-		case v.spec == nil:
+		case v.spec == nil && remedy == "":
 			remedy = "write one, or remove it"
+		case v.spec == nil:
+			remedy += ", or remove it"
 		case v.spec.def != required:
 			remedy += ", or leave it out"
 		}
@@ -86,7 +91,7 @@ func (v value) scalar(tag, want string) (string, bool) {
 		return "", false
 	}
 	if v.node.Kind != yaml.ScalarNode || v.node.Tag != tag || v.node.Style&yaml.TaggedStyle != 0 {
-		v.wrongKind(want)
+		v.wrongKind(want, "")
 		return "", false
 	}
 	return v.node.Value, true
@@ -96,7 +101,8 @@ func (v value) text() (string, bool) {
 	if v.absent() {
 		return "", false
 	}
-	if n := v.node; n.Kind == yaml.ScalarNode && n.Style == 0 && slices.Contains([]string{"!!int", "!!float", "!!bool", "!!timestamp"}, n.Tag) {
+	words := v.spec == nil || v.spec.typ == "text"
+	if n := v.node; words && n.Kind == yaml.ScalarNode && n.Style == 0 && slices.Contains([]string{"!!int", "!!float", "!!bool", "!!timestamp"}, n.Tag) {
 		v.problem("must be text, not "+describe(n), "put it in quotes: "+quote(n.Value))
 		return "", false
 	}
@@ -144,7 +150,9 @@ func (v value) int(dst *int, lo, hi int) bool {
 		return false
 	}
 	n, err := strconv.Atoi(s)
-	if err != nil && strings.Trim(s, "0123456789") != "" && strings.Trim(s, "-0123456789") != "" {
+	// 0x50 and 1_000 are numbers to YAML, and 010 is eight or ten, depending on
+	// whom one asks.
+	if strings.Trim(s, "-0123456789") != "" || err == nil && strconv.Itoa(n) != s {
 		v.problem(quote(s)+" is not a decimal number", "write one from "+limits)
 		return false
 	}
@@ -227,8 +235,8 @@ func (v value) list() []value {
 	if v.absent() {
 		return nil
 	}
-	if v.node.Kind != yaml.SequenceNode {
-		v.wrongKind("a list")
+	if v.node.Kind != yaml.SequenceNode || v.node.Style&yaml.TaggedStyle != 0 {
+		v.wrongKind("a list", "")
 		return nil
 	}
 	elements := make([]value, len(v.node.Content))
@@ -289,15 +297,19 @@ type entry struct {
 	value value
 }
 
+func (v value) isMap(example string) bool {
+	if v.node.Kind != yaml.MappingNode || v.node.Style&yaml.TaggedStyle != 0 {
+		v.wrongKind("a map", example)
+		return false
+	}
+	return true
+}
+
 var bareKey = regexp.MustCompile(`^[-A-Za-z0-9_]{1,63}$`)
 
 // entries returns what a map holds, in file order, each key once.
 func (v value) entries() []entry {
-	if v.absent() {
-		return nil
-	}
-	if v.node.Kind != yaml.MappingNode || v.node.Style&yaml.TaggedStyle != 0 {
-		v.wrongKind("a map")
+	if v.absent() || !v.isMap("") {
 		return nil
 	}
 	var entries []entry
@@ -323,7 +335,7 @@ func (v value) entries() []entry {
 			at.path += "." + key
 		}
 		if pos, ok := first[key]; ok {
-			at.problem("is there twice", "the first is at "+pos.String())
+			at.problem("defined twice", "the first is at "+pos.String()+"; keep one of them")
 			continue
 		}
 		first[key] = at.pos()
@@ -343,11 +355,7 @@ type fields struct {
 // fields reads a map that may hold what the block says, and nothing else.
 func (v value) fields(b *block) (fields, bool) {
 	f := fields{of: v, block: b, values: map[string]value{}, keys: map[string]value{}}
-	if v.absent() {
-		return f, false
-	}
-	if v.node.Kind != yaml.MappingNode {
-		v.wrongKind("a map")
+	if v.absent() || !v.isMap(b.example) {
 		return f, false
 	}
 	for _, e := range v.entries() {

@@ -22,7 +22,7 @@ const MaxFileSize = 1 << 20
 //		fmt.Println(p) // gatehouse.yaml:5:11: frontends[0].zones[0]: no zone named "lan2"; have lan
 //	}
 func Parse(files []File) (*Config, []edge.Problem) {
-	p := &parser{members: map[string]member{}, names: map[string]named{}, blocks: map[string]edge.Pos{}}
+	p := &parser{zoneNamed: map[string]bool{}, members: map[string]member{}, names: map[string]named{}, blocks: map[string]edge.Pos{}}
 	for i, f := range files {
 		p.parseFile(&file{parser: p, index: i, name: f.Name}, f.Data)
 	}
@@ -48,6 +48,7 @@ type parser struct {
 	// not be read: whether a zone exists is then not asked.
 	zonesUnknown bool
 	zoneRefs     []text
+	zoneNamed    map[string]bool
 	members      map[string]member   // by interface
 	names        map[string]named    // of frontends
 	blocks       map[string]edge.Pos // kubernetes and admin
@@ -119,12 +120,14 @@ func (f *file) format(root value) string {
 			continue
 		}
 		v := value{file: f, node: root.node.Content[i+1], path: "apiVersion", spec: topBlock.field("apiVersion")}
-		if got, ok := v.text(); ok {
-			if got == APIVersion || got == L4ProxyVersion {
-				return got
-			}
-			v.problem("no format "+quote(got), "write "+APIVersion+", or "+L4ProxyVersion+" for an l4proxy file")
+		if v.node.Kind != yaml.ScalarNode || v.node.Tag == "!!null" {
+			v.text()
+			return ""
 		}
+		if got := v.node.Value; got == APIVersion || got == L4ProxyVersion {
+			return got
+		}
+		v.problem("no format "+quote(v.node.Value), "write "+APIVersion+", or "+L4ProxyVersion+" for an l4proxy file")
 		return ""
 	}
 	guess := APIVersion

@@ -103,7 +103,7 @@ func utf16WithoutMark(data []byte) bool {
 var (
 	yamlLine = regexp.MustCompile(`^line (\d+): `)
 	// unquoted finds a value that starts with a sign that YAML has other plans for.
-	unquoted = regexp.MustCompile("^[^#\"']*?(?:^|[-:,\\[{] *)([@`%][^ ,\\]}]*)")
+	unquoted = regexp.MustCompile("^[^#\"']*?(?:^|[-:,\\[{] *)([@`%*][^ ,\\]}]*)")
 	// brackets finds an IPv6 listen address that YAML takes for a list.
 	brackets = regexp.MustCompile(`^[^#"']*?[-:] +(\[[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*\]:\d+)`)
 )
@@ -130,6 +130,15 @@ func (f *file) syntaxError(data []byte, err error) {
 		at(l, col, "a tab in the indentation", "YAML is indented with spaces")
 		return
 	}
+	if name, ok := strings.CutPrefix(message, "unknown anchor '"); ok {
+		name = strings.TrimSuffix(name, "' referenced")
+		for i, l := range lines {
+			if col := strings.Index(l, "*"+name); col >= 0 {
+				at(i+1, utf8.RuneCountInString(l[:col])+1, "aliases (*"+name+") are not supported", "write the value out, or put it in quotes")
+				return
+			}
+		}
+	}
 	// The parser may notice a line later.
 	for _, l := range []int{line, line - 1, line + 1} {
 		if l < 1 || l > len(lines) {
@@ -139,15 +148,6 @@ func (f *file) syntaxError(data []byte, err error) {
 			if m := pattern.FindStringSubmatchIndex(lines[l-1]); m != nil {
 				text := strings.TrimRight(lines[l-1][m[2]:m[3]], "\r")
 				at(l, utf8.RuneCountInString(lines[l-1][:m[2]])+1, quote(text)+" is not YAML without quotes", "put it in double quotes")
-				return
-			}
-		}
-	}
-	if name, ok := strings.CutPrefix(message, "unknown anchor '"); ok {
-		name = strings.TrimSuffix(name, "' referenced")
-		for i, l := range lines {
-			if col := strings.Index(l, "*"+name); col >= 0 {
-				at(i+1, utf8.RuneCountInString(l[:col])+1, "aliases (*"+name+") are not supported", "write the value out, or put it in quotes")
 				return
 			}
 		}

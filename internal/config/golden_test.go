@@ -1,0 +1,203 @@
+package config
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// A stanza is one case of a file in testdata/problems: a title, files, and the
+// problems they have.
+//
+//	=== title
+//	content of a.yaml
+//	+++ b.yaml
+//	content of b.yaml
+//	---
+//	a.yaml:1:1: the first problem
+type stanza struct {
+	title string
+	files []File
+	want  string
+}
+
+const firstFile = "a.yaml"
+
+func readStanzas(t *testing.T, path string) []stanza {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stanzas []stanza
+	for text := range strings.SplitSeq(string(data), "=== ") {
+		if text == "" {
+			continue
+		}
+		title, rest, _ := strings.Cut(text, "\n")
+		// The last one: "---" alone also starts a YAML document.
+		input, want := rest, ""
+		if i := strings.LastIndex("\n"+rest, "\n---\n"); i >= 0 {
+			input, want = rest[:i], rest[i+len("---\n"):]
+		}
+		s := stanza{title: title, want: want}
+		name := firstFile
+		for {
+			content, next, more := strings.Cut(input, "+++ ")
+			s.files = append(s.files, File{Name: name, Data: []byte(content)})
+			if !more {
+				break
+			}
+			name, input, _ = strings.Cut(next, "\n")
+		}
+		stanzas = append(stanzas, s)
+	}
+	return stanzas
+}
+
+func writeStanzas(t *testing.T, path string, stanzas []stanza) {
+	t.Helper()
+	var b strings.Builder
+	for _, s := range stanzas {
+		b.WriteString("=== " + s.title + "\n")
+		for i, f := range s.files {
+			if i > 0 {
+				b.WriteString("+++ " + f.Name + "\n")
+			}
+			b.Write(f.Data)
+		}
+		b.WriteString("---\n" + s.want)
+	}
+	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func printProblems(problems []edge.Problem) string {
+	var b strings.Builder
+	for _, p := range problems {
+		b.WriteString(p.String() + "\n")
+	}
+	return b.String()
+}
+
+// TestEveryProblemSaysWhereAndWhatWouldBeRight holds the exact text of
+// problems, as operators see it.
+func TestEveryProblemSaysWhereAndWhatWouldBeRight(t *testing.T) {
+	paths, err := filepath.Glob("testdata/problems/*.txt")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, path := range paths {
+		stanzas := readStanzas(t, path)
+		for i, s := range stanzas {
+			t.Run(strings.TrimSuffix(filepath.Base(path), ".txt")+"/"+s.title, func(t *testing.T) {
+				cfg, problems := Parse(s.files)
+				if len(problems) == 0 {
+					t.Fatal("accepted")
+				}
+				if cfg != nil {
+					t.Error("both a Config and problems")
+				}
+				got := printProblems(problems)
+				if got != s.want && !*update {
+					t.Errorf("got\n%swant\n%s", got, s.want)
+				}
+				stanzas[i].want = got
+			})
+		}
+		if *update {
+			writeStanzas(t, path, stanzas)
+		}
+	}
+}
+
+// TestGoodFilesMeanWhatTheySay compares what each file in testdata/good is
+// parsed to.
+func TestGoodFilesMeanWhatTheySay(t *testing.T) {
+	paths, err := filepath.Glob("testdata/good/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, path := range append(paths, "reference.yaml") {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg, problems := Parse([]File{{Name: filepath.Base(path), Data: data}})
+			if cfg == nil {
+				t.Fatalf("refused:\n%s", printProblems(problems))
+			}
+			golden := filepath.Join("testdata/good", strings.TrimSuffix(filepath.Base(path), ".yaml")+".golden")
+			got := dump(cfg)
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got\n%swant\n%s", got, want)
+			}
+		})
+	}
+}
+
+// dump prints all of a Config, a field to a line.
+func dump(c *Config) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	at := func(p edge.Pos) string { return fmt.Sprintf("%s:%d", p, p.Col) }
+	for _, z := range c.Zones {
+		line("zone %s: %q (%s)", z.Name, z.Interfaces, at(z.Pos))
+	}
+	for _, f := range c.Frontends {
+		line("frontend %q (%s)", f.Name, at(f.Pos))
+		if l := f.Listen; l != nil {
+			line("  listen: device %q host %q port %d (%s)", l.Device, l.Host, l.Port, at(l.Pos))
+		} else {
+			line("  zones: %q", f.Zones)
+			line("  port: %d", f.Port)
+		}
+		line("  protocol: %s", f.Protocol)
+		line("  sources: %s", allOr(f.SourceRanges == nil, f.SourceRanges))
+		line("  health: every %s, timeout %s, rise %d, fall %d", f.Health.Interval, f.Health.Timeout, f.Health.Rise, f.Health.Fall)
+		line("  idle timeout: %s", f.IdleTimeout)
+		for _, be := range f.Backends {
+			line("  backend: %q port %d weight %d (%s)", be.Address.Host, be.Address.Port, be.Weight, at(be.Pos))
+		}
+	}
+	if k := c.Kubernetes; k != nil {
+		line("kubernetes (%s)", at(k.Pos))
+		line("  kubeconfig: %q", k.Kubeconfig)
+		line("  class: %q, classless %t, follow addresses %t", k.LoadBalancerClass, k.Classless, k.FollowAddresses)
+		line("  selector: %q", k.Selector)
+		line("  default zones: %q", k.DefaultZones)
+		for _, zone := range sorted(k.Allow) {
+			line("  allow in %s: namespaces %q (%s)", zone, k.Allow[zone].Namespaces, at(k.Allow[zone].Pos))
+		}
+		line("  target: %s", k.Target)
+	}
+	if c.Admin != (Admin{}) {
+		line("admin: %q (%s)", c.Admin.Listen, at(c.Admin.Pos))
+	}
+	return b.String()
+}
+
+func allOr(all bool, v any) string {
+	if all {
+		return "all"
+	}
+	return fmt.Sprint(v)
+}

@@ -1,0 +1,473 @@
+package config
+
+import (
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+func parseOne(text string) (*Config, []edge.Problem) {
+	return Parse([]File{{Name: "f.yaml", Data: []byte(text)}})
+}
+
+// TestBytesThatAreNoYAML has what gets into configuration files by accident.
+func TestBytesThatAreNoYAML(t *testing.T) {
+	const good = "apiVersion: gatehouse.e13.dev/v1\n"
+	utf16 := func(s string) string {
+		var b strings.Builder
+		for _, c := range []byte(s) {
+			b.WriteByte(c)
+			b.WriteByte(0)
+		}
+		return b.String()
+	}
+	tests := []struct{ name, data, want string }{
+		{"empty", "", "f.yaml:1:1: the file is empty; start it with apiVersion: gatehouse.e13.dev/v1\n"},
+		{"whitespace", " \n\n  \n", "f.yaml:1:1: the file is empty; start it with apiVersion: gatehouse.e13.dev/v1\n"},
+		{"comments", "# apiVersion: v1\n# nothing\n", "f.yaml:1:1: the file is empty; start it with apiVersion: gatehouse.e13.dev/v1\n"},
+		{"only a BOM", bom, "f.yaml:1:1: the file is empty; start it with apiVersion: gatehouse.e13.dev/v1\n"},
+		{"only ---", "---\n", "f.yaml:1:1: the file is empty; start it with apiVersion: gatehouse.e13.dev/v1\n"},
+		{"null", "null\n", "f.yaml:1:1: the file must be a map, not empty; start it with apiVersion: gatehouse.e13.dev/v1\n"},
+		{"UTF-16 with a mark", "\xff\xfe" + utf16(good), "f.yaml:1:1: the file is UTF-16; save it as UTF-8\n"},
+		{"UTF-16 without a mark", utf16(good), "f.yaml:1:1: the file is UTF-16; save it as UTF-8\n"},
+		{"UTF-16, high byte first", "\xfe\xff\x00a", "f.yaml:1:1: the file is UTF-16; save it as UTF-8\n"},
+		{"a program", "\x7fELF\x02\x01\x01\x00\x00", "f.yaml:1:1: control character 0x7f; the file must be text\n"},
+		{"a gzip file", "\x1f\x8b\x08\x00\x00", "f.yaml:1:1: control character 0x1f; the file must be text\n"},
+		{"Latin-1", good + "# ä\n# \xe4\n", "f.yaml:3:3: byte 0xe4 is not UTF-8; the file must be text, saved as UTF-8\n"},
+		{"a control character", good + "zones: \x01\n", "f.yaml:2:8: control character 0x01; the file must be text\n"},
+		{"too big", good + strings.Repeat("#", MaxFileSize), "f.yaml:1:1: the file has 1048609 bytes; the limit is 1048576 (1 MiB)\n"},
+		{"10 MB", strings.Repeat("#", 10<<20), "f.yaml:1:1: the file has 10485760 bytes; the limit is 1048576 (1 MiB)\n"},
+		{"deep", good + "zones: " + strings.Repeat("[", 20000), "f.yaml:2:1: not YAML: exceeded max depth of 10000; no field is this deep\n"},
+		{"deep and complete", good + "zones: " + strings.Repeat("[", 5000) + strings.Repeat("]", 5000),
+			"f.yaml:2:8: zones: must be a map, not a list; write zones: {home: {interfaces: [eth1]}}\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, problems := parseOne(tt.data)
+			if cfg != nil {
+				t.Error("accepted")
+			}
+			if got := printProblems(problems); got != tt.want {
+				t.Errorf("got\n%swant\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestMarksAndLineEndsOfOtherSystemsAreFine: such a file says the same, at the
+// same positions.
+func TestMarksAndLineEndsOfOtherSystemsAreFine(t *testing.T) {
+	site, err := os.ReadFile("testdata/good/site.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, problems := parseOne(string(site))
+	if want == nil {
+		t.Fatal(problems)
+	}
+	got, problems := parseOne(bom + strings.ReplaceAll(string(site), "\n", "\r\n"))
+	if got == nil {
+		t.Fatalf("refused:\n%s", printProblems(problems))
+	}
+	if dump(got) != dump(want) {
+		t.Errorf("got\n%swant\n%s", dump(got), dump(want))
+	}
+	bad := "apiVersion: gatehouse.e13.dev/v1\nzones:\n  home: {interface: [eth0]}\n"
+	_, wantProblems := parseOne(bad)
+	_, problems = parseOne(bom + strings.ReplaceAll(bad, "\n", "\r\n"))
+	if got, want := printProblems(problems), printProblems(wantProblems); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// TestAnyMebibyteIsReadInTime has what is slow to parse or check.
+func TestAnyMebibyteIsReadInTime(t *testing.T) {
+	head := "apiVersion: gatehouse.e13.dev/v1\n"
+	bomb := "a: &a0 [x]\n"
+	for i := 1; i < 60; i++ {
+		prev := "*a" + strconv.Itoa(i-1)
+		bomb += "b" + strconv.Itoa(i) + ": &a" + strconv.Itoa(i) + " [" + prev + strings.Repeat(","+prev, 20) + "]\n"
+	}
+	var frontends strings.Builder
+	frontends.WriteString(head + "frontends:\n")
+	for i := range 15000 {
+		frontends.WriteString(`- {listen: "10.0.` + strconv.Itoa(i/256) + "." + strconv.Itoa(i%256) + `:80", backends: [{address: "a:1"}]}` + "\n")
+	}
+	fill := func(start, unit string) string {
+		return start + strings.Repeat(unit, (MaxFileSize-len(start))/len(unit))
+	}
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	tests := map[string]string{
+		"aliases":            head + bomb,
+		"frontends":          frontends.String(),
+		"unknown fields":     fill(head, "a: \n"),
+		"one long key":       fill(head, "x") + ": 1",
+		"comments":           fill(head, "#\n"),
+		"comments in a list": fill(head+"zones:\n", "- a\n# b\n\n# c\n"),
+		"empty lists":        fill(head+"zones: [", "[],"),
+		"open lists":         fill(head+"zones: ", "["),
+		"open maps":          fill(head+"zones: ", "{a: "),
+		"dashes":             fill(head+"zones:\n", "- "),
+		"questions":          fill(head+"zones:\n", "? "),
+		"quotes":             fill(head+"zones: ", "\"\\n"),
+		"colons":             fill(head+"zones: ", ": "),
+		"anchors":            fill(head+"zones: [", "&a a,"),
+		"tags":               fill(head+"zones: [", "!a a,"),
+		"folded":             fill(head+"zones: >\n", "  a\n\n"),
+		"documents":          fill(head, "---\n"),
+		"zones":              fill(head+"frontends: [{port: 80, zones: [", "a,"),
+		"stars":              fill(head+"zones: [", "*a,"),
+	}
+	for name, text := range tests {
+		t.Run(name, func(t *testing.T) {
+			if len(text) > MaxFileSize+3 {
+				t.Fatalf("%d bytes", len(text))
+			}
+			done := make(chan struct{})
+			start := time.Now()
+			go func() {
+				parseOne(text)
+				close(done)
+			}()
+			select {
+			case <-done:
+				if d := time.Since(start); d > time.Second {
+					t.Logf("took %s", d)
+				}
+			case <-time.After(60 * time.Second):
+				t.Fatal("still at it")
+			}
+		})
+	}
+}
+
+// TestFilesAreMerged: what one file names, another may define, and the order
+// of what appends is that of the files.
+func TestFilesAreMerged(t *testing.T) {
+	cfg, problems := Parse([]File{
+		{"frontends.yaml", []byte("apiVersion: gatehouse.e13.dev/v1\nfrontends: [{zones: [home], port: 80, backends: [{address: \"a:1\"}]}]\n")},
+		{"old.yaml", []byte("apiVersion: v1\nfrontends: [{bind: \":81\", backends: [{address: \"b:1\"}]}]\n")},
+		{"zones.yaml", []byte("apiVersion: gatehouse.e13.dev/v1\nzones: {home: {interfaces: [eth1]}}\nkubernetes: {}\n")},
+		{"admin.yaml", []byte("apiVersion: gatehouse.e13.dev/v1\nadmin: {listen: \"[::1]:9180\"}\n")},
+	})
+	if cfg == nil {
+		t.Fatalf("refused:\n%s", printProblems(problems))
+	}
+	want := `zone home: ["eth1"] (zones.yaml:2:9)
+frontend "home:80" (frontends.yaml:2:13)
+  zones: ["home"]
+  port: 80
+  protocol: TCP
+  sources: all
+  health: every 5s, timeout 1s, rise 1, fall 2
+  idle timeout: 0s
+  backend: "a" port 1 weight 1 (frontends.yaml:2:50)
+frontend ":81" (old.yaml:2:13)
+  listen: device "" host "" port 81 (old.yaml:2:20)
+  protocol: TCP
+  sources: all
+  health: every 5s, timeout 1s, rise 1, fall 2
+  idle timeout: 0s
+  backend: "b" port 1 weight 1 (old.yaml:2:38)
+kubernetes (zones.yaml:3:1)
+  kubeconfig: ""
+  class: "gatehouse.e13.dev/edge", classless false, follow addresses true
+  selector: ""
+  default zones: []
+  target: auto
+admin: "[::1]:9180" (admin.yaml:2:1)
+`
+	if got := dump(cfg); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+func TestNoFilesAreAnEmptyConfig(t *testing.T) {
+	cfg, problems := Parse(nil)
+	if cfg == nil || !reflect.DeepEqual(*cfg, Config{}) {
+		t.Errorf("got %+v, %v", cfg, problems)
+	}
+}
+
+// TestProblemsAreInFileOrder: in the order of the files given, although two
+// have one name and problems across files are found last.
+func TestProblemsAreInFileOrder(t *testing.T) {
+	zone := "apiVersion: gatehouse.e13.dev/v1\nzones: {a: {interfaces: [%]}}\nfrontends: [{zones: [x], port: 80}]\nfoo: 1\n"
+	_, problems := Parse([]File{
+		{"z.yaml", []byte(strings.ReplaceAll(zone, "%", "eth0"))},
+		{"a.yaml", []byte(strings.ReplaceAll(zone, "%", "eth0"))},
+		{"a.yaml", []byte("apiVersion: gatehouse.e13.dev/v1\nbar: 1\n")},
+	})
+	want := `z.yaml:3:13: frontends[0].backends: missing; write backends: [{address: "10.0.0.101:22"}]
+z.yaml:3:22: frontends[0].zones[0]: no zone named "x"; have a
+z.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, admin
+a.yaml:2:9: zones.a: defined twice; the other one is at z.yaml:2; give one of them another name
+a.yaml:3:13: frontends[0].backends: missing; write backends: [{address: "10.0.0.101:22"}]
+a.yaml:3:22: frontends[0].zones[0]: no zone named "x"; have a
+a.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, admin
+a.yaml:2:1: bar: unknown field; known: apiVersion, zones, frontends, kubernetes, admin
+`
+	if got := printProblems(problems); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// TestEveryFieldOfTheReferenceMatters changes each leaf of reference.yaml: a
+// field that can be changed without any effect is dead. Where there is another
+// valid value, the Config has to change; where there is none, it is refused.
+func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
+	other := map[string]string{ // "": there is no other valid value
+		"apiVersion":                              "",
+		"zones.cluster.interfaces[0]":             "eth7",
+		"zones.home.interfaces[0]":                "eth7",
+		"zones.internet.interfaces[0]":            "eth7",
+		"frontends[0].name":                       "other",
+		"frontends[0].zones[0]":                   "internet",
+		"frontends[0].port":                       "23",
+		"frontends[0].protocol":                   "",
+		"frontends[0].dataPlane":                  "",
+		"frontends[0].balance":                    "",
+		"frontends[0].sendProxyProtocol":          "",
+		"frontends[0].sourceRanges[0]":            "10.0.0.0/8",
+		"frontends[0].health.interval":            "6s",
+		"frontends[0].health.timeout":             "2s",
+		"frontends[0].health.rise":                "3",
+		"frontends[0].health.fall":                "3",
+		"frontends[0].backends[0].address":        "10.0.0.109:22",
+		"frontends[0].backends[0].weight":         "2",
+		"frontends[0].backends[1].address":        "[fd00::109]:22",
+		"frontends[1].listen":                     "127.0.0.1:2223",
+		"frontends[1].backends[0].address":        "git.example.org:23",
+		"kubernetes.kubeconfig":                   "/root/.kube/config",
+		"kubernetes.loadBalancerClass":            "example.org/other",
+		"kubernetes.classless":                    "true",
+		"kubernetes.followAddresses":              "false",
+		"kubernetes.selector":                     "app=web",
+		"kubernetes.defaultZones[0]":              "cluster",
+		"kubernetes.allow.internet.namespaces[0]": "other",
+		"kubernetes.dataPlane":                    "",
+		"kubernetes.target":                       "pod",
+		"admin.listen":                            "127.0.0.1:9181",
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(Reference, &doc); err != nil {
+		t.Fatal(err)
+	}
+	parse := func() (*Config, []edge.Problem) {
+		data, err := yaml.Marshal(&doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Parse([]File{{Name: "reference.yaml", Data: data}})
+	}
+	original, problems := parse()
+	if original == nil {
+		t.Fatal(problems)
+	}
+	seen := map[string]bool{}
+	walkLeaves(doc.Content[0], "", func(path string, leaf *yaml.Node) {
+		seen[path] = true
+		value, known := other[path]
+		if !known {
+			t.Errorf("%s: add a row with another value", path)
+			return
+		}
+		before := leaf.Value
+		defer func() { leaf.Value = before }()
+		if value == "" {
+			leaf.Value += "x"
+			if cfg, _ := parse(); cfg != nil {
+				t.Errorf("%s: %q is accepted", path, leaf.Value)
+			}
+			return
+		}
+		leaf.Value = value
+		cfg, problems := parse()
+		switch {
+		case cfg == nil:
+			t.Errorf("%s: %q is refused: %v", path, value, problems)
+		case withoutColumns(dump(cfg)) == withoutColumns(dump(original)):
+			t.Errorf("%s: %q changes nothing", path, value)
+		}
+	})
+	for path := range other {
+		if !seen[path] {
+			t.Errorf("%s: not in reference.yaml", path)
+		}
+	}
+}
+
+// TestTheReferenceHasEveryField of gatehouse's own format.
+func TestTheReferenceHasEveryField(t *testing.T) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(Reference, &doc); err != nil {
+		t.Fatal(err)
+	}
+	var paths []string
+	walkLeaves(doc.Content[0], "", func(path string, _ *yaml.Node) { paths = append(paths, path) })
+	keys := strings.FieldsFunc(strings.Join(paths, " "), func(r rune) bool { return strings.ContainsRune(".[] ", r) })
+	for _, b := range blocks {
+		for _, f := range b.fields {
+			if b.format == APIVersion && !slices.Contains(keys, f.key) {
+				t.Errorf("%s %s is missing", b.path, f.key)
+			}
+		}
+	}
+}
+
+func walkLeaves(n *yaml.Node, path string, leaf func(string, *yaml.Node)) {
+	switch n.Kind {
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			walkLeaves(n.Content[i+1], strings.TrimPrefix(path+"."+n.Content[i].Value, "."), leaf)
+		}
+	case yaml.SequenceNode:
+		for i, c := range n.Content {
+			walkLeaves(c, path+"["+strconv.Itoa(i)+"]", leaf)
+		}
+	default:
+		leaf(path, n)
+	}
+}
+
+// withoutColumns removes what a value of another length moves.
+func withoutColumns(dump string) string {
+	var lines []string
+	for line := range strings.SplitSeq(dump, "\n") {
+		if i := strings.LastIndex(line, " ("); i >= 0 {
+			line = line[:i]
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestDocsAreUpToDate(t *testing.T) {
+	const path = "../../docs/config.md"
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != Docs() {
+		t.Error("docs/config.md is not what internal/config says; run: make gen")
+	}
+}
+
+// TestExamplesOfTheFieldsAreValid: a remedy that is refused in turn is none.
+func TestExamplesOfTheFieldsAreValid(t *testing.T) {
+	zones := "zones: {home: {interfaces: [eth1]}, internet: {interfaces: [eth2]}}\n"
+	around := map[string]string{
+		"zones":                     "zones: {home: {interfaces: [eth0]}, internet: %}\n",
+		"frontends[]":               zones + "frontends: [%]\n",
+		"frontends[].health":        zones + "frontends: [{listen: \":80\", backends: [{address: \"a:1\"}], health: %}]\n",
+		"frontends[].backends[]":    zones + "frontends: [{listen: \":80\", backends: [%]}]\n",
+		"kubernetes":                zones + "kubernetes: %\n",
+		"kubernetes.allow.ZONE":     zones + "kubernetes: {allow: {home: %}}\n",
+		"admin":                     "admin: %\n",
+		"zones.NAME":                "zones: {home: %}\n",
+		"v1 frontends[]":            "frontends: [%]\n",
+		"v1 frontends[].backends[]": "frontends: [{bind: \":80\", backends: [%]}]\n",
+	}
+	others := map[string]string{ // what is required beside the field
+		"frontends[] name": `port: 1, zones: [home], backends: [{address: "a:1"}]`, "frontends[] zones": `port: 1, backends: [{address: "a:1"}]`,
+		"frontends[] port": `zones: [home], backends: [{address: "a:1"}]`, "frontends[] backends": `port: 1, zones: [home]`,
+		"frontends[]": `listen: ":80", backends: [{address: "a:1"}]`, "frontends[] listen": `backends: [{address: "a:1"}]`,
+		"frontends[].backends[]": `address: "a:1"`, "frontends[].backends[] address": "weight: 1",
+		"v1 frontends[]": `bind: ":80", backends: [{address: "a:1"}]`, "v1 frontends[] bind": `backends: [{address: "a:1"}]`, "v1 frontends[] backends": `bind: ":80"`,
+	}
+	for _, b := range blocks {
+		prefix := ""
+		if b.format == L4ProxyVersion {
+			prefix = "v1 "
+		}
+		for _, f := range b.fields {
+			if f.key == "apiVersion" {
+				continue
+			}
+			name := strings.TrimSpace(prefix + b.path + " " + f.key)
+			text := f.key + ": " + f.example + "\n"
+			if b.path != "" {
+				inner := f.key + ": " + f.example
+				more, ok := others[name]
+				if !ok {
+					more = others[prefix+b.path]
+				}
+				if more != "" {
+					inner += ", " + more
+				}
+				text = strings.ReplaceAll(around[prefix+b.path], "%", "{"+inner+"}")
+			} else if f.key != "zones" && b.format == APIVersion {
+				text = zones + text
+			}
+			t.Run(name, func(t *testing.T) {
+				if cfg, problems := parseOne("apiVersion: " + b.format + "\n" + text); cfg == nil {
+					t.Errorf("%s%s", text, printProblems(problems))
+				}
+			})
+		}
+		if b.example != "" {
+			t.Run(prefix+b.path, func(t *testing.T) {
+				text := strings.ReplaceAll(around[prefix+b.path], "%", b.example)
+				if cfg, problems := parseOne("apiVersion: " + b.format + "\n" + text); cfg == nil {
+					t.Errorf("%s%s", text, printProblems(problems))
+				}
+			})
+		}
+	}
+}
+
+// FuzzParse: whatever the bytes, there is a Config or a problem, and every
+// problem has a position in one of the files, in their order.
+func FuzzParse(f *testing.F) {
+	f.Add(Reference, []byte("apiVersion: v1\nfrontends: [{bind: \":1313\", backends: [{address: \"localhost:1314\"}]}]\n"))
+	for _, dir := range []string{"frontends", "addresses", "format", "kubernetes", "l4proxy", "syntax", "zones", "admin"} {
+		data, err := os.ReadFile("testdata/problems/" + dir + ".txt")
+		if err != nil {
+			f.Fatal(err)
+		}
+		for s := range strings.SplitSeq(string(data), "\n---\n") {
+			_, s, _ = strings.Cut(s, "=== ")
+			_, s, _ = strings.Cut(s, "\n")
+			f.Add([]byte(s), []byte(s))
+		}
+	}
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		files := []File{{"a.yaml", a}, {"b.yaml", b}}
+		cfg, problems := Parse(files)
+		if (cfg == nil) != (len(problems) > 0) {
+			t.Fatalf("Config %v with problems %v", cfg, problems)
+		}
+		again, againProblems := Parse(files)
+		if !reflect.DeepEqual(cfg, again) || !reflect.DeepEqual(problems, againProblems) {
+			t.Fatal("parsed twice, two results")
+		}
+		last := edge.Pos{File: "a.yaml", Line: 1, Col: 1}
+		for _, p := range problems {
+			lines := strings.Count(string(a), "\n") + strings.Count(string(a), "\r") + 1
+			if p.Pos.File == "b.yaml" {
+				lines = strings.Count(string(b), "\n") + strings.Count(string(b), "\r") + 1
+			}
+			if p.Pos.Line < 1 || p.Pos.Col < 1 || p.What == "" || strings.ContainsAny(p.String(), "\n\r") {
+				t.Fatalf("%q has no position, no text or more than a line", p)
+			}
+			// Unicode's line ends count as such in YAML.
+			if p.Pos.Line > lines+1 && !strings.ContainsAny(string(a)+string(b), "\u0085\u2028\u2029") {
+				t.Fatalf("%q is after the end", p)
+			}
+			if p.Pos.File < last.File || p.Pos.File == last.File && (p.Pos.Line < last.Line || p.Pos.Line == last.Line && p.Pos.Col < last.Col) {
+				t.Fatalf("%q comes after %v", p, last)
+			}
+			last = p.Pos
+		}
+	})
+}
