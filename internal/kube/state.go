@@ -3,6 +3,7 @@ package kube
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -31,8 +32,8 @@ type state struct {
 	stale      bool
 	staleNodes bool
 	staleKeys  map[string]struct{}
-	whole      map[string]edge.Service // with Endpoints
-	order      []string                // keys of whole, in order; nil: to be made
+	whole      map[string]*edge.Service // with Endpoints
+	order      []*edge.Service          // those of whole, in order; nil: to be made
 	last       edge.Cluster
 }
 
@@ -44,7 +45,7 @@ func newState(changed func()) *state {
 		owners:    make(map[string]string),
 		nodes:     make(map[string]edge.Node),
 		staleKeys: make(map[string]struct{}),
-		whole:     make(map[string]edge.Service),
+		whole:     make(map[string]*edge.Service),
 	}
 }
 
@@ -60,12 +61,9 @@ func (s *state) snapshot() (edge.Cluster, bool) {
 	}
 	for key := range s.staleKeys {
 		svc, ok := s.services[key]
-		_, had := s.whole[key]
-		if ok != had {
-			s.order = nil
-		}
 		if !ok {
 			delete(s.whole, key)
+			s.order = nil
 			continue
 		}
 		var all []edge.Endpoint
@@ -73,15 +71,20 @@ func (s *state) snapshot() (edge.Cluster, bool) {
 			all = append(all, part...)
 		}
 		svc.Endpoints = mergeEndpoints(all)
-		s.whole[key] = svc
+		if whole := s.whole[key]; whole != nil {
+			*whole = svc
+			continue
+		}
+		s.whole[key] = &svc
+		s.order = nil
 	}
 	clear(s.staleKeys)
 	if s.order == nil {
 		s.orderLocked()
 	}
 	out := edge.Cluster{Services: make([]edge.Service, 0, len(s.order)), Nodes: s.last.Nodes}
-	for _, key := range s.order {
-		out.Services = append(out.Services, s.whole[key])
+	for _, svc := range s.order {
+		out.Services = append(out.Services, *svc)
 	}
 	if s.staleNodes {
 		out.Nodes = make([]edge.Node, 0, len(s.nodes))
@@ -97,13 +100,8 @@ func (s *state) snapshot() (edge.Cluster, bool) {
 // orderLocked sorts by namespace, then name; sorting keys would put "a-b/c"
 // before "a/b".
 func (s *state) orderLocked() {
-	s.order = make([]string, 0, len(s.whole))
-	for key := range s.whole {
-		s.order = append(s.order, key)
-	}
-	slices.SortFunc(s.order, func(a, b string) int {
-		x, y := s.whole[a], s.whole[b]
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	s.order = slices.SortedFunc(maps.Values(s.whole), func(a, b *edge.Service) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 }
 
@@ -201,30 +199,22 @@ type intake[A any, V metav1.ObjectMetaAccessor] struct {
 func (s *state) serviceIntake() cache.ReflectorStore {
 	return &intake[*corev1.Service, *service]{
 		state: s, synced: &s.synced.services, convert: convertService,
-		put: s.putServiceLocked, drop: s.dropServiceLocked, keys: func() []string { return keysOf(s.services) },
+		put: s.putServiceLocked, drop: s.dropServiceLocked, keys: func() []string { return slices.Collect(maps.Keys(s.services)) },
 	}
 }
 
 func (s *state) sliceIntake() cache.ReflectorStore {
 	return &intake[*discoveryv1.EndpointSlice, *slice]{
 		state: s, synced: &s.synced.slices, convert: convertSlice,
-		put: s.putSliceLocked, drop: s.dropSliceLocked, keys: func() []string { return keysOf(s.owners) },
+		put: s.putSliceLocked, drop: s.dropSliceLocked, keys: func() []string { return slices.Collect(maps.Keys(s.owners)) },
 	}
 }
 
 func (s *state) nodeIntake() cache.ReflectorStore {
 	return &intake[*corev1.Node, *node]{
 		state: s, synced: &s.synced.nodes, convert: convertNode,
-		put: s.putNodeLocked, drop: s.dropNodeLocked, keys: func() []string { return keysOf(s.nodes) },
+		put: s.putNodeLocked, drop: s.dropNodeLocked, keys: func() []string { return slices.Collect(maps.Keys(s.nodes)) },
 	}
-}
-
-func keysOf[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		keys = append(keys, key)
-	}
-	return keys
 }
 
 // Transformer makes the reflector convert objects as they stream in, so that
