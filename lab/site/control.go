@@ -51,7 +51,8 @@ func (s *Site) componentLocked(name string) (*component, error) {
 	return nil, fmt.Errorf("no component named %q; there are %s", name, strings.Join(names, ", "))
 }
 
-// Stop ends a component: SIGTERM, and SIGKILL if it is still there ten seconds later.
+// Stop ends a component: SIGTERM, and SIGKILL if it is still there ten seconds later (the API server: one, it
+// would wait for its watchers for a minute).
 func (s *Site) Stop(ctx context.Context, name string) error {
 	return s.change(func() error {
 		c, err := s.componentLocked(name)
@@ -59,7 +60,7 @@ func (s *Site) Stop(ctx context.Context, name string) error {
 			return err
 		}
 		c.Stopped = true
-		return s.stopLocked(ctx, c, 10*time.Second)
+		return s.stopLocked(ctx, c)
 	})
 }
 
@@ -77,7 +78,7 @@ func (s *Site) Kill(ctx context.Context, name string) error {
 		if err := killHard(c.PID); err != nil {
 			return err
 		}
-		return s.stopLocked(ctx, c, 10*time.Second)
+		return s.stopLocked(ctx, c)
 	})
 }
 
@@ -123,7 +124,7 @@ func (s *Site) addLocked(ctx context.Context, c *component) error {
 	}
 	cc := s.record.Components
 	if i := slices.IndexFunc(cc, func(o *component) bool { return o.Name == c.Name }); i >= 0 {
-		if err := s.stopLocked(ctx, cc[i], 10*time.Second); err != nil {
+		if err := s.stopLocked(ctx, cc[i]); err != nil {
 			return err
 		}
 		cc[i] = c

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -117,6 +118,9 @@ func (s *Site) applyExtrasLocked(ctx context.Context) error {
 		if err := s.AwaitDeployment(ctx, "ingress-public", "shop", time.Minute); err != nil {
 			return err
 		}
+		if err := s.awaitSamples(ctx); err != nil {
+			return err
+		}
 		s.progress("samples: home/web, ingress-public/shop, 3 pods each")
 	}
 	return nil
@@ -144,6 +148,57 @@ func (s *Site) AwaitDeployment(ctx context.Context, namespace, name string, limi
 		}
 		return nil
 	})
+}
+
+// awaitSamples waits until what is ready is also served: kube-proxy writes its rules up to a second after the
+// EndpointSlice, and the commands that `lab up` prints are tried at once.
+func (s *Site) awaitSamples(ctx context.Context) error {
+	client, err := s.Client()
+	if err != nil {
+		return err
+	}
+	for _, key := range [][2]string{{"home", "web"}, {"ingress-public", "shop"}} {
+		service, err := client.CoreV1().Services(key[0]).Get(ctx, key[1], metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for i := range Workers {
+			url := fmt.Sprintf("http://%s:%d/", workerAddr(i+1), service.Spec.Ports[0].NodePort)
+			if err := poll(ctx, 30*time.Second, 50*time.Millisecond, func() error { return s.get(ctx, "edge", url) }); err != nil {
+				return fmt.Errorf("sample %s/%s: %w", key[0], key[1], err)
+			}
+		}
+	}
+	if s.record.Options.Gatehouse == "" {
+		return nil
+	}
+	for from, url := range map[string]string{"home1": "http://" + EdgeHome + "/", "inet": "http://" + PublicAddress + ":8080/"} {
+		// No error: with a configuration of one's own the samples may well be closed.
+		if err := poll(ctx, 10*time.Second, 50*time.Millisecond, func() error { return s.get(ctx, from, url) }); err != nil {
+			s.progress("note: %s does not answer %s yet: %v", url, from, err)
+		}
+	}
+	return nil
+}
+
+// get is nil when the URL answers 200 to the host.
+func (s *Site) get(ctx context.Context, from, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	transport := &http.Transport{DialContext: s.Dialer(from), DisableKeepAlives: true}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %d", url, resp.StatusCode)
+	}
+	return nil
 }
 
 // PodRecord is what an agent keeps on disk about a pod that it runs: enough for the next agent to go on with it.

@@ -20,7 +20,7 @@ var controllers = []string{
 	"disruption-controller", "endpoints-controller", "endpointslice-controller", "endpointslice-mirroring-controller",
 	"garbage-collector-controller", "job-controller", "namespace-controller", "node-lifecycle-controller",
 	"pod-garbage-collector-controller", "replicaset-controller", "root-ca-certificate-publisher-controller",
-	"serviceaccount-controller", "statefulset-controller", "taint-eviction-controller", "ttl-after-finished-controller",
+	"serviceaccount-controller", "serviceaccount-token-controller", "statefulset-controller", "taint-eviction-controller", "ttl-after-finished-controller",
 }
 
 // storage and controlPlane come first, in this order; workers' programs after them.
@@ -39,7 +39,7 @@ func (s *Site) planComponents() []*component {
 			},
 		},
 		{
-			Name: "kube-apiserver", Host: "cp", Health: "https://" + APIServer + "/readyz",
+			Name: "kube-apiserver", Host: "cp", Health: "https://" + APIServer + "/readyz", Patience: time.Second,
 			Argv: []string{
 				s.path("bin", "kube-apiserver"),
 				"--etcd-servers=http://127.0.0.1:2379",

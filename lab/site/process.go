@@ -25,6 +25,9 @@ type component struct {
 	// Machine means: sees the machine's own mounts, not the host's private ones. The agents make namespaces.
 	Machine bool `json:"machine,omitempty"`
 
+	// Patience between SIGTERM and SIGKILL, when ten seconds are not right.
+	Patience time.Duration `json:"patience,omitempty"`
+
 	PID     int    `json:"pid,omitempty"`
 	Started uint64 `json:"started,omitempty"` // clock ticks since boot: tells a reused pid from ours
 	Stopped bool   `json:"stopped,omitempty"` // by Stop; so its absence is no fault
@@ -104,10 +107,14 @@ func (s *Site) spawnLocked(c *component) error {
 	return nil
 }
 
-// stopLocked ends the component: SIGTERM, and after the patience SIGKILL.
-func (s *Site) stopLocked(ctx context.Context, c *component, patience time.Duration) error {
+// stopLocked ends the component: SIGTERM, and after its patience SIGKILL.
+func (s *Site) stopLocked(ctx context.Context, c *component) error {
 	if !c.alive() {
 		return nil
+	}
+	patience := c.Patience
+	if patience == 0 {
+		patience = 10 * time.Second
 	}
 	gone := func() error {
 		if c.alive() {
@@ -135,8 +142,8 @@ func (s *Site) tail(name string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// findProgram looks for one of our executables: where the variable says, beside this program, in a directory bin
-// of this directory or one above it (a test runs in its package's directory), in the PATH.
+// findProgram looks for one of our executables: where the variable says, in the directory LAB_BIN, beside this
+// program, in a directory bin of this directory or one above it (a test runs in its package's directory), in the PATH.
 func findProgram(name, variable string) (string, error) {
 	if p := os.Getenv(variable); p != "" {
 		if err := executable(p); err != nil {
@@ -149,6 +156,11 @@ func findProgram(name, variable string) (string, error) {
 		p := filepath.Join(dir, name)
 		tried = append(tried, p)
 		return p, executable(p) == nil
+	}
+	if dir := os.Getenv("LAB_BIN"); dir != "" {
+		if p, ok := try(dir); ok {
+			return filepath.Abs(p)
+		}
 	}
 	if self, err := os.Executable(); err == nil {
 		if p, ok := try(filepath.Dir(self)); ok {
@@ -170,7 +182,7 @@ func findProgram(name, variable string) (string, error) {
 	if p, err := exec.LookPath(name); err == nil {
 		return filepath.Abs(p)
 	}
-	return "", fmt.Errorf("the program %s is missing; build it (make lab) or set %s to its path; looked at %s",
+	return "", fmt.Errorf("the program %s is missing; build it (make labs) or set %s to its path; looked at %s",
 		name, variable, strings.Join(tried, ", "))
 }
 

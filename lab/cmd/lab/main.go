@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -99,6 +100,9 @@ func run(ctx context.Context, args []string) error {
 	if command == "stop" {
 		flags.BoolVar(&kill, "kill", false, "")
 	}
+	if command == "kubectl" {
+		args = kubectlArgs(args)
+	}
 	if flags.Parse(args) != nil {
 		return errUsage
 	}
@@ -114,6 +118,18 @@ func run(ctx context.Context, args []string) error {
 		return s.Kill(ctx, flags.Arg(0))
 	}
 	return use.run(ctx, s, flags.Args())
+}
+
+// kubectlArgs separates our own --name, which can only come first, from kubectl's flags.
+func kubectlArgs(args []string) []string {
+	ours := 0
+	switch {
+	case len(args) > 1 && args[0] == "--name":
+		ours = 2
+	case len(args) > 0 && strings.HasPrefix(args[0], "--name="):
+		ours = 1
+	}
+	return slices.Insert(slices.Clone(args), ours, "--")
 }
 
 // commands work on a lab that is up; min and max count their arguments, max -1 is any number.
