@@ -49,23 +49,40 @@ func (s *Site) Dialer(host string) func(ctx context.Context, network, address st
 // InNetns is Do for a namespace given by its file.
 func InNetns(path string, f func() error) error {
 	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine, so nothing else can ever run in the namespace by mistake.
-		runtime.LockOSThread()
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			done <- fmt.Errorf("network namespace %s: %w", path, err)
-			return
-		}
-		err = unix.Setns(fd, unix.CLONE_NEWNET)
-		unix.Close(fd)
-		if err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
-			return
-		}
-		done <- f()
-	}()
+	go elsewhere(func() { done <- enterAndRun(path, f) })
 	return <-done
+}
+
+// elsewhere runs f on a locked thread that is not the process's first one. The first one does not end with its
+// goroutine, and /proc/PID/ns/net is its namespace: this whole process would pass for one of the lab's.
+func elsewhere(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		f()
+		return // locked: the thread ends here, so nothing else can ever run in the namespace by mistake
+	}
+	// While this goroutine holds the first thread, the other one gets another.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
+	runtime.UnlockOSThread()
+}
+
+func enterAndRun(path string, f func() error) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	err = unix.Setns(fd, unix.CLONE_NEWNET)
+	unix.Close(fd)
+	if err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", path, err)
+	}
+	return f()
 }
 
 // writeSysctls writes settings of the form "ipv4/ip_forward=1"; to be called inside the namespace.
@@ -138,7 +155,7 @@ func processesIn(names []string) ([]int, error) {
 	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		var st unix.Stat_t

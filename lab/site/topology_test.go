@@ -1,11 +1,15 @@
 package site
 
 import (
+	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata")
@@ -144,5 +148,31 @@ func TestLockExcludes(t *testing.T) {
 	again()
 	if _, err := os.Stat(filepath.Join(stateRoot, "locktest.lock")); err == nil {
 		t.Error("the lock file is left over")
+	}
+}
+
+// The test's process must not look as if it lived where one of its threads has been.
+func TestDoLeavesTheProcessWhereItWas(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("entering a namespace needs root")
+	}
+	before, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Its own namespace will do to see which threads are used.
+	for range 200 {
+		err := InNetns("/proc/self/ns/net", func() error {
+			if unix.Gettid() == os.Getpid() {
+				return errors.New("on the process's first thread")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid())); after != before {
+		t.Errorf("was in %s, is in %s", before, after)
 	}
 }
