@@ -23,7 +23,7 @@ const (
 	pendingWindow = 5 * time.Second
 	// A SYN that was dropped is sent again after a second by itself: a new
 	// attempt by then, with another backend if there is one, is no later.
-	pendingAttempt = time.Second
+	pendingAttempt = 250 * time.Millisecond
 	pendingPause   = 50 * time.Millisecond
 
 	maxAcceptPause = 100 * time.Millisecond
@@ -219,6 +219,9 @@ func (c *conn) relayToClient(d *door, b *backend, done chan<- struct{}) {
 // only then are the bytes spliced and never seen by this process.
 func (c *conn) copy(to, from *net.TCPConn) (n int64) {
 	n, err := io.Copy(to, from)
+	if err == nil && ending(c.how.Load()) == endedReset {
+		return n // the end of a socket that was reset: not one to pass on
+	}
 	if err == nil {
 		// The other direction lives on: a half-closed connection is a
 		// connection (RFC 9293, section 3.6).
