@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +24,18 @@ import (
 //
 //go:embed samples.yaml
 var SampleManifests string
+
+// FindSystemPrograms adds the directories of ip and nft to the PATH: a root who came by su, or a cron job, may have
+// none of them in it. Up does it too.
+func FindSystemPrograms() {
+	path := os.Getenv("PATH")
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if !slices.Contains(filepath.SplitList(path), dir) {
+			path += ":" + dir
+		}
+	}
+	_ = os.Setenv("PATH", strings.TrimPrefix(path, ":")) // fails for names with "=" or NUL only
+}
 
 // checkMachine says everything that is missing at once, and what to do about it.
 func checkMachine(o Options) error {

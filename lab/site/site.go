@@ -90,10 +90,11 @@ func Up(ctx context.Context, o Options) (*Site, error) {
 	if err := checkName(o.Name); err != nil {
 		return nil, err
 	}
-	if err := o.complete(); err != nil {
+	FindSystemPrograms()
+	if err := checkMachine(o); err != nil {
 		return nil, err
 	}
-	if err := checkMachine(o); err != nil {
+	if err := o.complete(); err != nil {
 		return nil, err
 	}
 	unlock, err := lock(o.Name, 0)

@@ -46,7 +46,10 @@ const usage = `lab: a whole site on one machine, with a real Kubernetes in it
 NAME is lab unless LAB_NAME says otherwise. Hosts: inet router home1 home2 edge cp w1 w2 w3.
 `
 
-var errUsage = errors.New("usage")
+var (
+	errUsage   = errors.New("usage")
+	errNotRoot = errors.New("a lab is made of network namespaces: run this as root")
+)
 
 // init runs on the process's first thread, and main's goroutine stays there. When another thread calls exec, the
 // kernel lets the first one die before it hands over its process id, and for that moment whoever looks finds a zombie.
@@ -57,12 +60,16 @@ func init() {
 }
 
 func main() {
+	site.FindSystemPrograms()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx, os.Args[1:])
 	stop()
 	switch {
 	case err == nil:
 	case errors.Is(err, errUsage):
+		if err != errUsage {
+			fmt.Fprintf(os.Stderr, "lab: %s\n\n", strings.TrimPrefix(err.Error(), "usage: "))
+		}
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	default:
@@ -95,6 +102,10 @@ func run(ctx context.Context, args []string) error {
 		return down(ctx, args)
 	}
 
+	use, ok := commands[command]
+	if !ok {
+		return fmt.Errorf("%w: there is no command %q", errUsage, command)
+	}
 	flags, name := newFlags(command)
 	kill := false
 	if command == "stop" {
@@ -103,12 +114,14 @@ func run(ctx context.Context, args []string) error {
 	if command == "kubectl" {
 		args = kubectlArgs(args)
 	}
-	if flags.Parse(args) != nil {
-		return errUsage
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("%w: lab %s: %w", errUsage, command, err)
 	}
-	use, ok := commands[command]
-	if !ok || flags.NArg() < use.min || use.max >= 0 && flags.NArg() > use.max {
-		return errUsage
+	if n := flags.NArg(); n < use.min || use.max >= 0 && n > use.max {
+		return fmt.Errorf("%w: lab %s with %d arguments", errUsage, command, n)
+	}
+	if os.Geteuid() != 0 {
+		return errNotRoot
 	}
 	s, err := site.Open(*name)
 	if err != nil {
@@ -187,6 +200,17 @@ func newFlags(command string) (*flag.FlagSet, *string) {
 	return flags, flags.String("name", name, "")
 }
 
+// parseAll is for commands that take flags only.
+func parseAll(flags *flag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("%w: %s: %w", errUsage, flags.Name(), err)
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%w: %s: what is %q", errUsage, flags.Name(), flags.Arg(0))
+	}
+	return nil
+}
+
 // become replaces this process by the command: its terminal, signals and exit code are then the program's own.
 func become(cmd *exec.Cmd) error {
 	env := cmd.Env
@@ -208,8 +232,8 @@ func up(ctx context.Context, args []string) error {
 		o.Manifests = append(o.Manifests, v)
 		return nil
 	})
-	if flags.Parse(args) != nil || flags.NArg() > 0 {
-		return errUsage
+	if err := parseAll(flags, args); err != nil {
+		return err
 	}
 	o.Name = *name
 	began := time.Now()
@@ -249,8 +273,11 @@ func firstSteps(o site.Options) string {
 func down(ctx context.Context, args []string) error {
 	flags, name := newFlags("down")
 	all := flags.Bool("all", false, "")
-	if flags.Parse(args) != nil || flags.NArg() > 0 {
-		return errUsage
+	if err := parseAll(flags, args); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errNotRoot
 	}
 	names := []string{*name}
 	if *all {
@@ -258,9 +285,6 @@ func down(ctx context.Context, args []string) error {
 		if names, err = site.Names(); err != nil {
 			return err
 		}
-	}
-	if os.Geteuid() != 0 {
-		return errors.New("a lab is made of network namespaces: run this as root")
 	}
 	for _, n := range names {
 		began := time.Now()
