@@ -9,9 +9,9 @@
 //	}
 //
 // A probe is pending until it first succeeds, and until then it is made often:
-// somebody waits for a node to be ready. One that has never succeeded is down
-// after Fall failures, and up at once with the first success; one that was up
-// is down after Fall failures in a row, and up again after Rise successes.
+// somebody waits for a node to be ready. One that has not succeeded after a
+// while is down, and up at once with its first success; one that was up is down
+// after Fall failures in a row, and up again after Rise successes.
 package health
 
 import (
@@ -36,11 +36,14 @@ const (
 	// queue behind a thousand timeouts.
 	hurriedReserve = 64
 
-	// A new backend is waited for: probed after 50 ms, 100 ms, ... 500 ms, until
-	// it is this old or has succeeded.
+	// A new backend is waited for: probed after 50 ms, then each 100 ms, until it
+	// is this old or has succeeded. kube-proxy may take more than a second to
+	// learn of a Service, and whoever connects meanwhile should be held, not
+	// turned away: failures do not make it down before pendingFor is over.
 	firstPause   = 50 * time.Millisecond
-	eagerPause   = 500 * time.Millisecond
+	eagerPause   = 100 * time.Millisecond
 	eagerFor     = 10 * time.Second
+	pendingFor   = 5 * time.Second
 	spreadEach   = 500 * time.Microsecond // between two of many new probes
 	spreadMost   = 2 * time.Second
 	jitterPart   = 10                     // of the interval: a tenth, either way
@@ -293,7 +296,7 @@ func (p *Prober) note(t *target, err error, now time.Time) {
 		return
 	}
 	before := t.health
-	t.judge(err)
+	t.judge(err, now)
 	switch {
 	case t.health.State == edge.Down:
 		t.hurry = false
@@ -310,7 +313,7 @@ func (p *Prober) note(t *target, err error, now time.Time) {
 }
 
 // judge is the rule of the package comment.
-func (t *target) judge(err error) {
+func (t *target) judge(err error, now time.Time) {
 	t.tries++
 	if err == nil {
 		t.failures, t.successes = 0, t.successes+1
@@ -326,7 +329,7 @@ func (t *target) judge(err error) {
 		return
 	}
 	t.failures, t.successes = t.failures+1, 0
-	if t.failures >= t.Fall {
+	if t.failures >= t.Fall && (t.succeeded || now.Sub(t.since) >= pendingFor) {
 		t.health.State = edge.Down
 	}
 }

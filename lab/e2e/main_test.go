@@ -195,7 +195,11 @@ func namespace(t *testing.T) string {
 	name = strings.Trim(strings.NewReplacer("/", "-", "_", "-").Replace(name), "-")
 	name = name[:min(len(name), 50)]
 	kubectl(t, "create", "namespace", name)
-	t.Cleanup(func() { remove(t, "namespace", name) })
+	t.Cleanup(func() {
+		// Not left to the namespace: its contents go one after the other, in seconds.
+		remove(t, "service,deployment", "-n", name, "--all")
+		remove(t, "namespace", name)
+	})
 	return name
 }
 

@@ -23,7 +23,9 @@ func closed(host, address string) func() error {
 }
 
 // Promise 5 and its reverse: within a second of what kubectl has done, a
-// Service is open or closed.
+// Service is open or closed. The edge of the lab has routes to the pods, so
+// that kube-proxy, which rewrites its rules once a second at most, has no part
+// in it; TestOpensThroughNodePorts has it.
 func TestOpensAndClosesWithinASecond(t *testing.T) {
 	ns := namespace(t)
 	apply(t, deployment(ns, "web", "web", "", 3))
@@ -32,7 +34,7 @@ func TestOpensAndClosesWithinASecond(t *testing.T) {
 
 	create := func() {
 		t.Helper()
-		apply(t, service(ns, "web", "web", "home", "Local", 8030))
+		apply(t, strings.Replace(service(ns, "web", "web", "home", "Local", 8030), "annotations: {", "annotations: {gatehouse.e13.dev/target: pod, ", 1))
 		took := eventually(t, time.Second, "open after kubectl apply", opened("home1", at))
 		t.Logf("open %d ms after kubectl apply returned", took.Milliseconds())
 		if err := closed("inet", at)(); err != nil {
@@ -65,6 +67,35 @@ func TestOpensAndClosesWithinASecond(t *testing.T) {
 				kubectl(t, "delete", "service", "-n", ns, "web")
 			}
 		})
+	}
+}
+
+// Through node ports a new Service is open as soon as the node ports are: when
+// kube-proxy has written its rules for it.
+func TestOpensThroughNodePorts(t *testing.T) {
+	ns := namespace(t)
+	apply(t, deployment(ns, "web", "web", "", 3))
+	awaitPods(t, ns, "web")
+	for i, policy := range []string{"Local", "Cluster"} {
+		name, port := fmt.Sprintf("web-%d", i), 8035+i
+		apply(t, service(ns, name, "web", "home", policy, port))
+		start := time.Now()
+		nodePort := kubectl(t, "get", "service", "-n", ns, name, "-o", "jsonpath={.spec.ports[0].nodePort}")
+		kubeProxy := make(chan time.Duration, 1)
+		go func() {
+			for time.Since(start) < 10*time.Second {
+				if _, err := get("edge", "10.0.0.101:"+nodePort, 200*time.Millisecond); err == nil {
+					break
+				}
+			}
+			kubeProxy <- time.Since(start)
+		}()
+		eventually(t, 5*time.Second, "open through node ports", opened("home1", fmt.Sprintf("%s:%d", homeAddr, port)))
+		took, bound := time.Since(start), <-kubeProxy
+		t.Logf("policy %s: open %d ms after kubectl apply returned, the first node port after %d ms", policy, took.Milliseconds(), bound.Milliseconds())
+		if took > bound+500*time.Millisecond {
+			t.Errorf("gatehouse took %s, kube-proxy %s", took, bound)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -123,9 +124,10 @@ func TestZonesAreWalls(t *testing.T) {
 	}
 	want := map[string][]int{"home": {8001, 8003, 8008}, "internet": {8007, 8008}, "cluster": {8002, 8003, 8008}}
 	for zone, ports := range want {
-		slices.Sort(open[zone])
-		if !slices.Equal(open[zone], ports) {
-			t.Errorf("plan: open in %s: %v, want %v", zone, open[zone], ports)
+		mine := slices.DeleteFunc(slices.Clone(open[zone]), func(port int) bool { return port < 8001 || port > 8008 })
+		slices.Sort(mine)
+		if !slices.Equal(mine, ports) {
+			t.Errorf("plan: open in %s: %v, want %v", zone, mine, ports)
 		}
 	}
 	for service, reason := range map[string]string{
@@ -199,15 +201,15 @@ func TestInterfacesAreFollowed(t *testing.T) {
 	edge("ip", "route", "add", "default", "via", "10.11.12.1", "dev", "veth0", "metric", "100")
 	eventually(t, 5*time.Second, "open on the Internet again", reach("inet", publicAddr+":8020"))
 
-	edge("ip", "addr", "add", "10.11.12.33/24", "dev", "eth1")
 	edge("ip", "addr", "del", homeAddr+"/24", "dev", "eth1")
+	edge("ip", "addr", "add", "10.11.12.33/24", "dev", "eth1")
 	t.Cleanup(func() {
 		for _, args := range [][]string{
-			{"ip", "addr", "add", homeAddr + "/24", "dev", "eth1"}, {"ip", "addr", "del", "10.11.12.33/24", "dev", "eth1"},
+			{"ip", "addr", "del", "10.11.12.33/24", "dev", "eth1"}, {"ip", "addr", "add", homeAddr + "/24", "dev", "eth1"},
 			{"ip", "route", "replace", "default", "via", "10.11.12.1", "dev", "eth1", "metric", "200"},
 		} {
-			if _, err := lab.Exec(t.Context(), "edge", args...); err != nil && t.Context().Err() == nil {
-				t.Log(err)
+			if _, err := lab.Exec(context.Background(), "edge", args...); err != nil {
+				t.Error(err)
 			}
 		}
 	})

@@ -1,0 +1,119 @@
+package health
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+func asks(t *testing.T, kind edge.ProbeKind, addr net.Addr) string {
+	t.Helper()
+	p := New(slog.New(slog.DiscardHandler), Options{})
+	err := p.ask(t.Context(), edge.Probe{
+		Kind:        kind,
+		Addr:        addr.(*net.TCPAddr).AddrPort(),
+		HealthCheck: edge.HealthCheck{Timeout: 300 * time.Millisecond},
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+func listenLoopback(t *testing.T) *net.TCPListener {
+	t.Helper()
+	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func TestTCPProbeConnectsAndSaysGoodbye(t *testing.T) {
+	l := listenLoopback(t)
+	if got := asks(t, edge.ProbeTCP, l.Addr()); got != "ok" {
+		t.Errorf("probe of a listener: %s", got)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// An end, not a reset: servers log those.
+	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("the server read %d bytes, %v; want the end", n, err)
+	}
+	l.Close()
+	if got := asks(t, edge.ProbeTCP, l.Addr()); got != "connection refused" {
+		t.Errorf("probe of a closed port: %s", got)
+	}
+}
+
+func TestHealthCheckNodePort(t *testing.T) {
+	for name, c := range map[string]struct {
+		handler http.HandlerFunc
+		want    string
+	}{
+		"ready": {func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet || r.URL.Path != "/" || !r.Close {
+				w.WriteHeader(http.StatusTeapot)
+			}
+			io.WriteString(w, `{"localEndpoints": 2}`)
+		}, "ok"},
+		"no pods": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+			"no ready pods there (healthCheckNodePort answers 503)"},
+		"broken": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+			"healthCheckNodePort answers 500"},
+		"elsewhere": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) },
+			"healthCheckNodePort answers 302"},
+		"silent": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+			"no answer within 300ms"},
+		"endless": {func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				io.WriteString(w, strings.Repeat("x", 1<<16))
+			}
+		}, "ok"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewServer(c.handler)
+			defer s.Close()
+			if got := asks(t, edge.ProbeHealthCheckNodePort, s.Listener.Addr()); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+	l := listenLoopback(t)
+	l.Close()
+	if got := asks(t, edge.ProbeHealthCheckNodePort, l.Addr()); got != "connection refused" {
+		t.Errorf("closed port: %q", got)
+	}
+}
+
+// What the port of another protocol answers fits into a line of the status page.
+func TestHealthCheckNodePortThatSpeaksSomethingElse(t *testing.T) {
+	l := listenLoopback(t)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "SSH-2.0-OpenSSH_9.2p1\r\n")
+			c.Close()
+		}
+	}()
+	got := asks(t, edge.ProbeHealthCheckNodePort, l.Addr())
+	if !strings.Contains(got, "malformed HTTP") || strings.Contains(got, "\n") || strings.Contains(got, "http://") {
+		t.Errorf("got %q", got)
+	}
+}

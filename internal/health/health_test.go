@@ -1,0 +1,451 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// site is a network of backends without sockets: what happens when one is
+// dialled, and when each was.
+type site struct {
+	mu      sync.Mutex
+	answer  map[string]func(context.Context) error // nil: refused
+	dialled map[string][]time.Time
+	now     int // dials under way
+	most    int
+}
+
+func refuse(context.Context) error { return syscall.ECONNREFUSED }
+func accept(context.Context) error { return nil }
+func silent(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (s *site) set(probe edge.Probe, answer func(context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer[probe.Addr.String()] = answer
+}
+
+func (s *site) dial(ctx context.Context, _, addr string) (net.Conn, error) {
+	s.mu.Lock()
+	s.dialled[addr] = append(s.dialled[addr], time.Now())
+	s.now++
+	s.most = max(s.most, s.now)
+	answer := s.answer[addr]
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.now--
+	}()
+	if answer == nil {
+		answer = refuse
+	}
+	if err := answer(ctx); err != nil {
+		return nil, err
+	}
+	here, there := net.Pipe()
+	there.Close()
+	return here, nil
+}
+
+// dials returns when an address was dialled, since a time.
+func (s *site) dials(probe edge.Probe, since time.Time) []time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var at []time.Duration
+	for _, when := range s.dialled[probe.Addr.String()] {
+		if !when.Before(since) {
+			at = append(at, when.Sub(since))
+		}
+	}
+	return at
+}
+
+// inBubble runs a test with a prober that runs, and time that costs nothing.
+func inBubble(t *testing.T, test func(t *testing.T, p *Prober, s *site)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &site{answer: map[string]func(context.Context) error{}, dialled: map[string][]time.Time{}}
+		p := New(slog.New(slog.DiscardHandler), Options{})
+		p.dial = s.dial
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- p.Run(ctx) }()
+		defer func() {
+			cancel()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("Run = %v", err)
+			}
+		}()
+		test(t, p, s)
+	})
+}
+
+// wait lets time pass, and what happens at its end happen.
+func wait(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func tcpProbe(i int) edge.Probe {
+	return edge.Probe{
+		Kind:        edge.ProbeTCP,
+		Addr:        netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 80),
+		HealthCheck: edge.HealthCheck{Interval: 5 * time.Second, Timeout: time.Second, Rise: 2, Fall: 3},
+	}
+}
+
+func wantHealth(t *testing.T, p *Prober, probe edge.Probe, state edge.BackendState, text string) {
+	t.Helper()
+	if got, want := p.Snapshot()[probe], (edge.Health{State: state, Error: text}); got != want {
+		t.Errorf("health = %+v, want %+v", got, want)
+	}
+}
+
+func changed(p *Prober) bool {
+	select {
+	case <-p.Changed():
+		return true
+	default:
+		return false
+	}
+}
+
+func TestFirstSuccessIsEnough(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		s.set(probe, accept)
+		p.mu.Lock() // before the prober has a chance
+		p.mu.Unlock()
+		p.Apply([]edge.Probe{probe})
+		wantHealth(t, p, probe, edge.Pending, "")
+		synctest.Wait()
+		wantHealth(t, p, probe, edge.Up, "")
+		if !changed(p) || changed(p) {
+			t.Error("Changed was not signalled once")
+		}
+	})
+}
+
+func TestUpAndDownTakeFallAndRise(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		s.set(probe, accept)
+		p.Apply([]edge.Probe{probe})
+		wait(time.Second)
+		// One answer, after another, each an interval (and its jitter) apart.
+		const interval = 5500 * time.Millisecond
+		const refused = "connection refused"
+		for i, step := range []struct {
+			answer func(context.Context) error
+			state  edge.BackendState
+			text   string
+		}{
+			{refuse, edge.Up, refused},
+			{accept, edge.Up, ""},
+			{refuse, edge.Up, refused},
+			{refuse, edge.Up, refused},
+			{refuse, edge.Down, refused},
+			{accept, edge.Down, ""},
+			{refuse, edge.Down, refused},
+			{accept, edge.Down, ""},
+			{accept, edge.Up, ""},
+			{refuse, edge.Up, refused},
+		} {
+			s.set(probe, step.answer)
+			n := len(s.dials(probe, time.Time{}))
+			for began := time.Now(); len(s.dials(probe, time.Time{})) == n; wait(10 * time.Millisecond) {
+				if time.Since(began) > interval {
+					t.Fatalf("step %d: no probe within %v", i, interval)
+				}
+			}
+			wantHealth(t, p, probe, step.state, step.text)
+		}
+	})
+}
+
+func TestNewBackendIsProbedEagerly(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		began := time.Now()
+		p.Apply([]edge.Probe{probe})
+		wait(60 * time.Millisecond)
+		wantHealth(t, p, probe, edge.Pending, "connection refused")
+		wait(time.Second)
+		wantHealth(t, p, probe, edge.Down, "connection refused")
+		wait(40 * time.Second)
+		at := s.dials(probe, began)
+		for i, want := range []time.Duration{0, 50, 150, 350, 750, 1250, 1750} {
+			if i >= len(at) || at[i] != want*time.Millisecond {
+				t.Fatalf("probed at %v, want the first at 0, 50, 150, 350, 750, 1250, 1750 ms", at)
+			}
+		}
+		for i := 1; i < len(at); i++ {
+			gap := at[i] - at[i-1]
+			if at[i-1] < eagerFor && gap > eagerPause {
+				t.Errorf("in the first %v there is a gap of %v", eagerFor, gap)
+			}
+			if at[i-1] > eagerFor && (gap < 4500*time.Millisecond || gap > 5500*time.Millisecond) {
+				t.Errorf("after the first %v there is a gap of %v, want 5 s and a tenth either way", eagerFor, gap)
+			}
+		}
+		// Rise is for those that were up.
+		s.set(probe, accept)
+		wait(5500 * time.Millisecond)
+		wantHealth(t, p, probe, edge.Up, "")
+	})
+}
+
+func TestSilenceIsATimeout(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		s.set(probe, silent)
+		p.Apply([]edge.Probe{probe})
+		wait(990 * time.Millisecond)
+		wantHealth(t, p, probe, edge.Pending, "")
+		wait(20 * time.Millisecond)
+		wantHealth(t, p, probe, edge.Pending, "no answer within 1s")
+	})
+}
+
+func TestWithoutIntervalEverythingIsUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		probe.Interval = 0
+		p.Apply([]edge.Probe{probe})
+		wantHealth(t, p, probe, edge.Up, "")
+		if !changed(p) {
+			t.Error("Changed was not signalled")
+		}
+		p.Hurry(probe.Addr)
+		wait(time.Minute)
+		if at := s.dials(probe, time.Time{}); len(at) > 0 {
+			t.Errorf("probed at %v, want never", at)
+		}
+		p.Apply(nil)
+		if all := p.Snapshot(); len(all) > 0 {
+			t.Errorf("Snapshot = %v, want nothing", all)
+		}
+	})
+}
+
+func TestApplyKeepsWhatIsKnownAndForgetsTheRest(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		stays, goes, slow := tcpProbe(1), tcpProbe(2), tcpProbe(3)
+		s.set(stays, accept)
+		s.set(goes, accept)
+		s.set(slow, silent)
+		p.Apply([]edge.Probe{stays, goes, slow})
+		wait(100 * time.Millisecond)
+		wantHealth(t, p, goes, edge.Up, "")
+		// One of them goes while its probe is under way.
+		p.Apply([]edge.Probe{stays})
+		wantHealth(t, p, stays, edge.Up, "")
+		if n := len(p.Snapshot()); n != 1 {
+			t.Errorf("%d probes are known, want 1", n)
+		}
+		gone := time.Now()
+		wait(time.Minute)
+		for _, probe := range []edge.Probe{goes, slow} {
+			if at := s.dials(probe, gone.Add(time.Nanosecond)); len(at) > 0 {
+				t.Errorf("%v was probed %v after it was removed", probe.Addr, at)
+			}
+		}
+		s.set(goes, silent)
+		p.Apply([]edge.Probe{stays, goes})
+		wantHealth(t, p, stays, edge.Up, "")
+		wantHealth(t, p, goes, edge.Pending, "")
+	})
+}
+
+func TestSameProbeTwiceIsOne(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		s.set(probe, accept)
+		p.Apply([]edge.Probe{probe, probe})
+		p.Apply([]edge.Probe{probe})
+		wait(100 * time.Millisecond)
+		if n := len(s.dials(probe, time.Time{})); n != 1 {
+			t.Errorf("probed %d times, want once", n)
+		}
+	})
+}
+
+func TestHurryFindsOutAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe, other := tcpProbe(1), tcpProbe(2)
+		s.set(probe, accept)
+		s.set(other, accept)
+		p.Apply([]edge.Probe{probe, other})
+		wait(time.Second)
+		s.set(probe, refuse)
+		began := time.Now()
+		for range 1000 { // as many connections fail
+			p.Hurry(probe.Addr)
+		}
+		synctest.Wait()
+		wantHealth(t, p, probe, edge.Up, "connection refused")
+		wait(2 * hurriedPause)
+		wantHealth(t, p, probe, edge.Down, "connection refused")
+		wait(time.Second)
+		if at := s.dials(probe, began); len(at) != 3 || at[0] != 0 || at[1] != hurriedPause || at[2] != 2*hurriedPause {
+			t.Errorf("probed at %v, want at once and every %v until it is down", at, hurriedPause)
+		}
+		if at := s.dials(other, began); len(at) != 0 {
+			t.Errorf("another backend was probed at %v", at)
+		}
+		// A success ends the hurry: one probe for each.
+		began = time.Now()
+		p.Hurry(other.Addr)
+		wait(time.Second)
+		if at := s.dials(other, began); len(at) != 1 {
+			t.Errorf("a backend that is well was probed at %v, want once", at)
+		}
+	})
+}
+
+// The probe under way may have begun before the failure that hurries.
+func TestHurryDuringAProbeAsksOnceMore(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		release := make(chan struct{})
+		s.set(probe, func(context.Context) error { <-release; return nil })
+		p.Apply([]edge.Probe{probe})
+		synctest.Wait()
+		p.Hurry(probe.Addr)
+		s.set(probe, refuse)
+		close(release)
+		wait(hurriedPause)
+		wantHealth(t, p, probe, edge.Up, "connection refused")
+	})
+}
+
+// An eager probe is sooner than a hurried one would be.
+func TestHurryNeverDelays(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		probe.Fall = 100
+		began := time.Now()
+		p.Apply([]edge.Probe{probe})
+		synctest.Wait()
+		p.Hurry(probe.Addr)
+		wait(time.Second)
+		if at := s.dials(probe, began); len(at) < 4 || at[1] != 50*time.Millisecond || at[2] != 150*time.Millisecond {
+			t.Errorf("probed at %v", at)
+		}
+	})
+}
+
+func TestHurriedPassThousandsOfTimeouts(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		const n = 3000
+		var probes []edge.Probe
+		for i := range n {
+			probes = append(probes, tcpProbe(i))
+			s.set(probes[i], accept)
+		}
+		p.Apply(probes)
+		wait(10 * time.Second)
+		for _, probe := range probes {
+			wantHealth(t, p, probe, edge.Up, "")
+			s.set(probe, silent)
+		}
+		wait(10 * time.Second)
+		if s.most > defaultConcurrency {
+			t.Errorf("%d probes at once, want at most %d", s.most, defaultConcurrency)
+		}
+		failed := probes[n/2]
+		s.set(failed, refuse)
+		began := time.Now()
+		p.Hurry(failed.Addr)
+		wait(time.Second + hurriedPause)
+		at := s.dials(failed, began)
+		if len(at) == 0 {
+			t.Fatal("not probed within a second")
+		}
+		wait(time.Minute)
+		for _, probe := range probes {
+			if state := p.Snapshot()[probe].State; state != edge.Down {
+				t.Fatalf("%v is %s, want down", probe.Addr, state)
+			}
+		}
+	})
+}
+
+// Three thousand at once do not go out in one burst, and one does not wait.
+func TestManyNewProbesAreSpread(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		var probes []edge.Probe
+		for i := range 3000 {
+			probes = append(probes, tcpProbe(i))
+			s.set(probes[i], accept)
+		}
+		began := time.Now()
+		p.Apply(probes)
+		wait(spreadMost)
+		tenths := map[int]int{}
+		for _, probe := range probes {
+			at := s.dials(probe, began)
+			if len(at) != 1 {
+				t.Fatalf("%v was probed at %v, want once in the first %v", probe.Addr, at, spreadMost)
+			}
+			tenths[int(at[0]*10/(3000*spreadEach))]++
+		}
+		for i, n := range tenths {
+			if n > 450 {
+				t.Errorf("%d probes in tenth %d of the start, want about 300", n, i)
+			}
+		}
+		one := tcpProbe(5000)
+		s.set(one, accept)
+		p.Apply(append(probes, one))
+		synctest.Wait()
+		wantHealth(t, p, one, edge.Up, "")
+	})
+}
+
+// A shortage here is no news about the backend.
+func TestShortageHereTakesNothingDown(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		s.set(probe, accept)
+		p.Apply([]edge.Probe{probe})
+		wait(time.Second)
+		s.set(probe, func(context.Context) error {
+			return &net.OpError{Op: "dial", Err: fmt.Errorf("socket: %w", syscall.EMFILE)}
+		})
+		wait(time.Minute)
+		wantHealth(t, p, probe, edge.Up, "too many open files")
+		s.set(probe, refuse)
+		wait(time.Minute)
+		wantHealth(t, p, probe, edge.Down, "connection refused")
+	})
+}
+
+func BenchmarkApplyUnchanged(b *testing.B) {
+	for _, n := range []int{30, 3000} {
+		b.Run(fmt.Sprintf("probes=%d", n), func(b *testing.B) {
+			p := New(slog.New(slog.DiscardHandler), Options{})
+			var probes []edge.Probe
+			for i := range n {
+				probes = append(probes, tcpProbe(i))
+			}
+			for b.Loop() {
+				p.Apply(probes)
+			}
+		})
+	}
+}
