@@ -129,8 +129,7 @@ func load(stderr io.Writer, names []string) (*config.Config, error) {
 
 // reason is an error without the path that os puts in front of it.
 func reason(err error) string {
-	var path *os.PathError
-	if errors.As(err, &path) {
+	if path, ok := errors.AsType[*os.PathError](err); ok {
 		return path.Err.Error()
 	}
 	return err.Error()

@@ -63,8 +63,7 @@ func plan(ctx context.Context, out io.Writer, c *config.Config, output string) e
 			Problems  []edge.Problem     `json:"problems"`
 		}{nonNil(state.Exposures), nonNil(problems)})
 	}
-	printPlan(out, state, problems)
-	return nil
+	return printPlan(out, state, problems)
 }
 
 // nonNil makes JSON say [] rather than null.
@@ -75,7 +74,7 @@ func nonNil[T any](list []T) []T {
 	return list
 }
 
-func printPlan(out io.Writer, state desired.State, problems []edge.Problem) {
+func printPlan(out io.Writer, state desired.State, problems []edge.Problem) error {
 	var open, shut []desired.Exposure
 	for _, e := range state.Exposures {
 		if e.Open {
@@ -92,7 +91,9 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) {
 		for _, e := range open {
 			printExposure(w, e)
 		}
-		w.Flush()
+		if err := w.Flush(); err != nil {
+			return err
+		}
 		for _, e := range open {
 			if e.Reason != "" {
 				fmt.Fprintf(out, "%s in %s: %s\n", e.Name, orDash(e.Zone), e.Reason)
@@ -120,6 +121,7 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) {
 			fmt.Fprintln(out, "  "+p.String())
 		}
 	}
+	return nil
 }
 
 func printExposure(w io.Writer, e desired.Exposure) {

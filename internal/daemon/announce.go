@@ -28,7 +28,7 @@ type Announcer struct {
 	wake    chan struct{}
 	files   files
 	cluster cluster
-	told    changeLog
+	told    problemLog
 }
 
 // NewAnnouncer prepares an announcer that writes to the file output.
@@ -41,7 +41,7 @@ func NewAnnouncer(o Options, output string) *Announcer {
 		default:
 		}
 	}}
-	a.told = changeLog{log: o.Log}
+	a.told = problemLog{log: o.Log}
 	return a
 }
 
@@ -87,7 +87,7 @@ func (a *Announcer) decide(ctx context.Context) {
 	}
 	snapshot, _, _ := a.cluster.look()
 	if snapshot == nil && c.Kubernetes != nil {
-		a.told.tell(desired.State{}, problems) // an old file is better than one that closes everything
+		a.told.tell(problems) // an old file is better than one that closes everything
 		return
 	}
 	services := *c
@@ -103,7 +103,7 @@ func (a *Announcer) decide(ctx context.Context) {
 	case changed:
 		a.log.Info("file written", "file", a.output, "frontends", len(frontends))
 	}
-	a.told.tell(desired.State{Frontends: frontends}, problems)
+	a.told.tell(problems)
 }
 
 // announceable leaves out what an l4proxy file cannot say. A frontend that only

@@ -66,7 +66,7 @@ type Daemon struct {
 	relay    *relay.Relay
 	admin    slot
 	events   eventLog
-	log3am   changeLog
+	told     problemLog
 
 	mu      sync.Mutex
 	state   desired.State
@@ -86,7 +86,7 @@ func New(o Options) *Daemon {
 	d.observer = host.New(o.Log)
 	d.prober = health.New(o.Log, health.Options{})
 	d.relay = relay.New(o.Log, relay.Options{OnDialError: func(addr netip.AddrPort, _ error) { d.prober.Hurry(addr) }})
-	d.log3am = changeLog{log: o.Log}
+	d.told = problemLog{log: o.Log}
 	return d
 }
 
@@ -222,7 +222,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 		problems = append(problems, d.cluster.problems(c.Kubernetes.Pos)...)
 	}
 	slices.SortStableFunc(problems, desired.ComparePositions)
-	d.log3am.tell(state, problems)
+	d.told.tell(problems)
 	d.publish(c, state, problems, snapshot, synced, len(doors))
 	return len(doors) > 0 || len(admin) > 0
 }

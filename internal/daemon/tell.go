@@ -3,7 +3,6 @@ package daemon
 import (
 	"log/slog"
 
-	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 )
 
@@ -33,39 +32,24 @@ func (l *eventLog) fresh(events []edge.Event, cluster *edge.Cluster) []edge.Even
 	return fresh
 }
 
-// changeLog writes what an operator wants to know at 3 a.m.: doors that open
-// and close, problems that appear and clear.
-type changeLog struct {
-	log      *slog.Logger
-	doors    map[edge.Door]string
-	problems map[edge.Problem]bool
+// problemLog writes a problem to the log when it appears and when it clears.
+type problemLog struct {
+	log  *slog.Logger
+	last map[edge.Problem]bool
 }
 
-func (l *changeLog) tell(state desired.State, problems []edge.Problem) {
-	doors := make(map[edge.Door]string, len(state.Frontends))
-	for _, f := range state.Frontends {
-		doors[f.Door] = f.Name
-		if l.doors[f.Door] != f.Name {
-			l.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", f.Door.String(), "why", f.Why)
-		}
-	}
-	for door, name := range l.doors {
-		if doors[door] != name {
-			l.log.Info("frontend closed", "frontend", name, "listen", door.String())
-		}
-	}
-	l.doors = doors
+func (l *problemLog) tell(problems []edge.Problem) {
 	now := make(map[edge.Problem]bool, len(problems))
 	for _, p := range problems {
 		now[p] = true
-		if !l.problems[p] {
+		if !l.last[p] {
 			l.log.Warn("problem", "problem", p.String())
 		}
 	}
-	for p := range l.problems {
+	for p := range l.last {
 		if !now[p] {
 			l.log.Info("problem cleared", "problem", p.String())
 		}
 	}
-	l.problems = now
+	l.last = now
 }

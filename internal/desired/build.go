@@ -248,17 +248,17 @@ func (b *builder) resolve(host string) (netip.Addr, bool) {
 }
 
 // openInZone opens a row on the interfaces of its zone.
-func (b *builder) openInZone(row Exposure, proto edge.Frontend, z *edge.Zone) bool {
+func (b *builder) openInZone(row Exposure, proto edge.Frontend, z *edge.Zone) {
 	var listens []edge.Listen
 	for _, device := range z.Interfaces {
 		listens = append(listens, edge.Listen{Device: device, Port: row.Port})
 	}
-	return b.open(row, proto, listens)
+	b.open(row, proto, listens)
 }
 
 // open claims the doors of a row, and adds a frontend for each that can exist
-// now. It reports whether the row got its doors.
-func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen) bool {
+// now.
+func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen) {
 	if other := b.claim(row, listens); other != nil {
 		reason := fmt.Sprintf("%s port %d in %s is taken by %s", row.Protocol, row.Port, placeOf(row, other), other.name)
 		remedy := "use another port or zone for one of the two"
@@ -267,7 +267,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 			b.event(other.service, true, "PortConflict", fmt.Sprintf("service %s also wants %s port %d in zone %s; it stays closed there, this one is older and keeps it", row.Service, row.Protocol, row.Port, row.Zone))
 		}
 		b.closed(row, "PortConflict", reason, remedy)
-		return false
+		return
 	}
 	row.Open = true
 	row.Backends, row.Shares = shares(row.Backends, row.Shares)
@@ -312,7 +312,6 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		}
 	}
 	b.state.Exposures = append(b.state.Exposures, row)
-	return row.Open
 }
 
 // closed adds a row that is not open, and tells whoever has to know.

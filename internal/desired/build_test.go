@@ -293,7 +293,8 @@ func TestBuildScenarios(t *testing.T) {
 				{
 					Name: "files", Listen: &config.Listen{Host: "nas", Port: 445}, Protocol: edge.TCP, Health: config.DefaultHealth, Pos: edge.Pos{File: "gatehouse.yaml", Line: 20, Col: 5},
 					Backends: []config.Backend{
-						{Address: edge.HostPort{Host: "nas", Port: 1445}, Weight: 3}, {Address: edge.HostPort{Host: "10.0.0.8", Port: 1445}, Weight: 1},
+						{Address: edge.HostPort{Host: "nas", Port: 1445}, Weight: 3},
+						{Address: edge.HostPort{Host: "10.0.0.8", Port: 1445}, Weight: 1},
 						{Address: edge.HostPort{Host: "gone", Port: 1445}, Weight: 1, Pos: edge.Pos{File: "gatehouse.yaml", Line: 23, Col: 9}},
 					},
 				},

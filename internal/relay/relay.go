@@ -145,7 +145,7 @@ func (r *Relay) openLocked(f edge.Frontend, devices deviceIndexes) (netip.AddrPo
 	d.acceptLoops(+1)
 	r.running.Add(1)
 	go r.acceptAll(d, l)
-	r.log.Info("door opened", "door", d.key.String(), "frontend", f.Name, "why", f.Why)
+	r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "why", f.Why)
 	return addrOf(l), nil
 }
 
@@ -159,7 +159,7 @@ func (r *Relay) shutLocked(d *door, why string) {
 		r.log.Warn("closing a door failed", "door", d.key.String(), "error", err)
 	}
 	d.listener, d.ifindex = nil, 0
-	r.log.Info("door closed", "door", d.key.String(), "frontend", d.table.Load().name, "reason", why,
+	r.log.Info("frontend closed", "frontend", d.table.Load().name, "listen", d.key.String(), "reason", why,
 		"draining", d.draining())
 }
 
