@@ -1,12 +1,13 @@
 package health
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"syscall"
 	"time"
 
@@ -15,7 +16,11 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-const defaultTimeout = time.Second
+const (
+	defaultTimeout = time.Second
+	// kube-proxy answers with some 300 bytes.
+	maxAnswer = 8 << 10
+)
 
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
@@ -38,7 +43,7 @@ func (p *Prober) ask(ctx context.Context, probe edge.Probe) error {
 		return fmt.Errorf("no such probe: %q", probe.Kind)
 	}
 	var late net.Error
-	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &late) && late.Timeout() {
+	if err != nil && ctx.Err() == context.DeadlineExceeded || errors.As(err, &late) && late.Timeout() {
 		return fmt.Errorf("no answer within %v", timeout)
 	}
 	return plain(err)
@@ -65,16 +70,24 @@ func (p *Prober) askTCP(ctx context.Context, probe edge.Probe) error {
 // externalTrafficPolicy: Local: 200 while it sends connections to pods of its
 // node, 503 when there are none.
 func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+probe.Addr.String()+"/", nil)
+	conn, err := p.dial(ctx, "tcp", probe.Addr.String())
 	if err != nil {
 		return err
 	}
-	req.Header.Set("User-Agent", "gatehouse")
-	resp, err := p.client.Do(req)
-	if err != nil {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	// Without net/http's Transport: it keeps goroutines and a pool for what is
+	// one question, and logs by itself what servers of other protocols say.
+	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nUser-Agent: gatehouse\r\nConnection: close\r\n\r\n", probe.Addr); err != nil {
 		return err
 	}
-	resp.Body.Close() // unread: the status says it all
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxAnswer)), nil)
+	if err != nil {
+		return fmt.Errorf("healthCheckNodePort: %w", err)
+	}
+	// The status says it all, but to close with bytes unread is a reset.
+	_, _ = io.Copy(io.Discard, resp.Body)
 	switch resp.StatusCode {
 	case http.StatusOK:
 		return nil
@@ -85,27 +98,11 @@ func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) e
 	}
 }
 
-func newHTTPClient(dial dialFunc) *http.Client {
-	return &http.Client{
-		Transport: &http.Transport{
-			DialContext: dial, // and no proxy: what is asked for is the path to the node
-			// A connection kept would show that path as it was, not as it is for
-			// a new one.
-			DisableKeepAlives:      true,
-			MaxResponseHeaderBytes: 16 << 10,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-}
-
 // plain strips what the reader knows already (the address), or does not want to
 // know (the local port).
 func plain(err error) error {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno
-	}
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		return wrapped.Err
 	}
 	return err
 }

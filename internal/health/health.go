@@ -20,7 +20,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"time"
@@ -62,7 +61,6 @@ type Prober struct {
 	concurrency int
 	changed     chan struct{}
 	wake        chan struct{}
-	client      *http.Client
 	dial        dialFunc
 
 	mu      sync.Mutex
@@ -107,9 +105,6 @@ func New(log *slog.Logger, opts Options) *Prober {
 	if p.concurrency <= 0 {
 		p.concurrency = defaultConcurrency
 	}
-	p.client = newHTTPClient(func(ctx context.Context, network, addr string) (net.Conn, error) {
-		return p.dial(ctx, network, addr)
-	})
 	return p
 }
 

@@ -197,6 +197,7 @@ func TestCloseDrainsThenCuts(t *testing.T) {
 	}
 	say(t, leaves, "while draining")
 	leaves.Close()
+	eventually(t, "one connection ended", func() bool { return r.Stats()[0].Active == 1 })
 	say(t, stays, "while draining")
 	cancel()
 	if _, err := io.ReadAll(stays); !errors.Is(err, syscall.ECONNRESET) {
