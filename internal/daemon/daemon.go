@@ -79,7 +79,7 @@ type Daemon struct {
 
 // New prepares a daemon; nothing runs or listens before Run.
 func New(o Options) *Daemon {
-	d := &Daemon{opts: o, log: o.Log, wake: make(chan struct{}, 1)}
+	d := &Daemon{opts: o, log: o.Log, started: time.Now(), wake: make(chan struct{}, 1)}
 	d.files = files{log: o.Log, names: o.Files}
 	d.cluster = cluster{log: o.Log, changed: d.kick}
 	d.names = resolve.New(o.Log)
@@ -101,7 +101,6 @@ func (d *Daemon) kick() {
 // Run serves until ctx ends, then lets connections end for a while. Files that
 // are bad from the start are an error.
 func (d *Daemon) Run(ctx context.Context) error {
-	d.started = time.Now()
 	if !d.files.read() {
 		return errBadStart
 	}
@@ -283,7 +282,7 @@ func (d *Daemon) Status() status.Status {
 		Config: d.files.status(), Exposures: d.state.Exposures, Frontends: frontends(d.state.Frontends, doors, stats),
 	}
 	s.Problems = append(slices.Clone(s.Config.Problems), d.decided...)
-	if c := d.files.current(); c.Kubernetes != nil {
+	if c := d.files.current(); c != nil && c.Kubernetes != nil {
 		s.Cluster = &status.Cluster{Synced: d.synced, Services: d.nodes[0], Nodes: d.nodes[1]}
 		if problems := d.cluster.problems(c.Kubernetes.Pos); len(problems) > 0 {
 			s.Cluster.Error = problems[0].What
