@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"net/netip"
 	"regexp"
 	"strconv"
@@ -54,7 +55,7 @@ func parseListen(s string) (Listen, *fault) {
 	if device, ok := strings.CutPrefix(s, "@"); ok {
 		name, port, ok := cutLast(device, ":")
 		if !ok {
-			return l, &fault{quote(s) + " has no port", `write "@` + shown(name, "eth1") + `:80", with the port wanted`}
+			return l, &fault{quote(s) + " has no port", `write "@` + cmp.Or(name, "eth1") + `:80", with the port wanted`}
 		}
 		if f := checkInterface(name); f != nil {
 			return l, f
@@ -251,11 +252,4 @@ func cutLast(s, sep string) (before, after string, found bool) {
 		return s, "", false
 	}
 	return s[:i], s[i+len(sep):], true
-}
-
-func shown(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 
 	"e13.dev/gatehouse/internal/edge"
@@ -20,7 +22,7 @@ func (p *parser) checkZoneNames() {
 	}
 	for _, ref := range p.zoneRefs {
 		if !p.zoneNamed[ref.text] {
-			ref.at.problem("no zone named "+quote(ref.text), suggest(ref.text, "have", sorted(p.zoneNamed)))
+			ref.at.problem("no zone named "+quote(ref.text), suggest(ref.text, "have", slices.Sorted(maps.Keys(p.zoneNamed))))
 		}
 	}
 }

@@ -3,8 +3,10 @@ package config
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -184,7 +186,7 @@ func dump(c *Config) string {
 		line("  class: %q, classless %t, follow addresses %t", k.LoadBalancerClass, k.Classless, k.FollowAddresses)
 		line("  selector: %q", k.Selector)
 		line("  default zones: %q", k.DefaultZones)
-		for _, zone := range sorted(k.Allow) {
+		for _, zone := range slices.Sorted(maps.Keys(k.Allow)) {
 			line("  allow in %s: namespaces %q (%s)", zone, k.Allow[zone].Namespaces, at(k.Allow[zone].Pos))
 		}
 		line("  target: %s", k.Target)

@@ -71,6 +71,7 @@ func describe(n *yaml.Node) string {
 		return "a list"
 	case yaml.MappingNode:
 		return "a map"
+	default:
 	}
 	switch n.Tag {
 	case "!!int", "!!float":

@@ -43,6 +43,7 @@ func TestBytesThatAreNoYAML(t *testing.T) {
 		{"a gzip file", "\x1f\x8b\x08\x00\x00", "f.yaml:1:1: control character 0x1f; the file must be text\n"},
 		{"Latin-1", good + "# ä\n# \xe4\n", "f.yaml:3:3: byte 0xe4 is not UTF-8; the file must be text, saved as UTF-8\n"},
 		{"a control character", good + "zones: \x01\n", "f.yaml:2:8: control character 0x01; the file must be text\n"},
+		{"a control character after a BOM", bom + "a\x01", "f.yaml:1:2: control character 0x01; the file must be text\n"},
 		{"too big", good + strings.Repeat("#", MaxFileSize), "f.yaml:1:1: the file has 1048609 bytes; the limit is 1048576 (1 MiB)\n"},
 		{"10 MB", strings.Repeat("#", 10<<20), "f.yaml:1:1: the file has 10485760 bytes; the limit is 1048576 (1 MiB)\n"},
 		{"deep", good + "zones: " + strings.Repeat("[", 20000), "f.yaml:2:1: not YAML: exceeded max depth of 10000; no field is this deep\n"},

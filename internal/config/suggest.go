@@ -1,7 +1,6 @@
 package config
 
 import (
-	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -99,14 +98,4 @@ func editDistance(a, b []rune) int {
 		before, prev = prev, row
 	}
 	return prev[len(b)]
-}
-
-// sorted returns the keys of a set in order.
-func sorted[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

@@ -79,8 +79,8 @@ func directories(path string) map[string]bool {
 	for range 40 { // the kernel follows as many links
 		dir := filepath.Dir(path)
 		dirs[nearest(dir)] = true
-		if real, err := filepath.EvalSymlinks(dir); err == nil {
-			dirs[real] = true
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+			dirs[resolved] = true
 		}
 		target, err := os.Readlink(path)
 		if err != nil {

@@ -51,7 +51,8 @@ func site() ([]edge.Frontend, []edge.Probe) {
 			probe("10.0.0.49:443", 1500*time.Millisecond),
 			probe("10.0.0.9:443", time.Second),
 			probe("10.0.0.50:80", 100*time.Millisecond),
-			probe("10.0.0.52:8081", 0),
+			probe("10.0.0.52:8081", 20*time.Second),
+			probe("10.0.0.52:8081", 0), // no probes at all is no short interval
 			{Kind: edge.ProbeHealthCheckNodePort, Addr: netip.MustParseAddrPort("10.0.0.53:6667"), HealthCheck: edge.HealthCheck{Interval: time.Minute}},
 		}
 }
