@@ -69,6 +69,7 @@ type Prober struct {
 	due     schedule // those that wait for their time
 	hurried schedule // likewise, of those that Hurry asked for
 	running int
+	eager   int // targets that are
 }
 
 // target is a probe and what is known about it.
@@ -77,6 +78,7 @@ type target struct {
 	health    edge.Health
 	since     time.Time // of Apply
 	succeeded bool      // ever
+	eager     bool      // new, and waited for
 	tries     int
 	failures  int // in a row
 	successes int // in a row
@@ -139,6 +141,8 @@ func (p *Prober) Apply(probes []edge.Probe) {
 			signal(p.changed)
 			continue
 		}
+		t.eager = true
+		p.eager++
 		p.scheduleLocked(t, now.Add(rand.N(max(spread, 1))))
 	}
 	signal(p.wake)
@@ -146,6 +150,7 @@ func (p *Prober) Apply(probes []edge.Probe) {
 
 func (p *Prober) removeLocked(t *target) {
 	t.gone = true
+	p.calmLocked(t)
 	delete(p.targets, t.Probe)
 	same := p.byAddr[t.Addr]
 	for i := range same {
@@ -292,18 +297,30 @@ func (p *Prober) note(t *target, err error, now time.Time) {
 	}
 	before := t.health
 	t.judge(err, now)
+	if t.succeeded || now.Sub(t.since) >= eagerFor {
+		p.calmLocked(t)
+	}
 	switch {
 	case t.health.State == edge.Down:
 		t.hurry = false
 	case err != nil && t.hurried:
 		t.hurry = true
 	}
-	p.scheduleLocked(t, t.next(now))
+	p.scheduleLocked(t, p.nextLocked(t, now))
 	if t.health != before {
 		signal(p.changed)
 	}
 	if t.health.State != before.State {
-		p.log.Info("backend is "+string(t.health.State), "addr", t.Addr.String(), "probe", string(t.Kind), "error", t.health.Error)
+		p.log.Info("backend changed its state", "addr", t.Addr.String(), "probe", string(t.Kind),
+			"state", string(t.health.State), "error", t.health.Error)
+	}
+}
+
+// calmLocked ends the time in which a new target is probed eagerly.
+func (p *Prober) calmLocked(t *target) {
+	if t.eager {
+		t.eager = false
+		p.eager--
 	}
 }
 
@@ -329,11 +346,13 @@ func (t *target) judge(err error, now time.Time) {
 	}
 }
 
-// next is when the next probe is made.
-func (t *target) next(now time.Time) time.Time {
+// nextLocked is when the next probe of the target is made.
+func (p *Prober) nextLocked(t *target, now time.Time) time.Time {
 	var at time.Time
-	if !t.succeeded && now.Sub(t.since) < eagerFor {
-		at = now.Add(min(t.Interval, eagerPause, firstPause<<min(t.tries-1, 10)))
+	if t.eager {
+		// Thousands that are waited for at once would make a machine of this busy.
+		pause := max(eagerPause, time.Duration(p.eager)*spreadEach)
+		at = now.Add(min(t.Interval, pause, firstPause<<min(t.tries-1, 10)))
 	} else {
 		tenth := t.Interval / jitterPart
 		at = t.started.Add(t.Interval - tenth + rand.N(max(2*tenth, 1)))

@@ -429,6 +429,41 @@ func TestManyNewProbesAreSpread(t *testing.T) {
 	})
 }
 
+// Thousands that nobody answers for, all new, are probed eagerly in turn.
+func TestManyNewBackendsShareTheEagerness(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		var probes []edge.Probe
+		for i := range 3000 {
+			probes = append(probes, tcpProbe(i))
+		}
+		p.Apply(probes)
+		wait(eagerFor)
+		total := 0
+		for _, probe := range probes {
+			total += len(s.dials(probe, time.Time{}))
+		}
+		// Five quick ones each, then 2,000 a second among them.
+		if most := 5*3000 + 10*2000; total > most {
+			t.Errorf("%d probes in the first %v, want at most %d", total, eagerFor, most)
+		}
+		// Those do not slow down the next that comes.
+		wait(eagerFor)
+		began := time.Now()
+		one := tcpProbe(5000)
+		p.Apply(append(probes, one))
+		wait(time.Second)
+		if at := s.dials(one, began); len(at) < 9 {
+			t.Errorf("a new one is probed at %v, want each %v", at, eagerPause)
+		}
+		p.Apply(nil)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.eager != 0 {
+			t.Errorf("%d are counted as new, and there is none", p.eager)
+		}
+	})
+}
+
 // A shortage here is no news about the backend.
 func TestShortageHereTakesNothingDown(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *Prober, s *site) {
