@@ -1,16 +1,10 @@
-// Command gen writes docs/config.md. It is run from the root of the repository.
+// Command gen prints docs/config.md.
 package main
 
 import (
 	"fmt"
-	"os"
 
 	"e13.dev/gatehouse/internal/config"
 )
 
-func main() {
-	if err := os.WriteFile("docs/config.md", []byte(config.Docs()), 0o644); err != nil {
-		fmt.Fprintln(os.Stderr, "gen:", err)
-		os.Exit(1)
-	}
-}
+func main() { fmt.Print(config.Docs()) }
