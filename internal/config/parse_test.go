@@ -47,8 +47,10 @@ func TestBytesThatAreNoYAML(t *testing.T) {
 		{"too big", good + strings.Repeat("#", MaxFileSize), "f.yaml:1:1: the file has 1048609 bytes; the limit is 1048576 (1 MiB)\n"},
 		{"10 MB", strings.Repeat("#", 10<<20), "f.yaml:1:1: the file has 10485760 bytes; the limit is 1048576 (1 MiB)\n"},
 		{"deep", good + "zones: " + strings.Repeat("[", 20000), "f.yaml:2:1: not YAML: exceeded max depth of 10000; no field is this deep\n"},
-		{"deep and complete", good + "zones: " + strings.Repeat("[", 5000) + strings.Repeat("]", 5000),
-			"f.yaml:2:8: zones: must be a map, not a list; write zones: {home: {interfaces: [eth1]}}\n"},
+		{
+			"deep and complete", good + "zones: " + strings.Repeat("[", 5000) + strings.Repeat("]", 5000),
+			"f.yaml:2:8: zones: must be a map, not a list; write zones: {home: {interfaces: [eth1]}}\n",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

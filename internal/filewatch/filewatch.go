@@ -189,7 +189,7 @@ func same(x, y []Content) bool {
 
 func sameError(x, y error) bool {
 	if x == nil || y == nil {
-		return x == y
+		return x == nil && y == nil
 	}
 	return x.Error() == y.Error()
 }
