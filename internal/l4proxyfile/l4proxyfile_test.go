@@ -37,24 +37,26 @@ func site() ([]edge.Frontend, []edge.Probe) {
 	drained.Backends[2].Weight = 0
 	nobody := frontend("shop/old:81", edge.Listen{Device: "eth1", Port: 81}, "10.0.0.50:81")
 	nobody.Backends[0].Weight = 0
-	return []edge.Frontend{
-			drained, idle, udp, nobody,
-			frontend("shop/empty:82", edge.Listen{Device: "eth1", Port: 82}),
-			frontend("shop/web:80", edge.Listen{Device: "veth0", Port: 80}, "10.0.0.50:80"),
-			frontend("shop/web:80", edge.Listen{Device: "eth1", Port: 80}, "10.0.0.50:80"),
-			frontend("every\naddress", edge.Listen{Port: 8080}, "[::ffff:10.0.0.51]:8080"),
-			frontend("one/address:8081", edge.Listen{Addr: netip.MustParseAddr("10.11.12.32"), Port: 8081}, "10.0.0.52:8081"),
-			frontend("both:8082", edge.Listen{Device: "eth1", Addr: netip.MustParseAddr("10.11.12.32"), Port: 8082}, "10.0.0.52:8082"),
-			frontend("six:8083", edge.Listen{Addr: netip.MustParseAddr("fd00::1"), Port: 8083}, "[fd00::52]:8083"),
-		}, []edge.Probe{
-			probe("10.0.0.50:443", 30*time.Second),
-			probe("10.0.0.49:443", 1500*time.Millisecond),
-			probe("10.0.0.9:443", time.Second),
-			probe("10.0.0.50:80", 100*time.Millisecond),
-			probe("10.0.0.52:8081", 20*time.Second),
-			probe("10.0.0.52:8081", 0), // no probes at all is no short interval
-			{Kind: edge.ProbeHealthCheckNodePort, Addr: netip.MustParseAddrPort("10.0.0.53:6667"), HealthCheck: edge.HealthCheck{Interval: time.Minute}},
-		}
+	frontends := []edge.Frontend{
+		drained, idle, udp, nobody,
+		frontend("shop/empty:82", edge.Listen{Device: "eth1", Port: 82}),
+		frontend("shop/web:80", edge.Listen{Device: "veth0", Port: 80}, "10.0.0.50:80"),
+		frontend("shop/web:80", edge.Listen{Device: "eth1", Port: 80}, "10.0.0.50:80"),
+		frontend("every\naddress", edge.Listen{Port: 8080}, "[::ffff:10.0.0.51]:8080"),
+		frontend("one/address:8081", edge.Listen{Addr: netip.MustParseAddr("10.11.12.32"), Port: 8081}, "10.0.0.52:8081"),
+		frontend("both:8082", edge.Listen{Device: "eth1", Addr: netip.MustParseAddr("10.11.12.32"), Port: 8082}, "10.0.0.52:8082"),
+		frontend("six:8083", edge.Listen{Addr: netip.MustParseAddr("fd00::1"), Port: 8083}, "[fd00::52]:8083"),
+	}
+	probes := []edge.Probe{
+		probe("10.0.0.50:443", 30*time.Second),
+		probe("10.0.0.49:443", 1500*time.Millisecond),
+		probe("10.0.0.9:443", time.Second),
+		probe("10.0.0.50:80", 100*time.Millisecond),
+		probe("10.0.0.52:8081", 20*time.Second),
+		probe("10.0.0.52:8081", 0), // no probes at all is no short interval
+		{Kind: edge.ProbeHealthCheckNodePort, Addr: netip.MustParseAddrPort("10.0.0.53:6667"), HealthCheck: edge.HealthCheck{Interval: time.Minute}},
+	}
+	return frontends, probes
 }
 
 func TestRender(t *testing.T) {
