@@ -293,20 +293,21 @@ func TestSourceRangesAreAWall(t *testing.T) {
 }
 
 func TestIdleConnectionIsClosed(t *testing.T) {
-	const idle = 200 * time.Millisecond
+	const idle = 500 * time.Millisecond
 	r := newRelay(t, Options{})
 	client, backend := through(t, r, func(f *edge.Frontend) { f.IdleTimeout = idle })
 	// Bytes in one direction alone keep both open, for longer than the timeout.
-	tick := time.NewTicker(idle / 5)
+	tick := time.NewTicker(idle / 10)
 	defer tick.Stop()
-	for range 20 {
+	var gap time.Duration
+	for began, last := time.Now(), time.Now(); time.Since(began) < 3*idle; <-tick.C {
+		gap, last = max(gap, time.Since(last)), time.Now()
 		if _, err := io.WriteString(backend, "x"); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
-			t.Fatalf("a connection in use was closed: %v", err)
+			t.Fatalf("a connection was closed that was never idle for more than %v: %v", gap, err)
 		}
-		<-tick.C
 	}
 	last := time.Now()
 	io.WriteString(client, "x")
@@ -322,6 +323,45 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 	}
 	if s := settled(t, r); s.IdleTimeouts != 1 {
 		t.Errorf("Stats = %+v, want one idle timeout", s)
+	}
+}
+
+// A slow reader takes what the backend sent long ago: that is not idle.
+func TestSlowReaderIsNotIdle(t *testing.T) {
+	const idle = 500 * time.Millisecond
+	r := newRelay(t, Options{})
+	l := listenLoopback(t)
+	f := loopback(upAt(addrOf(l)))
+	f.IdleTimeout = idle
+	narrow := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10) })
+	}}
+	client, err := narrow.Dial("tcp", open(t, r, f).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	backend, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backend.Close()
+	for _, c := range []net.Conn{client, backend} {
+		c.SetDeadline(time.Now().Add(patience))
+	}
+	if _, err := backend.Write(make([]byte, 256<<10)); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); time.Since(began) < 3*idle; <-tick.C {
+		if _, err := io.ReadFull(client, make([]byte, 2<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	io.WriteString(client, "x")
+	if n, err := backend.Read(make([]byte, 1)); n != 1 {
+		t.Errorf("the connection was closed: %v", err)
 	}
 }
 
