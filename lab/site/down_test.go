@@ -74,6 +74,9 @@ func TestTwoLabsAndNothingLeft(t *testing.T) {
 	if err := two.Kill(t.Context(), "agent-w1"); err != nil {
 		t.Fatal(err)
 	}
+	if err := site.RemoveNamespace("ghlab-" + name + "-w2"); err != nil {
+		t.Fatal(err)
+	}
 	if len(remains(t, name)) == 0 {
 		t.Fatal("remains() does not see a lab that is up, so what it finds later means nothing")
 	}

@@ -33,7 +33,8 @@ func (s *Site) Do(host string, f func() error) error {
 	return InNetns(filepath.Join(netnsDir, ns), f)
 }
 
-// Dialer returns a dial function for connections that start at the host, fit for http.Transport.DialContext.
+// Dialer returns a dial function for connections that start at the host, fit for http.Transport.DialContext. It is for
+// addresses, not names: the resolver would ask from outside.
 func (s *Site) Dialer(host string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		var conn net.Conn
@@ -49,7 +50,11 @@ func (s *Site) Dialer(host string) func(ctx context.Context, network, address st
 // InNetns is Do for a namespace given by its file.
 func InNetns(path string, f func() error) error {
 	done := make(chan error, 1)
-	go elsewhere(func() { done <- enterAndRun(path, f) })
+	go elsewhere(func() {
+		err := errors.New("the function ended its goroutine; t.Fatal and the like belong after Do, not in it")
+		defer func() { done <- err }()
+		err = enterAndRun(path, f)
+	})
 	return <-done
 }
 
@@ -164,6 +169,22 @@ func processesIn(names []string) ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// processesOf returns the processes whose executable is in the directory: a lab's programs are copies of its own.
+func processesOf(dir string) ([]int, error) {
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	var pids []int
+	for _, l := range links {
+		exe, err := os.Readlink(l)
+		if err != nil || !strings.HasPrefix(exe, dir+"/") {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.Split(l, "/")[2]); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
 }
 
 // killAllIn ends every process in the namespaces, and those that they start meanwhile.

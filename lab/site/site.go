@@ -339,8 +339,16 @@ func teardown(ctx context.Context, name string) error {
 			}
 		}
 	}
+	// And those of a lab whose record or namespaces somebody has removed.
+	strays, err := processesOf(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, pid := range strays {
+		_ = killHard(pid)
+	}
 	// An agent that is just making a pod can add a namespace after we looked; so look until nothing is left.
-	err := poll(ctx, 30*time.Second, 10*time.Millisecond, func() error {
+	err = poll(ctx, 30*time.Second, 10*time.Millisecond, func() error {
 		names, err := namespaces(name)
 		if err != nil || len(names) == 0 {
 			return err

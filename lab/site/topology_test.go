@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -174,5 +175,15 @@ func TestDoLeavesTheProcessWhereItWas(t *testing.T) {
 	}
 	if after, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid())); after != before {
 		t.Errorf("was in %s, is in %s", before, after)
+	}
+}
+
+func TestFatalInDoDoesNotHang(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("entering a namespace needs root")
+	}
+	err := InNetns("/proc/self/ns/net", func() error { runtime.Goexit(); return nil })
+	if err == nil || !strings.Contains(err.Error(), "ended its goroutine") {
+		t.Errorf("error: %v", err)
 	}
 }
