@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,11 +48,11 @@ func NewAnnouncer(o Options, output string) *Announcer {
 
 // Run writes until ctx ends. The file stays as it is then.
 func (a *Announcer) Run(ctx context.Context) error {
-	if !a.files.read() {
+	watcher := filewatch.New(a.opts.Files, settle, a.log)
+	if !a.files.take(watcher.Read()) {
 		return errBadStart
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	watcher := filewatch.New(a.opts.Files, settle, a.log)
 	task(g, "files", func() error { return watcher.Run(ctx) })
 	task(g, "signals", func() error { return onHangup(ctx, watcher.Reload) })
 	task(g, "loop", func() error { return a.loop(ctx, watcher) })
@@ -67,7 +68,7 @@ func (a *Announcer) loop(ctx context.Context, watcher *filewatch.Watcher) error 
 		case <-ctx.Done():
 			return ctx.Err()
 		case contents := <-watcher.Changed():
-			a.files.reload(contents)
+			a.files.take(contents)
 		case <-a.wake:
 		}
 		select {
@@ -123,6 +124,9 @@ func announceable(all []edge.Frontend) (frontends []edge.Frontend, left []edge.P
 		}
 		if len(v4) < len(f.Backends) {
 			left = append(left, edge.Problem{Object: object, What: fmt.Sprintf("%d IPv6 backends left out: l4proxy speaks IPv4 only", len(f.Backends)-len(v4)), Remedy: "use gatehouse run for it"})
+		}
+		if slices.ContainsFunc(v4, func(b edge.Backend) bool { return b.Weight != v4[0].Weight }) {
+			left = append(left, edge.Problem{Object: object, What: "its shares are not kept: l4proxy knows no weights, and gives every backend the same", Remedy: "use gatehouse run for it"})
 		}
 		if len(v4) == 0 {
 			continue // closed is what a frontend without backends should be

@@ -101,11 +101,11 @@ func (d *Daemon) kick() {
 // Run serves until ctx ends, then lets connections end for a while. Files that
 // are bad from the start are an error.
 func (d *Daemon) Run(ctx context.Context) error {
-	if !d.files.read() {
+	watcher := filewatch.New(d.opts.Files, settle, d.log)
+	if !d.files.take(watcher.Read()) {
 		return errBadStart
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	watcher := filewatch.New(d.opts.Files, settle, d.log)
 	task(g, "files", func() error { return watcher.Run(ctx) })
 	task(g, "signals", func() error { return onHangup(ctx, watcher.Reload) })
 	task(g, "interfaces", func() error { return d.observer.Run(ctx) })
@@ -169,7 +169,7 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case contents := <-watcher.Changed():
-			d.files.reload(contents)
+			d.files.take(contents)
 		case <-d.wake:
 		case <-d.observer.Changed():
 		case <-d.names.Changed():

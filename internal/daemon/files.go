@@ -22,30 +22,10 @@ type files struct {
 	problems []edge.Problem // of what is on disk now
 }
 
-// read reads the files once, and says whether they are good.
-func (f *files) read() bool {
-	var contents []filewatch.Content
-	for _, name := range f.names {
-		data, err := filewatch.Read(name)
-		contents = append(contents, filewatch.Content{Path: name, Data: data, Err: err})
-	}
-	return f.reload(contents)
-}
-
-// reload takes what is on disk now, and says whether it is good. Bad files
-// change nothing but what is reported.
-func (f *files) reload(contents []filewatch.Content) bool {
-	var good []config.File
-	var problems []edge.Problem
-	for _, c := range contents {
-		if c.Err != nil {
-			problems = append(problems, edge.Problem{Pos: edge.Pos{File: c.Path}, What: "cannot be read: " + c.Err.Error()})
-			continue
-		}
-		good = append(good, config.File{Name: c.Path, Data: c.Data})
-	}
-	next, bad := config.Parse(good)
-	problems = append(problems, bad...)
+// take takes what is on disk now, and says whether it is good. Bad files change
+// nothing but what is reported.
+func (f *files) take(contents []filewatch.Content) bool {
+	next, problems := parse(contents)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.problems = problems
@@ -58,6 +38,24 @@ func (f *files) reload(contents []filewatch.Content) bool {
 	f.running, f.loadedAt = next, time.Now()
 	f.log.Info("configuration read", "files", f.names)
 	return true
+}
+
+// parse turns what was read into a configuration. While a file cannot be read
+// the others are not looked at: what it defines would be missing in them.
+func parse(contents []filewatch.Content) (*config.Config, []edge.Problem) {
+	var files []config.File
+	var unreadable []edge.Problem
+	for _, c := range contents {
+		if c.Err != nil {
+			unreadable = append(unreadable, edge.Problem{Pos: edge.Pos{File: c.Path}, What: "cannot be read: " + c.Err.Error(), Remedy: "the other files are looked at once it can be"})
+			continue
+		}
+		files = append(files, config.File{Name: c.Path, Data: c.Data})
+	}
+	if len(unreadable) > 0 {
+		return nil, unreadable
+	}
+	return config.Parse(files)
 }
 
 func (f *files) current() *config.Config {

@@ -181,7 +181,7 @@ func (b *builder) static(f *config.Frontend) {
 		Name: f.Name, Protocol: f.Protocol, Port: f.Port, Sources: f.SourceRanges,
 		Target: edge.TargetStatic, DataPlane: "proxy", Client: relayedClient, Why: f.Pos.String(),
 	}
-	proto := edge.Frontend{Name: f.Name, SourceRanges: f.SourceRanges, IdleTimeout: f.IdleTimeout, Why: row.Why}
+	proto := edge.Frontend{Name: f.Name, SourceRanges: f.SourceRanges, IdleTimeout: f.IdleTimeout, Health: f.Health, Why: row.Why}
 	row.Backends = b.staticBackends(f)
 	if f.Listen == nil {
 		for _, zone := range f.Zones {

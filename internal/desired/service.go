@@ -140,7 +140,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 					row.Remedy = "look for the label node.kubernetes.io/exclude-from-external-load-balancers and for missing node addresses"
 				}
 			}
-			b.openInZone(row, edge.Frontend{Name: row.Name, SourceRanges: req.sources, Why: row.Why}, z)
+			b.openInZone(row, edge.Frontend{Name: row.Name, SourceRanges: req.sources, Health: req.health, Why: row.Why}, z)
 		}
 	}
 	b.status(s, own)

@@ -164,6 +164,7 @@ type Frontend struct {
 	SourceRanges   []netip.Prefix
 	ConnectTimeout time.Duration // for one backend; 0: the data plane's default
 	IdleTimeout    time.Duration // close after this long without a byte; 0: never
+	Health         HealthCheck   // how the backends are probed
 	Backends       []Backend     // sorted by address
 	Why            string        // "service/shop/web", "gatehouse.yaml:14"
 }

@@ -1,7 +1,7 @@
 // Package l4proxyfile writes the configuration file of l4proxy (v1), for those
 // who keep l4proxy and want its file to follow the cluster.
 //
-//	data := l4proxyfile.Render(state.Frontends, state.Probes...)
+//	data := l4proxyfile.Render(state.Frontends)
 //	changed, err := l4proxyfile.WriteFile("/etc/l4proxy.yaml", data)
 package l4proxyfile
 
@@ -24,26 +24,19 @@ const header = `# Written by gatehouse from the Services of a cluster, and writt
 apiVersion: v1
 `
 
-// defaultInterval is written where no probe says otherwise. There has to be
+// defaultInterval is written where there are no probes. There has to be
 // one: l4proxy does not survive a healthInterval of 0.
 const defaultInterval = 5 * time.Second
 
-// Render returns the file for the frontends, in an order of its own. How often
-// a frontend's backends are checked is what the probes of their addresses say.
+// Render returns the file for the frontends, in an order of its own.
 //
 // What the format has no words for is left out: protocols other than TCP,
 // backends without weight, and frontends that have no other. The file would
 // open those to nobody, or to more than was asked for. Weights are lost.
-func Render(frontends []edge.Frontend, probes ...edge.Probe) []byte {
-	intervals := map[netip.AddrPort]time.Duration{}
-	for _, p := range probes {
-		if old, ok := intervals[p.Addr]; p.Kind == edge.ProbeTCP && p.Interval > 0 && (!ok || p.Interval < old) {
-			intervals[p.Addr] = p.Interval
-		}
-	}
+func Render(frontends []edge.Frontend) []byte {
 	var entries []entry
 	for _, f := range frontends {
-		if e := newEntry(f, intervals); f.Protocol == edge.TCP && len(e.backends) > 0 {
+		if e := newEntry(f); f.Protocol == edge.TCP && len(e.backends) > 0 {
 			entries = append(entries, e)
 		}
 	}
@@ -66,19 +59,15 @@ type entry struct {
 	listen   edge.Listen
 	name     string
 	backends []netip.AddrPort
-	interval time.Duration // 0: no probe says
+	interval time.Duration // 0: no probes
 	timeout  time.Duration
 }
 
-func newEntry(f edge.Frontend, intervals map[netip.AddrPort]time.Duration) entry {
-	e := entry{listen: f.Listen, name: f.Name, timeout: f.IdleTimeout}
+func newEntry(f edge.Frontend) entry {
+	e := entry{listen: f.Listen, name: f.Name, interval: f.Health.Interval, timeout: f.IdleTimeout}
 	for _, b := range f.Backends {
-		if b.Weight == 0 {
-			continue
-		}
-		e.backends = append(e.backends, netip.AddrPortFrom(b.Addr.Addr().Unmap(), b.Addr.Port()))
-		if i, ok := intervals[b.Addr]; ok && (e.interval == 0 || i < e.interval) {
-			e.interval = i
+		if b.Weight > 0 {
+			e.backends = append(e.backends, netip.AddrPortFrom(b.Addr.Addr().Unmap(), b.Addr.Port()))
 		}
 	}
 	slices.SortFunc(e.backends, netip.AddrPort.Compare)

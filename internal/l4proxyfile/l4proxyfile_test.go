@@ -23,12 +23,14 @@ func frontend(name string, l edge.Listen, backends ...string) edge.Frontend {
 	return f
 }
 
-func probe(addr string, interval time.Duration) edge.Probe {
-	return edge.Probe{Kind: edge.ProbeTCP, Addr: netip.MustParseAddrPort(addr), HealthCheck: edge.HealthCheck{Interval: interval}}
+// checked sets how often a frontend's backends are probed.
+func checked(f edge.Frontend, interval time.Duration) edge.Frontend {
+	f.Health.Interval = interval
+	return f
 }
 
 // site has one of everything.
-func site() ([]edge.Frontend, []edge.Probe) {
+func site() []edge.Frontend {
 	udp := frontend("dns/dns:53", edge.Listen{Device: "eth1", Port: 53}, "10.0.0.50:53")
 	udp.Protocol = edge.UDP
 	idle := frontend("shop/chat:6667", edge.Listen{Device: "eth1", Port: 6667}, "10.0.0.53:6667")
@@ -37,31 +39,21 @@ func site() ([]edge.Frontend, []edge.Probe) {
 	drained.Backends[2].Weight = 0
 	nobody := frontend("shop/old:81", edge.Listen{Device: "eth1", Port: 81}, "10.0.0.50:81")
 	nobody.Backends[0].Weight = 0
-	frontends := []edge.Frontend{
-		drained, idle, udp, nobody,
+	return []edge.Frontend{
+		checked(drained, 1500*time.Millisecond), idle, udp, nobody,
 		frontend("shop/empty:82", edge.Listen{Device: "eth1", Port: 82}),
-		frontend("shop/web:80", edge.Listen{Device: "veth0", Port: 80}, "10.0.0.50:80"),
-		frontend("shop/web:80", edge.Listen{Device: "eth1", Port: 80}, "10.0.0.50:80"),
+		checked(frontend("shop/web:80", edge.Listen{Device: "veth0", Port: 80}, "10.0.0.50:80"), 100*time.Millisecond),
+		checked(frontend("shop/web:80", edge.Listen{Device: "eth1", Port: 80}, "10.0.0.50:80"), 100*time.Millisecond),
 		frontend("every\naddress", edge.Listen{Port: 8080}, "[::ffff:10.0.0.51]:8080"),
-		frontend("one/address:8081", edge.Listen{Addr: netip.MustParseAddr("10.11.12.32"), Port: 8081}, "10.0.0.52:8081"),
+		checked(frontend("one/address:8081", edge.Listen{Addr: netip.MustParseAddr("10.11.12.32"), Port: 8081}, "10.0.0.52:8081"), 20*time.Second),
 		frontend("both:8082", edge.Listen{Device: "eth1", Addr: netip.MustParseAddr("10.11.12.32"), Port: 8082}, "10.0.0.52:8082"),
 		frontend("six:8083", edge.Listen{Addr: netip.MustParseAddr("fd00::1"), Port: 8083}, "[fd00::52]:8083"),
 	}
-	probes := []edge.Probe{
-		probe("10.0.0.50:443", 30*time.Second),
-		probe("10.0.0.49:443", 1500*time.Millisecond),
-		probe("10.0.0.9:443", time.Second),
-		probe("10.0.0.50:80", 100*time.Millisecond),
-		probe("10.0.0.52:8081", 20*time.Second),
-		probe("10.0.0.52:8081", 0), // no probes at all is no short interval
-		{Kind: edge.ProbeHealthCheckNodePort, Addr: netip.MustParseAddrPort("10.0.0.53:6667"), HealthCheck: edge.HealthCheck{Interval: time.Minute}},
-	}
-	return frontends, probes
 }
 
 func TestRender(t *testing.T) {
-	frontends, probes := site()
-	got := Render(frontends, probes...)
+	frontends := site()
+	got := Render(frontends)
 	const golden = "testdata/site.yaml"
 	if *update {
 		if err := os.WriteFile(golden, got, 0o644); err != nil {
@@ -78,15 +70,14 @@ func TestRender(t *testing.T) {
 }
 
 func TestRenderIgnoresInputOrder(t *testing.T) {
-	frontends, probes := site()
-	want := string(Render(frontends, probes...))
+	frontends := site()
+	want := string(Render(frontends))
 	for range 50 {
 		rand.Shuffle(len(frontends), func(i, j int) { frontends[i], frontends[j] = frontends[j], frontends[i] })
-		rand.Shuffle(len(probes), func(i, j int) { probes[i], probes[j] = probes[j], probes[i] })
 		for _, f := range frontends {
 			rand.Shuffle(len(f.Backends), func(i, j int) { f.Backends[i], f.Backends[j] = f.Backends[j], f.Backends[i] })
 		}
-		if got := string(Render(frontends, probes...)); got != want {
+		if got := string(Render(frontends)); got != want {
 			t.Fatalf("got\n%s\nwant\n%s", got, want)
 		}
 	}
@@ -100,14 +91,13 @@ func TestNoFrontendsCloseEverything(t *testing.T) {
 
 // TestWhatIsWrittenIsReadAsItWasMeant by gatehouse, which reads l4proxy files.
 func TestWhatIsWrittenIsReadAsItWasMeant(t *testing.T) {
-	frontends, probes := site()
-	for _, data := range [][]byte{Render(frontends, probes...), Render(nil)} {
+	frontends := site()
+	for _, data := range [][]byte{Render(frontends), Render(nil)} {
 		cfg, problems := config.Parse([]config.File{{Name: "l4proxy.yaml", Data: data}})
 		if cfg == nil {
 			t.Fatalf("%v\n%s", problems, data)
 		}
 		var again []edge.Frontend
-		var probesAgain []edge.Probe
 		for _, f := range cfg.Frontends {
 			l := edge.Listen{Device: f.Listen.Device, Port: f.Listen.Port}
 			if f.Listen.Host != "" {
@@ -118,13 +108,12 @@ func TestWhatIsWrittenIsReadAsItWasMeant(t *testing.T) {
 				addr, _ := b.Address.Addr()
 				ap := netip.AddrPortFrom(addr, b.Address.Port)
 				backends = append(backends, ap.String())
-				probesAgain = append(probesAgain, probe(ap.String(), f.Health.Interval))
 			}
 			fe := frontend(nameOf(frontends, l), l, backends...)
 			fe.IdleTimeout = f.IdleTimeout
-			again = append(again, fe)
+			again = append(again, checked(fe, f.Health.Interval))
 		}
-		if got := Render(again, probesAgain...); string(got) != string(data) {
+		if got := Render(again); string(got) != string(data) {
 			t.Errorf("got\n%s\nwant\n%s", got, data)
 		}
 	}
