@@ -192,6 +192,16 @@ func LinkUp(t *testing.T, ns *NS, name string) {
 	})
 }
 
+// LinkDown sets an interface down, which pulls the cable for the other end.
+func LinkDown(t *testing.T, ns *NS, name string) {
+	t.Helper()
+	ns.Do(t, func() {
+		if err := netlink.LinkSetDown(link(t, name)); err != nil {
+			t.Fatalf("set %s down: %v", name, err)
+		}
+	})
+}
+
 // LinkDel deletes an interface, and with it the other end of its cable.
 func LinkDel(t *testing.T, ns *NS, name string) {
 	t.Helper()

@@ -99,7 +99,7 @@ func (r *Relay) dialAny(d *door) (*net.TCPConn, *backend, Reason) {
 		case !ok && (len(t.up) > 0 || len(t.pending) == 0 || left <= 0):
 			return nil, nil, why
 		case !ok:
-			if !r.pause(t, min(left, pendingPause)) {
+			if !r.pause(min(left, pendingPause)) {
 				return nil, nil, Stopping
 			}
 			tried = tried[:0]
@@ -131,18 +131,16 @@ func (r *Relay) dialAny(d *door) (*net.TCPConn, *backend, Reason) {
 	}
 }
 
-// pause waits for the time to pass or the table to be replaced, and returns
-// false if the relay is closed instead.
-func (r *Relay) pause(t *table, d time.Duration) bool {
+// pause waits, and returns false if the relay is closed meanwhile.
+func (r *Relay) pause(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-t.replaced:
+		return true
 	case <-r.dialing.Done():
 		return false
 	}
-	return true
 }
 
 func (r *Relay) enter(c *conn) {

@@ -370,25 +370,51 @@ func TestSocketsAreTunedForWaiting(t *testing.T) {
 	client, backend := through(t, r, nil)
 	io.WriteString(client, "x")
 	io.ReadFull(backend, make([]byte, 1))
+	options := func(side syscall.Conn) (noDelay, keepAlive, protocol int) {
+		raw, err := side.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			noDelay, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY)
+			keepAlive, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+			protocol, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
+		})
+		return noDelay, keepAlive, protocol
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range r.doors {
+		if _, _, protocol := options(d.listener); protocol != unix.IPPROTO_TCP {
+			t.Errorf("the door's protocol is %d, want TCP", protocol)
+		}
+	}
 	r.connsMu.Lock()
 	defer r.connsMu.Unlock()
 	for c := range r.conns {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for name, side := range map[string]*net.TCPConn{"client": c.client, "server": c.server} {
-			raw, err := side.SyscallConn()
-			if err != nil {
-				t.Fatal(err)
+			if noDelay, keepAlive, protocol := options(side); noDelay != 1 || keepAlive != 1 || protocol != unix.IPPROTO_TCP {
+				t.Errorf("%s: TCP_NODELAY %d, SO_KEEPALIVE %d, SO_PROTOCOL %d", name, noDelay, keepAlive, protocol)
 			}
-			raw.Control(func(fd uintptr) {
-				noDelay, _ := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY)
-				keepAlive, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE)
-				protocol, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
-				if noDelay != 1 || keepAlive != 1 || protocol != unix.IPPROTO_TCP {
-					t.Errorf("%s: TCP_NODELAY %d, SO_KEEPALIVE %d, SO_PROTOCOL %d", name, noDelay, keepAlive, protocol)
-				}
-			})
 		}
+	}
+}
+
+// What one round of the daemon's loop costs when nothing has changed.
+func BenchmarkApplyUnchanged(b *testing.B) {
+	const doors = 1000
+	r := newRelay(b, Options{})
+	var frontends []edge.Frontend
+	for i := range doors {
+		f := loopback(weighted(3, func(int) int { return 1 })...)
+		f.Listen.Addr = netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)})
+		frontends = append(frontends, f)
+	}
+	r.Apply(frontends)
+	for b.Loop() {
+		r.Apply(frontends)
 	}
 }
 

@@ -45,13 +45,6 @@ func newDoor(key edge.Door) *door {
 	}
 }
 
-// swap replaces the table, and wakes the connections that wait for a better one.
-func (d *door) swap(t *table) {
-	if old := d.table.Swap(t); old != nil {
-		close(old.replaced)
-	}
-}
-
 func (d *door) acceptLoops(delta int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

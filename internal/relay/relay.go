@@ -133,7 +133,7 @@ func (r *Relay) openLocked(f edge.Frontend, devices deviceIndexes) (netip.AddrPo
 	}
 	d.wanted = true
 	// The table before the socket: the first connection must find it.
-	d.swap(newTable(f))
+	d.table.Store(newTable(f))
 	if d.listener != nil {
 		return addrOf(d.listener), nil
 	}

@@ -20,7 +20,6 @@ type table struct {
 	idleTimeout    time.Duration
 	backends       []edge.Backend // all, for Stats
 	up, pending    []edge.Backend // those that take connections
-	replaced       chan struct{}  // closed when the door has another table
 }
 
 func newTable(f edge.Frontend) *table {
@@ -31,7 +30,6 @@ func newTable(f edge.Frontend) *table {
 		connectTimeout: f.ConnectTimeout,
 		idleTimeout:    f.IdleTimeout,
 		backends:       slices.Clone(f.Backends),
-		replaced:       make(chan struct{}),
 	}
 	if t.connectTimeout <= 0 {
 		t.connectTimeout = defaultConnectTimeout
