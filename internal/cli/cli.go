@@ -104,24 +104,27 @@ func needFiles(files []string) error {
 	return nil
 }
 
-// load reads and parses files, or prints every problem they have.
+// load reads and parses files, or prints every problem they have. While a file
+// cannot be read the others are not looked at: what it defines would be missing.
 func load(stderr io.Writer, names []string) (*config.Config, error) {
 	var files []config.File
-	bad := false
+	var problems []edge.Problem
 	for _, name := range names {
 		data, err := filewatch.Read(name)
 		if err != nil {
-			fmt.Fprintln(stderr, edge.Problem{Pos: edge.Pos{File: name}, What: "cannot be read: " + reason(err)})
-			bad = true
+			problems = append(problems, edge.Problem{Pos: edge.Pos{File: name}, What: "cannot be read: " + reason(err)})
 			continue
 		}
 		files = append(files, config.File{Name: name, Data: data})
 	}
-	c, problems := config.Parse(files)
+	var c *config.Config
+	if len(problems) == 0 {
+		c, problems = config.Parse(files)
+	}
 	for _, p := range problems {
 		fmt.Fprintln(stderr, p)
 	}
-	if bad || len(problems) > 0 {
+	if len(problems) > 0 {
 		return nil, errNo
 	}
 	return c, nil
