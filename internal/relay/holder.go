@@ -13,39 +13,46 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
+// owners are the programs that hold each socket, by inode. Reading them means
+// reading the descriptors of every process: once per Apply, and only then.
+type owners map[string][]string
+
 // portHolders says who listens on the port already, as a phrase to follow
 // "address already in use", or "" where that cannot be seen (a program of
 // another user, in another container).
-func portHolders(at edge.Listen) string {
-	inodes := map[string]bool{}
+func (o owners) portHolders(at edge.Listen) string {
+	var names []string
 	// By way of thread-self: /proc/net is the namespace of the main thread.
 	for _, name := range []string{"tcp", "tcp6"} {
 		for _, inode := range listeningInodes("/proc/thread-self/net/"+name, at.Port) {
-			inodes[inode] = true
+			names = append(names, o[inode]...)
 		}
-	}
-	if len(inodes) == 0 {
-		return ""
-	}
-	var names []string
-	processes, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range processes {
-		if !hasSocket(dir, inodes) {
-			continue
-		}
-		pid := filepath.Base(dir)
-		if pid == strconv.Itoa(os.Getpid()) {
-			names = append(names, "this gatehouse")
-			continue
-		}
-		comm, _ := os.ReadFile(dir + "/comm")
-		names = append(names, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(comm)), pid))
 	}
 	if len(names) == 0 {
 		return ""
 	}
 	slices.Sort(names)
-	return ": port " + strconv.Itoa(int(at.Port)) + " is held by " + strings.Join(names, ", ")
+	return ": port " + strconv.Itoa(int(at.Port)) + " is held by " + strings.Join(slices.Compact(names), ", ")
+}
+
+func readOwners() owners {
+	o := owners{}
+	processes, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range processes {
+		inodes := socketsOf(dir)
+		if len(inodes) == 0 {
+			continue
+		}
+		name := "this gatehouse"
+		if pid := filepath.Base(dir); pid != strconv.Itoa(os.Getpid()) {
+			comm, _ := os.ReadFile(dir + "/comm")
+			name = fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(comm)), pid)
+		}
+		for _, inode := range inodes {
+			o[inode] = append(o[inode], name)
+		}
+	}
+	return o
 }
 
 // listeningInodes returns the sockets listening on port in a file of the form
@@ -71,21 +78,21 @@ func listeningInodes(path string, port uint16) []string {
 	return inodes
 }
 
-// hasSocket says whether the process of a /proc directory holds one of the
-// sockets open.
-func hasSocket(dir string, inodes map[string]bool) bool {
+// socketsOf returns the inodes of the sockets that the process of a /proc
+// directory holds open.
+func socketsOf(dir string) (inodes []string) {
 	fds, err := os.ReadDir(dir + "/fd")
 	if err != nil {
-		return false
+		return nil
 	}
 	for _, fd := range fds {
 		target, err := os.Readlink(dir + "/fd/" + fd.Name())
 		if err != nil {
 			continue
 		}
-		if inode, ok := strings.CutPrefix(target, "socket:["); ok && inodes[strings.TrimSuffix(inode, "]")] {
-			return true
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
+			inodes = append(inodes, strings.TrimSuffix(inode, "]"))
 		}
 	}
-	return false
+	return inodes
 }

@@ -15,17 +15,28 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// deviceIndexes caches interface indexes for the length of one Apply.
-// 0 stands for: there is no such interface.
-type deviceIndexes map[string]int
+// machine is what one Apply has looked up so far.
+type machine struct {
+	devices map[string]int // interface indexes; 0: there is no such interface
+	owners  owners         // nil: not read yet
+}
 
-func (d deviceIndexes) lookup(device string) int {
-	index, ok := d[device]
+func newMachine() *machine { return &machine{devices: map[string]int{}} }
+
+func (m *machine) device(name string) int {
+	index, ok := m.devices[name]
 	if !ok {
-		index = deviceIndex(device)
-		d[device] = index
+		index = deviceIndex(name)
+		m.devices[name] = index
 	}
 	return index
+}
+
+func (m *machine) portHolders(at edge.Listen) string {
+	if m.owners == nil {
+		m.owners = readOwners()
+	}
+	return m.owners.portHolders(at)
 }
 
 // deviceIndex asks by ioctl: net.InterfaceByName reads a list of all
@@ -48,8 +59,8 @@ func deviceIndex(device string) int {
 
 // listen opens the socket. Its errors are for operators: they name what is in
 // the way.
-func listen(at edge.Listen, devices deviceIndexes) (*net.TCPListener, error) {
-	if at.Device != "" && devices.lookup(at.Device) == 0 {
+func listen(at edge.Listen, m *machine) (*net.TCPListener, error) {
+	if at.Device != "" && m.device(at.Device) == 0 {
 		return nil, fmt.Errorf("listen on %s: there is no interface %s", at, at.Device)
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -69,7 +80,7 @@ func listen(at edge.Listen, devices deviceIndexes) (*net.TCPListener, error) {
 	}
 	l, err := lc.Listen(context.Background(), network, net.JoinHostPort(host, strconv.Itoa(int(at.Port))))
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", at, explainListen(err, at))
+		return nil, fmt.Errorf("listen on %s: %w", at, explainListen(err, at, m))
 	}
 	return l.(*net.TCPListener), nil
 }
@@ -89,11 +100,11 @@ func bindToDevice(c syscall.RawConn, device string) error {
 }
 
 // explainListen turns the errors an operator meets into what is wrong.
-func explainListen(err error, at edge.Listen) error {
+func explainListen(err error, at edge.Listen, m *machine) error {
 	var call *os.SyscallError
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("%w%s", unix.EADDRINUSE, portHolders(at))
+		return fmt.Errorf("%w%s", unix.EADDRINUSE, m.portHolders(at))
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("%w: %s is not an address of this machine", unix.EADDRNOTAVAIL, at.Addr)
 	case errors.As(err, &call) && call.Syscall == "bind to device" && errors.Is(err, unix.EPERM):

@@ -88,13 +88,13 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 	for _, f := range frontends {
 		wanted[f.Door] = true
 	}
-	devices := deviceIndexes{}
+	m := newMachine()
 	// Close first: a port may move from one interface to another in one call.
 	for key, d := range r.doors {
 		switch {
 		case !wanted[key] || r.closed:
 			r.shutLocked(d, "removed")
-		case d.listener != nil && key.Listen.Device != "" && d.ifindex != devices.lookup(key.Listen.Device):
+		case d.listener != nil && key.Listen.Device != "" && d.ifindex != m.device(key.Listen.Device):
 			r.shutLocked(d, "interface has gone or changed")
 		}
 		d.wanted = wanted[key] && !r.closed
@@ -106,7 +106,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 		s := DoorStatus{Door: f.Door, Name: f.Name}
 		if first, again := seen[f.Door]; again {
 			s.Error = fmt.Sprintf("%s is already the door of %s", f.Door, first)
-		} else if addr, err := r.openLocked(f, devices); err != nil {
+		} else if addr, err := r.openLocked(f, m); err != nil {
 			s.Error = err.Error()
 		} else {
 			s.Addr = addr
@@ -119,7 +119,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 }
 
 // openLocked gives the frontend's door its new table and sees that it accepts.
-func (r *Relay) openLocked(f edge.Frontend, devices deviceIndexes) (netip.AddrPort, error) {
+func (r *Relay) openLocked(f edge.Frontend, m *machine) (netip.AddrPort, error) {
 	if r.closed {
 		return netip.AddrPort{}, errors.New("the relay is closed")
 	}
@@ -137,11 +137,11 @@ func (r *Relay) openLocked(f edge.Frontend, devices deviceIndexes) (netip.AddrPo
 	if d.listener != nil {
 		return addrOf(d.listener), nil
 	}
-	l, err := listen(f.Listen, devices)
+	l, err := listen(f.Listen, m)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	d.listener, d.ifindex = l, devices[f.Listen.Device]
+	d.listener, d.ifindex = l, m.devices[f.Listen.Device]
 	d.acceptLoops(+1)
 	r.running.Add(1)
 	go r.acceptAll(d, l)
