@@ -258,7 +258,7 @@ func firstSteps(o site.Options) string {
 	case o.Samples && o.Gatehouse != "":
 		fmt.Fprintf(&b, "  %s exec home1 curl -s http://%s/          # home/web, from the home LAN\n", me, site.EdgeHome)
 		fmt.Fprintf(&b, "  %s exec inet curl -s -m 2 http://%s:8080/  # ingress-public/shop, from the Internet\n", me, site.PublicAddress)
-		fmt.Fprintf(&b, "  %s kubectl -n home annotate --overwrite service web gatehouse.e13.dev/zones=home,internet  # now http://%s/ answers there too\n", me, site.PublicAddress)
+		fmt.Fprintf(&b, "  %s kubectl -n ingress-public annotate --overwrite service shop gatehouse.e13.dev/zones=internet,home  # now http://%s:8080/ answers home1 too\n", me, site.EdgeHome)
 	case o.Samples:
 		fmt.Fprintf(&b, "  %s kubectl get services,pods -A -o wide\n", me)
 		fmt.Fprintf(&b, "  %s exec edge curl -s http://$(%s kubectl -n home get pod -l app=web -o 'jsonpath={.items[0].status.hostIP}'):$(%s kubectl -n home get service web -o 'jsonpath={.spec.ports[0].nodePort}')/\n", me, me, me)
