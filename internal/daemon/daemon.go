@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -67,6 +68,7 @@ type Daemon struct {
 	admin    slot
 	events   eventLog
 	told     problemLog
+	probeOf  atomic.Pointer[map[netip.AddrPort]netip.AddrPort]
 
 	mu      sync.Mutex
 	state   desired.State
@@ -85,9 +87,30 @@ func New(o Options) *Daemon {
 	d.names = resolve.New(o.Log)
 	d.observer = host.New(o.Log)
 	d.prober = health.New(o.Log, health.Options{})
-	d.relay = relay.New(o.Log, relay.Options{OnDialError: func(addr netip.AddrPort, _ error) { d.prober.Hurry(addr) }})
+	d.relay = relay.New(o.Log, relay.Options{OnDialError: func(addr netip.AddrPort, _ error) { d.hurry(addr) }})
 	d.told = problemLog{log: o.Log}
 	return d
+}
+
+// hurry has a backend probed now that did not take a connection. Its health may
+// be asked for at another port than connections go to.
+func (d *Daemon) hurry(backend netip.AddrPort) {
+	if probes := d.probeOf.Load(); probes != nil {
+		if at, ok := (*probes)[backend]; ok {
+			d.prober.Hurry(at)
+		}
+	}
+}
+
+// probesOf maps each backend to where its health is asked for.
+func probesOf(frontends []edge.Frontend) map[netip.AddrPort]netip.AddrPort {
+	probes := map[netip.AddrPort]netip.AddrPort{}
+	for _, f := range frontends {
+		for _, b := range f.Backends {
+			probes[b.Addr] = b.Probe
+		}
+	}
+	return probes
 }
 
 // kick asks the loop for a new decision.
@@ -202,6 +225,8 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	}
 	state, problems := desired.Build(in)
 	d.prober.Apply(state.Probes)
+	probes := probesOf(state.Frontends)
+	d.probeOf.Store(&probes)
 	doors := failed(d.relay.Apply(state.Frontends))
 	if !sameDoors(in.Doors, doors) {
 		// What the machine refused is an input of the decision: decide again,

@@ -20,6 +20,7 @@ func (b *builder) probed(backend edge.Backend, kind edge.ProbeKind, probeAddr ne
 	}
 	p := edge.Probe{Kind: kind, Addr: probeAddr, HealthCheck: check}
 	b.probes[p] = true
+	backend.Probe = probeAddr
 	h, ok := b.in.Health[p]
 	if !ok {
 		h.State = edge.Pending

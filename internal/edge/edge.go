@@ -173,7 +173,8 @@ type Frontend struct {
 type BackendState string
 
 // A backend is pending until a check has first succeeded: the data plane uses
-// pending backends only while none is up, and never those that are down.
+// pending backends only where no backend that is up takes the connection, and
+// never those that are down.
 const (
 	Up      BackendState = "up"
 	Pending BackendState = "pending"
@@ -190,6 +191,7 @@ type Backend struct {
 	Node   string         `json:"node,omitempty"`
 	Pods   []string       `json:"pods,omitempty"` // namespace/name of the pods it stands for, where known
 	Share  float64        `json:"share"`          // of new connections, 0 to 1, given the states
+	Probe  netip.AddrPort `json:"-"`              // where its health is asked for; zero: nowhere
 }
 
 // HealthCheck is how backends are probed.
