@@ -11,7 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-netns test-e2e lab lab-down fuzz bench gen lint check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench gen lint check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,11 +31,20 @@ test-unit: ## unit tests: no root, seconds
 
 test-netns: deps ## tests that need network namespaces
 	$(say) "network namespace tests"
-	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/...
+	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/relay ./internal/host ./internal/netnstest
 
 test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 	$(say) "end-to-end tests in the lab (about 10 minutes)"
-	@cd lab && GATEHOUSE_LAB=required GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse LAB_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m -v ./... 2>&1 | ../scripts/testlog
+	@cd lab && GATEHOUSE_LAB=required LAB_BIN=$(CURDIR)/bin LAB=$(CURDIR)/bin/lab LABKUBE=$(CURDIR)/bin/labkube \
+		$(GO) test -count=1 -p 1 -timeout 40m -v ./... 2>&1 | ../scripts/testlog
+
+test-race: ## the unit tests under the race detector; needs a C compiler
+	$(say) "unit tests under the race detector"
+	@$(GO) test -race ./internal/...
+
+numbers: build labs ## measure latencies and memory in the lab (10 minutes, on a machine that does nothing else)
+	@cd lab && $(GO) build -trimpath -o ../bin/measure ./cmd/measure
+	@bin/measure
 
 lab: build labs ## bring up the lab with gatehouse and two sample Services
 	@./bin/lab up --gatehouse bin/gatehouse --config lab/gatehouse.yaml --manifests deploy/rbac.yaml --samples
