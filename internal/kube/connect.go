@@ -130,7 +130,6 @@ func finish(s source) (source, error) {
 	if err := rest.LoadTLSFiles(c); err != nil {
 		return source{}, fmt.Errorf("kube: %s: %w", s.name(), err)
 	}
-	c.CAFile, c.CertFile, c.KeyFile = "", "", ""
 	if _, err := rest.TLSConfigFor(c); err != nil {
 		return source{}, fmt.Errorf("kube: %s: %w", s.name(), err)
 	}

@@ -2,9 +2,11 @@ package kube
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -17,10 +19,13 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -107,8 +112,24 @@ func TestNewSaysWhatToDo(t *testing.T) {
 }
 
 func TestNewStartsNothing(t *testing.T) {
+	s := httptest.NewTLSServer(nil)
+	defer s.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(s.TLS.Certificates[0].PrivateKey)
+	must(t, err)
+	dir := t.TempDir()
+	for name, block := range map[string]*pem.Block{
+		"crt": {Type: "CERTIFICATE", Bytes: s.Certificate().Raw}, "key": {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		must(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600))
+	}
+	// client-go watches certificate files, with a goroutine that nothing ends.
+	text := strings.NewReplacer("SERVER", s.URL, `token: "TOKEN"`, "client-certificate: crt, client-key: key",
+		`certificate-authority-data: "CA"`, "certificate-authority: crt").Replace(kubeconfigText)
+	path := filepath.Join(dir, "kubeconfig")
+	must(t, os.WriteFile(path, []byte(text), 0o600))
 	before := runtime.NumGoroutine()
-	client(t, "https://127.0.0.1:1")
+	_, err = New(Options{Kubeconfig: path, Logger: slog.New(slog.DiscardHandler)})
+	must(t, err)
 	if after := runtime.NumGoroutine(); after != before {
 		t.Errorf("%d goroutines, %d before", after, before)
 	}
@@ -147,7 +168,7 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 	defer untrusted.Close()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	defer silent.Close() //nolint:errcheck // nothing was written
+	defer silent.Close()
 	forbidden := `services is forbidden: User "system:serviceaccount:gatehouse:gatehouse" cannot list resource "services" in API group "" at the cluster scope`
 	for _, tt := range []struct {
 		name    string
@@ -336,6 +357,39 @@ func TestReconnectKeepsALoginThatHasNotChanged(t *testing.T) {
 	c.reconnect()
 	if c.Server() != "https://127.0.0.1:2" {
 		t.Errorf("server %s", c.Server())
+	}
+}
+
+// Being away is one problem, however many requests fail of it; it takes the
+// place of what was wrong before, and ends with the first answer, even a refusal.
+func TestReachIsOneProblem(t *testing.T) {
+	c := client(t, "https://127.0.0.1:1")
+	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	noRoute := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)}
+	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("no"))
+	for i, step := range []struct {
+		doing string
+		err   error
+		want  string
+	}{
+		{"list services", forbidden, "403"},
+		{"list services", refused, "connection refused"},
+		{"watch nodes", refused, "connection refused"},
+		{"watch nodes", noRoute, "no answer"},
+		{"watch nodes", context.DeadlineExceeded, "no answer"},
+		{"list services", forbidden, "403"},
+		{"watch services", nil, "403"},
+		{"watch nodes", apierrors.NewResourceExpired("too old resource version"), "403"}, // is no problem
+		{"list services", nil, ""},
+	} {
+		c.observe(t.Context(), step.doing, step.err)
+		p := c.Problems()
+		if step.want == "" && len(p) == 0 {
+			continue
+		}
+		if len(p) != 1 || !strings.Contains(p[0].What, step.want) {
+			t.Errorf("step %d: %v", i, p)
+		}
 	}
 }
 

@@ -61,7 +61,7 @@ type Client struct {
 	conn      atomic.Pointer[connection]
 	state     *state
 	changed   chan struct{}
-	writer    writer
+	writer    *writer
 	events    chan edge.Event
 
 	mu       sync.Mutex
@@ -141,7 +141,7 @@ func (c *Client) Problems() []edge.Problem {
 	var all []edge.Problem
 	for _, doing := range slices.Sorted(maps.Keys(c.problems)) {
 		for _, p := range c.problems[doing] {
-			if !slices.Contains(all, p) { // an API server that is away is away for all three
+			if !slices.Contains(all, p) { // a login that has expired has expired for all that is read
 				all = append(all, p)
 			}
 		}
@@ -149,8 +149,9 @@ func (c *Client) Problems() []edge.Problem {
 	return all
 }
 
-// report replaces the problems that doing something has.
-func (c *Client) report(doing string, now ...edge.Problem) {
+// report replaces the problems that doing something has; it says whether that
+// made a difference.
+func (c *Client) report(doing string, now ...edge.Problem) (news bool) {
 	c.mu.Lock()
 	same := slices.Equal(c.problems[doing], now)
 	if len(now) == 0 {
@@ -162,15 +163,32 @@ func (c *Client) report(doing string, now ...edge.Problem) {
 	if !same {
 		c.notify()
 	}
+	return !same
 }
+
+// reach is the report of whether the API server can be reached at all, which
+// is the same for whatever is asked of it.
+const reach = "reach"
 
 // observe reports how a request went and, if it failed, looks whether the
 // login has been renewed meanwhile.
 func (c *Client) observe(ctx context.Context, doing string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	if _, answered := answer(err); err != nil && !answered {
+		c.log.Debug("kubernetes_request_failed", "request", doing, "error", err)
+		c.report(doing)
+		c.report(reach, c.conn.Load().explain(doing, err))
+		c.reconnect()
+		return
+	}
+	if c.report(reach) {
+		c.retryWrites()
+	}
 	switch {
 	case err == nil:
 		c.report(doing)
-	case ctx.Err() != nil:
 	case apierrors.IsResourceExpired(err), apierrors.IsGone(err):
 		// Too far behind to go on: the reflector starts over.
 	default:
@@ -384,6 +402,9 @@ func (h debugHandler) Enabled(ctx context.Context, _ slog.Level) bool {
 // Handle implements slog.Handler.
 func (h debugHandler) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = slog.LevelDebug
+	if !h.Handler.Enabled(ctx, r.Level) { // logr does not ask before it hands over an error
+		return nil
+	}
 	return h.Handler.Handle(ctx, r)
 }
 

@@ -24,8 +24,8 @@ const problemObject = "kubernetes"
 func (s source) explain(doing string, err error) edge.Problem {
 	server := s.config.Host
 	p := edge.Problem{Object: problemObject}
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) {
+	status, answered := answer(err)
+	if !answered {
 		p.What = fmt.Sprintf("the API server %s cannot be reached: %s", server, cause(err))
 		p.Remedy = "traffic goes on as last known; check that it runs, and the server address in the " + s.name()
 		var untrusted *tls.CertificateVerificationError
@@ -52,12 +52,22 @@ func (s source) explain(doing string, err error) edge.Problem {
 	return p
 }
 
+// answer is what the API server said, if it is the API server that said no.
+func answer(err error) (apierrors.APIStatus, bool) {
+	var status apierrors.APIStatus
+	ok := errors.As(err, &status)
+	return status, ok
+}
+
 // cause finds the words under client-go's, net/http's and net's wrapping.
 func cause(err error) string {
 	var errno syscall.Errno
 	var name *net.DNSError
 	var timeout net.Error
 	switch {
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		// On one network this and a timeout take turns: nobody answers ARP.
+		return "no answer"
 	case errors.As(err, &errno):
 		return errno.Error()
 	case errors.As(err, &name):

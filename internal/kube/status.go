@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,7 +23,8 @@ const (
 
 // writer holds what Apply was last given, and what came of writing it.
 type writer struct {
-	wake chan struct{}
+	wake  chan struct{}
+	hurry atomic.Bool // do not wait to try again
 
 	mu    sync.Mutex
 	given bool
@@ -31,8 +33,8 @@ type writer struct {
 	tries map[string]*try // by Service; the worker's own
 }
 
-func newWriter() writer {
-	return writer{wake: make(chan struct{}, 1), tries: make(map[string]*try)}
+func newWriter() *writer {
+	return &writer{wake: make(chan struct{}, 1), tries: make(map[string]*try)}
 }
 
 // Apply makes the statuses in the API those in want, in the background, and
@@ -43,8 +45,12 @@ func (c *Client) Apply(want []edge.ServiceStatus) {
 	c.writer.mu.Lock()
 	c.writer.given, c.writer.want = true, slices.Clone(want)
 	c.writer.mu.Unlock()
+	c.writer.wakeUp()
+}
+
+func (w *writer) wakeUp() {
 	select {
-	case c.writer.wake <- struct{}{}:
+	case w.wake <- struct{}{}:
 	default:
 	}
 }

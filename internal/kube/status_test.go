@@ -111,8 +111,10 @@ func TestWritesAreNotRepeatedInHaste(t *testing.T) {
 		t.Fatal("the first write is not due")
 	}
 	write()
-	if now = now.Add(time.Minute); tr.due(ch, now) {
-		t.Error("due again, though the Service has not changed since")
+	for range 3 {
+		if now = now.Add(time.Minute); tr.due(ch, now) {
+			t.Error("due again, though the Service has not changed since")
+		}
 	}
 	var delays []string
 	for i := range 6 {

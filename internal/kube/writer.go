@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -84,21 +83,26 @@ func (c *Client) wrote(t *try, ch change, err error) {
 	}
 	c.log.Debug("service_status_not_written", "service", ch.key, "error", err)
 	t.failed(now)
+	if _, answered := answer(err); !answered || apierrors.IsUnauthorized(err) {
+		return // those who read report the same
+	}
 	p := c.conn.Load().explain("patch services/status", err)
 	t.global = !apierrors.IsInvalid(err)
 	if !t.global {
 		p.Object, p.Path = "service/"+ch.key, "status.loadBalancer"
 	}
 	t.problem = &p
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) || apierrors.IsUnauthorized(err) {
-		c.reconnect()
-	}
+}
+
+// retryWrites tries at once what has failed while the API server was away.
+func (c *Client) retryWrites() {
+	c.writer.hurry.Store(true)
+	c.writer.wakeUp()
 }
 
 // writeDue writes what differs and is not to wait; it returns when to look again.
 func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) {
-	w := &c.writer
+	w := c.writer
 	w.mu.Lock()
 	given, want := w.given, w.want
 	w.mu.Unlock()
@@ -107,7 +111,12 @@ func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) 
 	}
 	cluster, _ := c.state.snapshot()
 	now := time.Now()
-	maps.DeleteFunc(w.tries, func(_ string, t *try) bool { return now.Sub(t.at) > tryRemembered && t.written })
+	if w.hurry.Swap(false) {
+		for _, t := range w.tries {
+			t.next = now
+		}
+	}
+	maps.DeleteFunc(w.tries, func(_ string, t *try) bool { return t.written && now.Sub(t.at) >= tryRemembered })
 	differ := changes(cluster.Services, want)
 	waiting := make(map[string]*try, len(differ))
 	g, gctx := errgroup.WithContext(ctx)
@@ -135,8 +144,14 @@ func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) 
 	c.report("patch services/status", writeProblems(w.tries)...)
 
 	now = time.Now()
-	for _, t := range waiting {
-		if d := max(t.next.Sub(now), 0); !t.written && (!again || d < wait) {
+	for key, t := range w.tries {
+		next := t.at.Add(tryRemembered)
+		if waiting[key] != nil && !t.written {
+			next = t.next
+		} else if t.problem == nil {
+			continue // what was written and undisputed can be forgotten at any time
+		}
+		if d := max(next.Sub(now), 0); !again || d < wait {
 			wait, again = d, true
 		}
 	}
