@@ -46,6 +46,7 @@ const (
 	spreadEach   = 500 * time.Microsecond // between two of many new probes
 	spreadMost   = 2 * time.Second
 	jitterPart   = 10                     // of the interval: a tenth, either way
+	batchEach    = 100 * time.Millisecond // probes at rest are made together, this far apart
 	hurriedPause = 200 * time.Millisecond // at least, between two probes of a hurried backend
 )
 
@@ -356,6 +357,9 @@ func (p *Prober) nextLocked(t *target, now time.Time) time.Time {
 	} else {
 		tenth := t.Interval / jitterPart
 		at = t.started.Add(t.Interval - tenth + rand.N(max(2*tenth, 1)))
+		// Onto a grid: a probe that comes alone costs several times one of a batch,
+		// most of it waking threads up.
+		at = at.Truncate(min(batchEach, tenth))
 	}
 	if t.hurry {
 		at = t.sooner(at, now)
