@@ -86,6 +86,7 @@ func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) e
 	if err != nil {
 		return fmt.Errorf("healthCheckNodePort: %w", err)
 	}
+	defer resp.Body.Close()
 	// The status says it all, but to close with bytes unread is a reset.
 	_, _ = io.Copy(io.Discard, resp.Body)
 	switch resp.StatusCode {

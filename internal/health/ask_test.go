@@ -70,14 +70,22 @@ func TestHealthCheckNodePort(t *testing.T) {
 			}
 			io.WriteString(w, `{"localEndpoints": 2}`)
 		}, "ok"},
-		"no pods": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
-			"no ready pods there (healthCheckNodePort answers 503)"},
-		"broken": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
-			"healthCheckNodePort answers 500"},
-		"elsewhere": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) },
-			"healthCheckNodePort answers 302"},
-		"silent": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
-			"no answer within 300ms"},
+		"no pods": {
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+			"no ready pods there (healthCheckNodePort answers 503)",
+		},
+		"broken": {
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+			"healthCheckNodePort answers 500",
+		},
+		"elsewhere": {
+			func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) },
+			"healthCheckNodePort answers 302",
+		},
+		"silent": {
+			func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+			"no answer within 300ms",
+		},
 		"endless": {func(w http.ResponseWriter, r *http.Request) {
 			for r.Context().Err() == nil {
 				io.WriteString(w, strings.Repeat("x", 1<<16))

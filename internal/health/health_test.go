@@ -185,8 +185,8 @@ func TestNewBackendIsProbedEagerly(t *testing.T) {
 		wantHealth(t, p, probe, edge.Down, "connection refused")
 		wait(40 * time.Second)
 		at := s.dials(probe, began)
-		for i, want := range []time.Duration{0, 50, 150, 250, 350} {
-			if i >= len(at) || at[i] != want*time.Millisecond {
+		for i, want := range []int64{0, 50, 150, 250, 350} {
+			if i >= len(at) || at[i].Milliseconds() != want {
 				t.Fatalf("probed at %v, want the first at 0, 50, 150, 250, 350 ms", at)
 			}
 		}

@@ -77,27 +77,47 @@ func TestNewSaysWhatToDo(t *testing.T) {
 	}{
 		{"nothing", "", nil, "kube: no kubeconfig: not running in a cluster, and KUBECONFIG is not set; name a file in kubernetes.kubeconfig (deploy/kubeconfig.sh writes one)"},
 		{"no such file", filepath.Join(dir, "missing"), nil, "kube: kubeconfig DIR/missing: no such file; deploy/kubeconfig.sh writes one"},
-		{"no such file in KUBECONFIG", "", map[string]string{"KUBECONFIG": filepath.Join(dir, "missing")},
-			"kube: kubeconfig DIR/missing: no contexts: the file is empty or was not found; deploy/kubeconfig.sh writes one"},
+		{
+			"no such file in KUBECONFIG", "",
+			map[string]string{"KUBECONFIG": filepath.Join(dir, "missing")},
+			"kube: kubeconfig DIR/missing: no contexts: the file is empty or was not found; deploy/kubeconfig.sh writes one",
+		},
 		{"empty", file("empty", ""), nil, "kube: kubeconfig DIR/empty: no contexts: the file is empty or was not found; deploy/kubeconfig.sh writes one"},
 		{"not YAML", file("text", "hello: ["), nil, "kube: kubeconfig: error loading config file \"DIR/text\": yaml: line 1: did not find expected node content"},
-		{"no current context", file("nocurrent", edit("current-context: lab", "")), nil,
-			"kube: kubeconfig DIR/nocurrent: no current-context; name one with kubectl config use-context (have lab)"},
-		{"no such context", file("context", edit("current-context: lab", "current-context: prod")), nil,
-			`kube: kubeconfig DIR/context: current-context "prod" is not among its contexts; have lab`},
-		{"no such cluster", file("cluster", edit("{cluster: lab,", "{cluster: prod,")), nil,
-			`kube: kubeconfig DIR/cluster: context "lab": no cluster named "prod"; have lab`},
-		{"no such user", file("user", edit("user: gatehouse}}", "user: admin}}")), nil,
-			`kube: kubeconfig DIR/user: context "lab": no user named "admin"; have gatehouse`},
-		{"no server", file("server", edit(`server: "SERVER", `, "")), nil,
-			`kube: kubeconfig DIR/server: cluster "lab" names no server; set it to the API server's URL, such as https://10.0.0.10:6443`},
-		{"no such certificate", file("cert", edit(`token: "TOKEN"`, `client-certificate: nosuch.crt, client-key: nosuch.key`)), nil,
+		{
+			"no current context", file("nocurrent", edit("current-context: lab", "")), nil,
+			"kube: kubeconfig DIR/nocurrent: no current-context; name one with kubectl config use-context (have lab)",
+		},
+		{
+			"no such context", file("context", edit("current-context: lab", "current-context: prod")), nil,
+			`kube: kubeconfig DIR/context: current-context "prod" is not among its contexts; have lab`,
+		},
+		{
+			"no such cluster", file("cluster", edit("{cluster: lab,", "{cluster: prod,")), nil,
+			`kube: kubeconfig DIR/cluster: context "lab": no cluster named "prod"; have lab`,
+		},
+		{
+			"no such user", file("user", edit("user: gatehouse}}", "user: admin}}")), nil,
+			`kube: kubeconfig DIR/user: context "lab": no user named "admin"; have gatehouse`,
+		},
+		{
+			"no server", file("server", edit(`server: "SERVER", `, "")), nil,
+			`kube: kubeconfig DIR/server: cluster "lab" names no server; set it to the API server's URL, such as https://10.0.0.10:6443`,
+		},
+		{
+			"no such certificate", file("cert", edit(`token: "TOKEN"`, `client-certificate: nosuch.crt, client-key: nosuch.key`)), nil,
 			"kube: kubeconfig DIR/cert: invalid configuration: [unable to read client-cert DIR/nosuch.crt for gatehouse due to open DIR/nosuch.crt: no such file or directory, " +
-				"unable to read client-key DIR/nosuch.key for gatehouse due to open DIR/nosuch.key: no such file or directory]"},
-		{"no certificate in it", file("ca", strings.NewReplacer("SERVER", "https://10.0.0.10:6443", "CA", "bm9uZQ==").Replace(kubeconfigText)), nil,
-			"kube: kubeconfig DIR/ca: unable to load root certificates: unable to parse bytes as PEM block"},
-		{"in-cluster, no token", "", map[string]string{"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"},
-			"kube: in-cluster: open /var/run/secrets/kubernetes.io/serviceaccount/token: no such file or directory; mount the token of a ServiceAccount, or name a file in kubernetes.kubeconfig"},
+				"unable to read client-key DIR/nosuch.key for gatehouse due to open DIR/nosuch.key: no such file or directory]",
+		},
+		{
+			"no certificate in it", file("ca", strings.NewReplacer("SERVER", "https://10.0.0.10:6443", "CA", "bm9uZQ==").Replace(kubeconfigText)), nil,
+			"kube: kubeconfig DIR/ca: unable to load root certificates: unable to parse bytes as PEM block",
+		},
+		{
+			"in-cluster, no token", "",
+			map[string]string{"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"},
+			"kube: in-cluster: open /var/run/secrets/kubernetes.io/serviceaccount/token: no such file or directory; mount the token of a ServiceAccount, or name a file in kubernetes.kubeconfig",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, k := range []string{"KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"} {
@@ -176,20 +196,34 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 		server  string
 		want    string // SERVER is replaced
 	}{
-		{"expired token", status(401, metav1.StatusReasonUnauthorized, "Unauthorized"), "",
-			"kube: the API server SERVER refuses the login (401 Unauthorized): the token or certificate has expired or was revoked; renew it in the kubeconfig FILE; the file is read again by itself"},
-		{"no role", status(403, metav1.StatusReasonForbidden, forbidden), "",
-			"kube: not allowed to list services (403 Forbidden): " + forbidden + "; kubectl apply -f deploy/rbac.yaml, and use the ServiceAccount that it makes"},
-		{"broken", status(500, metav1.StatusReasonInternalError, "etcd has no leader\nand so on"), "",
-			"kube: cannot list services: the API server SERVER answers 500: etcd has no leader; it is tried again; if it stays, look into the log of the API server"},
-		{"not running", nil, refused.URL,
-			"kube: the API server SERVER cannot be reached: connection refused; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE"},
-		{"another authority", nil, untrusted.URL,
-			"kube: the API server SERVER is not trusted: x509: certificate signed by unknown authority; put its address and the certificate authority that signed its certificate into the kubeconfig FILE"},
-		{"no answer", nil, "http://" + silent.Addr().String(),
-			"kube: the API server SERVER cannot be reached: no answer; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE"},
-		{"no such name", nil, "http://nosuch.invalid",
-			"kube: the API server SERVER cannot be reached: no address found for nosuch.invalid; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE"},
+		{
+			"expired token", status(401, metav1.StatusReasonUnauthorized, "Unauthorized"), "",
+			"kube: the API server SERVER refuses the login (401 Unauthorized): the token or certificate has expired or was revoked; renew it in the kubeconfig FILE; the file is read again by itself",
+		},
+		{
+			"no role", status(403, metav1.StatusReasonForbidden, forbidden), "",
+			"kube: not allowed to list services (403 Forbidden): " + forbidden + "; kubectl apply -f deploy/rbac.yaml, and use the ServiceAccount that it makes",
+		},
+		{
+			"broken", status(500, metav1.StatusReasonInternalError, "etcd has no leader\nand so on"), "",
+			"kube: cannot list services: the API server SERVER answers 500: etcd has no leader; it is tried again; if it stays, look into the log of the API server",
+		},
+		{
+			"not running", nil, refused.URL,
+			"kube: the API server SERVER cannot be reached: connection refused; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE",
+		},
+		{
+			"another authority", nil, untrusted.URL,
+			"kube: the API server SERVER is not trusted: x509: certificate signed by unknown authority; put its address and the certificate authority that signed its certificate into the kubeconfig FILE",
+		},
+		{
+			"no answer", nil, "http://" + silent.Addr().String(),
+			"kube: the API server SERVER cannot be reached: no answer; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE",
+		},
+		{
+			"no such name", nil, "http://nosuch.invalid",
+			"kube: the API server SERVER cannot be reached: no address found for nosuch.invalid; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			server := tt.server

@@ -154,7 +154,7 @@ func statusOurs(entries []metav1.ManagedFieldsEntry) bool {
 }
 
 func ownsIngress(e *metav1.ManagedFieldsEntry) bool {
-	if e.FieldsV1 == nil || !bytes.Contains(e.FieldsV1.Raw, []byte(`"f:ingress"`)) {
+	if e.FieldsV1 == nil || !bytes.Contains(e.FieldsV1.GetRawBytes(), []byte(`"f:ingress"`)) {
 		return false
 	}
 	var fields struct {
@@ -164,7 +164,7 @@ func ownsIngress(e *metav1.ManagedFieldsEntry) bool {
 			} `json:"f:loadBalancer"`
 		} `json:"f:status"`
 	}
-	return json.Unmarshal(e.FieldsV1.Raw, &fields) == nil && fields.Status.LoadBalancer.Ingress != nil
+	return json.Unmarshal(e.FieldsV1.GetRawBytes(), &fields) == nil && fields.Status.LoadBalancer.Ingress != nil
 }
 
 func convertSlice(in *discoveryv1.EndpointSlice) *slice {

@@ -100,8 +100,10 @@ func TestConvertService(t *testing.T) {
 				{IP: netip.MustParseAddr("10.1.0.10")},
 			}
 		}},
-		{"deleting", func(s *corev1.Service) { s.DeletionTimestamp = new(metav1.NewTime(created)) },
-			func(s *edge.Service) { s.Deleting = true }},
+		{
+			"deleting", func(s *corev1.Service) { s.DeletionTimestamp = new(metav1.NewTime(created)) },
+			func(s *edge.Service) { s.Deleting = true },
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			want := edge.Service{Namespace: "shop", Name: "web", UID: "u1", ResourceVersion: "7", Created: created}
@@ -131,7 +133,7 @@ func TestStatusOurs(t *testing.T) {
 		return metav1.ManagedFieldsEntry{
 			Manager: manager, Subresource: "status", Operation: metav1.ManagedFieldsOperationUpdate,
 			Time:     new(metav1.NewTime(created.Add(time.Duration(second) * time.Second))),
-			FieldsV1: &metav1.FieldsV1{Raw: []byte(fields)},
+			FieldsV1: metav1.NewFieldsV1(fields),
 		}
 	}
 	const ingress = `{"f:status":{"f:loadBalancer":{"f:ingress":{}}}}`
@@ -144,11 +146,14 @@ func TestStatusOurs(t *testing.T) {
 		{"gatehouse wrote", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, ingress)}, true},
 		{"another wrote", []metav1.ManagedFieldsEntry{entry("controller", 1, ingress)}, false},
 		{"gatehouse wrote, another wrote the same later", []metav1.ManagedFieldsEntry{
-			entry("gatehouse", 1, ingress), entry("controller", 2, ingress)}, false},
+			entry("gatehouse", 1, ingress), entry("controller", 2, ingress),
+		}, false},
 		{"another wrote, gatehouse wrote the same later", []metav1.ManagedFieldsEntry{
-			entry("gatehouse", 3, ingress), entry("controller", 2, ingress)}, true},
+			entry("gatehouse", 3, ingress), entry("controller", 2, ingress),
+		}, true},
 		{"gatehouse wrote, another has written a condition since", []metav1.ManagedFieldsEntry{
-			entry("gatehouse", 1, ingress), entry("controller", 2, `{"f:status":{"f:conditions":{}}}`)}, true},
+			entry("gatehouse", 1, ingress), entry("controller", 2, `{"f:status":{"f:conditions":{}}}`),
+		}, true},
 		{"gatehouse cleared", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:status":{"f:loadBalancer":{}}}`)}, false},
 		{"the word elsewhere", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:metadata":{"f:annotations":{"f:ingress":{}}}}`)}, false},
 		{"not JSON", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `"f:ingress"`)}, false},
@@ -201,10 +206,14 @@ func TestConvertSlice(t *testing.T) {
 		want []edge.Endpoint
 	}{
 		{"no conditions: ready", sliceOf("a", endpointAt("10.244.1.5")), []edge.Endpoint{http("10.244.1.5:8080", true, true, false)}},
-		{"not ready: not serving unless it says so", sliceOf("a", endpointAt("10.244.1.5", conditions(no, nil, nil))),
-			[]edge.Endpoint{http("10.244.1.5:8080", false, false, false)}},
-		{"terminating, still serving", sliceOf("a", endpointAt("10.244.1.5", conditions(no, yes, yes))),
-			[]edge.Endpoint{http("10.244.1.5:8080", false, true, true)}},
+		{
+			"not ready: not serving unless it says so", sliceOf("a", endpointAt("10.244.1.5", conditions(no, nil, nil))),
+			[]edge.Endpoint{http("10.244.1.5:8080", false, false, false)},
+		},
+		{
+			"terminating, still serving", sliceOf("a", endpointAt("10.244.1.5", conditions(no, yes, yes))),
+			[]edge.Endpoint{http("10.244.1.5:8080", false, true, true)},
+		},
 		{"node and pod", sliceOf("a", endpointAt("10.244.1.5", func(e *discoveryv1.Endpoint) {
 			e.NodeName = new("w1")
 			e.TargetRef = &corev1.ObjectReference{Kind: "Pod", Name: "web-1"}
@@ -215,8 +224,10 @@ func TestConvertSlice(t *testing.T) {
 		{"a target that is no pod", sliceOf("a", endpointAt("10.244.1.5", func(e *discoveryv1.Endpoint) {
 			e.TargetRef = &corev1.ObjectReference{Kind: "VirtualMachine", Name: "web-1"}
 		})), []edge.Endpoint{http("10.244.1.5:8080", true, true, false)}},
-		{"one backend for each endpoint, however many addresses", sliceOf("a", discoveryv1.Endpoint{Addresses: []string{"10.244.1.5", "10.244.1.6"}}),
-			[]edge.Endpoint{http("10.244.1.5:8080", true, true, false)}},
+		{
+			"one backend for each endpoint, however many addresses", sliceOf("a", discoveryv1.Endpoint{Addresses: []string{"10.244.1.5", "10.244.1.6"}}),
+			[]edge.Endpoint{http("10.244.1.5:8080", true, true, false)},
+		},
 		{"an IPv4 address in IPv6 clothes", sliceOf("a", endpointAt("::ffff:10.244.1.5")), []edge.Endpoint{http("10.244.1.5:8080", true, true, false)}},
 		{"no address", sliceOf("a", discoveryv1.Endpoint{}), nil},
 		{"no such address", sliceOf("a", endpointAt("web.example.org")), nil},
@@ -235,9 +246,11 @@ func TestConvertSlice(t *testing.T) {
 			{PortName: "dns", Protocol: edge.TCP, Addr: netip.MustParseAddrPort("10.244.1.5:53"), Ready: true, Serving: true},
 			{PortName: "dns", Protocol: edge.UDP, Addr: netip.MustParseAddrPort("10.244.1.5:53"), Ready: true, Serving: true},
 		}},
-		{"duplicates: the ready one wins", sliceOf("a", endpointAt("10.244.1.6"),
-			endpointAt("10.244.1.5", conditions(no, yes, yes)), endpointAt("10.244.1.5", conditions(yes, nil, nil)), endpointAt("10.244.1.5", conditions(no, no, nil))),
-			[]edge.Endpoint{http("10.244.1.5:8080", true, true, false), http("10.244.1.6:8080", true, true, false)}},
+		{
+			"duplicates: the ready one wins", sliceOf("a", endpointAt("10.244.1.6"),
+				endpointAt("10.244.1.5", conditions(no, yes, yes)), endpointAt("10.244.1.5", conditions(yes, nil, nil)), endpointAt("10.244.1.5", conditions(no, no, nil))),
+			[]edge.Endpoint{http("10.244.1.5:8080", true, true, false), http("10.244.1.6:8080", true, true, false)},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := convertSlice(tt.in).endpoints; !slices.Equal(got, tt.want) {
@@ -274,13 +287,19 @@ func TestConvertNode(t *testing.T) {
 		}},
 		{"nothing known: not ready", corev1.Node{}, edge.Node{}},
 		{"ready unknown", corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
-			{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}}}, edge.Node{}},
-		{"only the old podCIDR", corev1.Node{Spec: corev1.NodeSpec{PodCIDR: "10.244.1.7/24"}},
-			edge.Node{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}},
+			{Type: corev1.NodeReady, Status: corev1.ConditionUnknown},
+		}}}, edge.Node{}},
+		{
+			"only the old podCIDR",
+			corev1.Node{Spec: corev1.NodeSpec{PodCIDR: "10.244.1.7/24"}},
+			edge.Node{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+		},
 		{"excluded, whatever the label's value", corev1.Node{ObjectMeta: metav1.ObjectMeta{
-			Labels: map[string]string{"node.kubernetes.io/exclude-from-external-load-balancers": ""}}}, edge.Node{Excluded: true}},
+			Labels: map[string]string{"node.kubernetes.io/exclude-from-external-load-balancers": ""},
+		}}, edge.Node{Excluded: true}},
 		{"leaving", corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{
-			{Key: "node.kubernetes.io/unschedulable"}, {Key: "ToBeDeletedByClusterAutoscaler"}}}}, edge.Node{Leaving: true}},
+			{Key: "node.kubernetes.io/unschedulable"}, {Key: "ToBeDeletedByClusterAutoscaler"},
+		}}}, edge.Node{Leaving: true}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.in.Name, tt.want.Name = "w1", "w1"

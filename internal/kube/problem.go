@@ -28,8 +28,7 @@ func (s source) explain(doing string, err error) edge.Problem {
 	if !answered {
 		p.What = fmt.Sprintf("the API server %s cannot be reached: %s", server, cause(err))
 		p.Remedy = "traffic goes on as last known; check that it runs, and the server address in the " + s.name()
-		var untrusted *tls.CertificateVerificationError
-		if errors.As(err, &untrusted) {
+		if untrusted, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 			p.What = fmt.Sprintf("the API server %s is not trusted: %v", server, untrusted.Err)
 			p.Remedy = "put its address and the certificate authority that signed its certificate into the " + s.name()
 		}

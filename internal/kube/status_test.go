@@ -31,14 +31,22 @@ func TestStatusPatch(t *testing.T) {
 		want string
 	}{
 		{"clear", statusOf("web"), `{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[]}}}`},
-		{"address and mode", statusOf("web", ingressAt("10.11.12.32", "Proxy")),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"Proxy"}]}}}`},
-		{"no mode", statusOf("web", ingressAt("fd00::32", "")),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"fd00::32"}]}}}`},
-		{"a name has no mode", statusOf("web", edge.Ingress{Hostname: "web.example.org", Mode: "Proxy"}),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"hostname":"web.example.org"}]}}}`},
-		{"ports", statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP}, edge.IngressPort{Port: 5060, Protocol: edge.SCTP, Error: "ProtocolNotSupported"})),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"VIP","ports":[{"port":80,"protocol":"TCP"},{"port":5060,"protocol":"SCTP","error":"ProtocolNotSupported"}]}]}}}`},
+		{
+			"address and mode", statusOf("web", ingressAt("10.11.12.32", "Proxy")),
+			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"Proxy"}]}}}`,
+		},
+		{
+			"no mode", statusOf("web", ingressAt("fd00::32", "")),
+			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"fd00::32"}]}}}`,
+		},
+		{
+			"a name has no mode", statusOf("web", edge.Ingress{Hostname: "web.example.org", Mode: "Proxy"}),
+			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"hostname":"web.example.org"}]}}}`,
+		},
+		{
+			"ports", statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP}, edge.IngressPort{Port: 5060, Protocol: edge.SCTP, Error: "ProtocolNotSupported"})),
+			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"VIP","ports":[{"port":80,"protocol":"TCP"},{"port":5060,"protocol":"SCTP","error":"ProtocolNotSupported"}]}]}}}`,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := string(statusPatch(tt.in)); got != tt.want {
@@ -62,8 +70,11 @@ func TestChanges(t *testing.T) {
 		{"new", has("web", false), []edge.ServiceStatus{statusOf("web", home)}, "shop/web: 10.11.12.32"},
 		{"as it is", has("web", true, home), []edge.ServiceStatus{statusOf("web", home)}, ""},
 		{"the API's default mode", has("web", true, ingressAt("10.11.12.32", "VIP")), []edge.ServiceStatus{statusOf("web", ingressAt("10.11.12.32", ""))}, ""},
-		{"the API's default protocol", has("web", true, ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP})),
-			[]edge.ServiceStatus{statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80}))}, ""},
+		{
+			"the API's default protocol", has("web", true, ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP})),
+			[]edge.ServiceStatus{statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80}))},
+			"",
+		},
 		{"another mode", has("web", true, ingressAt("10.11.12.32", "VIP")), []edge.ServiceStatus{statusOf("web", home)}, "shop/web: 10.11.12.32"},
 		{"another address", has("web", true, other), []edge.ServiceStatus{statusOf("web", home)}, "shop/web: 10.11.12.32"},
 		{"another order", has("web", true, other, home), []edge.ServiceStatus{statusOf("web", home, other)}, "shop/web: 10.11.12.32 10.11.12.51"},

@@ -254,7 +254,7 @@ func (c *conn) reset() {
 
 // close closes both sides.
 func (c *conn) close() {
-	c.shut(func(side *net.TCPConn) { side.Close() })
+	c.shut(func(side *net.TCPConn) { _ = side.Close() })
 }
 
 func (c *conn) shut(shut func(*net.TCPConn)) {

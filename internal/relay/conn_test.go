@@ -96,7 +96,7 @@ func TestResetIsPassedOn(t *testing.T) {
 func TestResetAfterHalfCloseIsPassedOn(t *testing.T) {
 	eachWay(t, func(t *testing.T, r *Relay, here, there *net.TCPConn) {
 		there.CloseWrite()
-		if _, err := here.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := here.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Fatalf("read: %v, want the end", err)
 		}
 		here.SetLinger(0)
@@ -313,7 +313,7 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 	io.WriteString(client, "x")
 	io.ReadFull(backend, make([]byte, 1))
 	for _, side := range []*net.TCPConn{client, backend} {
-		if _, err := side.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := side.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("read: %v, want the end", err)
 		}
 	}

@@ -96,8 +96,13 @@ func TestZonesAreWalls(t *testing.T) {
 	awaitPods(t, public, "web")
 	eventually(t, 10*time.Second, "everything that should be open is open", func() error {
 		for _, try := range []struct{ host, address string }{
-			{"home1", homeAddr + ":8001"}, {"w1", clusterAddr + ":8002"}, {"home1", homeAddr + ":8003"}, {"w1", clusterAddr + ":8003"},
-			{"inet", publicAddr + ":8007"}, {"inet", publicAddr + ":8008"}, {"home1", homeAddr + ":8008"},
+			{"home1", homeAddr + ":8001"},
+			{"w1", clusterAddr + ":8002"},
+			{"home1", homeAddr + ":8003"},
+			{"w1", clusterAddr + ":8003"},
+			{"inet", publicAddr + ":8007"},
+			{"inet", publicAddr + ":8008"},
+			{"home1", homeAddr + ":8008"},
 		} {
 			if _, err := get(try.host, try.address, time.Second); err != nil {
 				return err
@@ -205,7 +210,8 @@ func TestInterfacesAreFollowed(t *testing.T) {
 	edge("ip", "addr", "add", "10.11.12.33/24", "dev", "eth1")
 	t.Cleanup(func() {
 		for _, args := range [][]string{
-			{"ip", "addr", "del", "10.11.12.33/24", "dev", "eth1"}, {"ip", "addr", "add", homeAddr + "/24", "dev", "eth1"},
+			{"ip", "addr", "del", "10.11.12.33/24", "dev", "eth1"},
+			{"ip", "addr", "add", homeAddr + "/24", "dev", "eth1"},
 			{"ip", "route", "replace", "default", "via", "10.11.12.1", "dev", "eth1", "metric", "200"},
 		} {
 			if _, err := lab.Exec(context.Background(), "edge", args...); err != nil {
