@@ -157,7 +157,7 @@ func TestStatusOurs(t *testing.T) {
 		{"gatehouse cleared", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:status":{"f:loadBalancer":{}}}`)}, false},
 		{"the word elsewhere", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:metadata":{"f:annotations":{"f:ingress":{}}}}`)}, false},
 		{"not JSON", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `"f:ingress"`)}, false},
-		{"no time", []metav1.ManagedFieldsEntry{{Manager: "gatehouse", FieldsV1: &metav1.FieldsV1{Raw: []byte(ingress)}}}, true},
+		{"no time", []metav1.ManagedFieldsEntry{{Manager: "gatehouse", FieldsV1: metav1.NewFieldsV1(ingress)}}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := statusOurs(tt.entries); got != tt.want {
@@ -325,7 +325,7 @@ func FuzzConvert(f *testing.F) {
 	seed(balancedService(func(s *corev1.Service) {
 		s.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80}}
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.0.0.1"}, {}}
-		s.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: FieldManager, FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:status":{"f:loadBalancer":{"f:ingress":{}}}}`)}}}
+		s.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: FieldManager, FieldsV1: metav1.NewFieldsV1(`{"f:status":{"f:loadBalancer":{"f:ingress":{}}}}`)}}
 	}))
 	seed(&corev1.Node{Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.101"}}}})
 	f.Fuzz(func(t *testing.T, wire []byte) {
