@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,14 +14,21 @@ import (
 
 func TestNamesFollowChangesAndKeepTheLastAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answers := []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.7")}
-		fail := false
+		var dns atomic.Pointer[[]netip.Addr] // what nas resolves to; nil: to nothing
+		answer := func(addrs ...string) {
+			list := []netip.Addr{}
+			for _, a := range addrs {
+				list = append(list, netip.MustParseAddr(a))
+			}
+			dns.Store(&list)
+		}
+		answer("2001:db8::1", "192.0.2.7")
 		n := New(slog.New(slog.DiscardHandler))
 		n.lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
-			if fail || host != "nas" {
-				return nil, errors.New("no such host")
+			if addrs := dns.Load(); addrs != nil && host == "nas" {
+				return slices.Clone(*addrs), nil
 			}
-			return answers, nil
+			return nil, errors.New("no such host")
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -29,12 +38,12 @@ func TestNamesFollowChangesAndKeepTheLastAddress(t *testing.T) {
 		if got := n.Snapshot(); len(got) != 1 || got["nas"] != netip.MustParseAddr("192.0.2.7") {
 			t.Fatalf("got %v, want the IPv4 address of nas and nothing of gone", got)
 		}
-		fail = true
+		dns.Store(nil)
 		time.Sleep(5 * interval)
 		if got := n.Snapshot()["nas"]; got != netip.MustParseAddr("192.0.2.7") {
 			t.Fatalf("a name that stopped resolving lost its address: %v", got)
 		}
-		fail, answers = false, []netip.Addr{netip.MustParseAddr("192.0.2.8")}
+		answer("192.0.2.8")
 		<-n.Changed()
 		if got := n.Snapshot()["nas"]; got != netip.MustParseAddr("192.0.2.8") {
 			t.Fatalf("got %v after the name moved", got)
