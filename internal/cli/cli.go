@@ -64,6 +64,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		Short: "The front door of a bare-metal Kubernetes cluster",
 		Long: `gatehouse opens Services of type LoadBalancer in exactly the networks (zones)
 that they ask for, and spreads connections evenly over their pods.`,
+		Version:       Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {

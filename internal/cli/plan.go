@@ -27,7 +27,8 @@ func newPlan() *cobra.Command {
 		Short: "Print what would be open where; change nothing",
 		Long: `plan reads the files, this machine's interfaces and the cluster, and prints what
 would be open in which zone, with backends, weights and each pod's share, and
-every Service that would not be open with the reason. It opens and writes nothing.`,
+every Service that would not be open with the reason. It opens and writes nothing,
+so it does not see that another program has a port.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needFiles(files); err != nil {
 				return err
@@ -96,7 +97,10 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		}
 		for _, e := range open {
 			if e.Reason != "" {
-				fmt.Fprintf(out, "%s in %s: %s\n", e.Name, orDash(e.Zone), e.Reason)
+				fmt.Fprintf(out, "%s: %s\n", titleOf(e), e.Reason)
+			}
+			if e.Sources != nil {
+				fmt.Fprintf(out, "%s: only clients from %s may connect\n", titleOf(e), join(e.Sources))
 			}
 		}
 		fmt.Fprintln(out, "\nThe backends see "+clientsSeen(open)+" as the client's address.")
@@ -104,17 +108,15 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 	if len(shut) > 0 {
 		fmt.Fprintln(out, "\nNot open:")
 		for _, e := range shut {
-			fmt.Fprintf(out, "  %s", e.Name)
-			if e.Zone != "" {
-				fmt.Fprintf(out, " in zone %s", e.Zone)
-			}
-			fmt.Fprintf(out, ": %s", e.Reason)
+			fmt.Fprintf(out, "  %s: %s", titleOf(e), e.Reason)
 			if e.Remedy != "" {
 				fmt.Fprintf(out, "; %s", e.Remedy)
 			}
 			fmt.Fprintln(out)
 		}
 	}
+	// Those of Services and frontends were said with their rows.
+	problems = slices.DeleteFunc(slices.Clone(problems), func(p edge.Problem) bool { return p.Object != "" && p.Pos.File == "" })
 	if len(problems) > 0 {
 		fmt.Fprintln(out, "\nProblems:")
 		for _, p := range problems {
@@ -122,6 +124,13 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		}
 	}
 	return nil
+}
+
+func titleOf(e desired.Exposure) string {
+	if e.Zone == "" {
+		return e.Name
+	}
+	return e.Name + " in zone " + e.Zone
 }
 
 func printExposure(w io.Writer, e desired.Exposure) {

@@ -167,11 +167,17 @@ func parseHostPort(s string) (edge.HostPort, *fault) {
 		switch {
 		case !ok && s == "":
 			return hp, &fault{"empty", `write HOST:PORT, such as "10.0.0.1:80"`}
+		case !ok && strings.Contains(s, "@"):
+			name, port, _ := strings.Cut(s, "@")
+			return hp, &fault{quote(s) + " has no port", "write " + quote("@"+name+":"+cmp.Or(port, "80")) + " for an interface"}
 		case !ok:
 			return hp, &fault{quote(s) + " has no port", "write " + quote(withPort(s)) + ", with the port wanted"}
 		case strings.Contains(host, ":"):
 			if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
 				return hp, &fault{quote(s) + " is an IPv6 address without brackets", "write " + bracketed(s)}
+			}
+			if strings.Contains(s, "://") {
+				return hp, &fault{quote(s) + " is a URL", "write only HOST:PORT"}
 			}
 			return hp, &fault{quote(s) + " has too many colons", "write HOST:PORT; an IPv6 address goes in brackets, such as [::1]:80"}
 		}

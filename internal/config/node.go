@@ -125,6 +125,17 @@ func (v value) checked(dst *string, check func(string) *fault) {
 }
 
 func (v value) bool(dst *bool) {
+	// YAML 1.1 took these for booleans, and people still write them.
+	if !v.absent() && v.node.Kind == yaml.ScalarNode && v.node.Tag == "!!str" {
+		switch strings.ToLower(v.node.Value) {
+		case "yes", "on":
+			v.problem(quote(v.node.Value)+" is not true or false", "write true")
+			return
+		case "no", "off":
+			v.problem(quote(v.node.Value)+" is not true or false", "write false")
+			return
+		}
+	}
 	if s, ok := v.scalar("!!bool", "true or false"); ok {
 		*dst = strings.EqualFold(s, "true")
 	}

@@ -42,6 +42,8 @@ const (
 	// What could not be done is tried again after this time: a port that is
 	// taken, a kubeconfig that is not there.
 	retryInterval = 2 * time.Second
+	// The first decision waits this long for the names in the files.
+	firstLookup = 2 * time.Second
 	// Connections may go on for this long after SIGTERM.
 	drainTime = 10 * time.Second
 )
@@ -70,13 +72,13 @@ type Daemon struct {
 	told     problemLog
 	probeOf  atomic.Pointer[map[netip.AddrPort]netip.AddrPort]
 
-	mu      sync.Mutex
-	state   desired.State
-	decided []edge.Problem
-	ready   bool
-	waiting []string
-	nodes   [2]int // Services and Nodes in the last cluster snapshot
-	synced  bool
+	mu                 sync.Mutex
+	state              desired.State
+	decided            []edge.Problem
+	ready              bool
+	waiting, waitedFor []string
+	nodes              [2]int // Services and Nodes in the last cluster snapshot
+	synced             bool
 }
 
 // New prepares a daemon; nothing runs or listens before Run.
@@ -128,6 +130,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if !d.files.take(watcher.Read()) {
 		return errBadStart
 	}
+	// Once before the first decision: a name that is there is no problem.
+	d.names.Follow(hostNames(d.files.current()))
+	first, cancel := context.WithTimeout(ctx, firstLookup)
+	d.names.Resolve(first)
+	cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	task(g, "files", func() error { return watcher.Run(ctx) })
 	task(g, "signals", func() error { return onHangup(ctx, watcher.Reload) })
@@ -168,11 +175,15 @@ func onHangup(ctx context.Context, reload func()) error {
 // stop closes the listeners at once and the connections when they end, or when
 // the drain time does.
 func (d *Daemon) stop() {
+	d.mu.Lock()
+	d.state.Frontends, d.state.Exposures, d.decided = nil, nil, nil
+	d.ready, d.waiting = false, []string{"its end: it is stopping"}
+	d.mu.Unlock()
 	d.cluster.task.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	if err := d.relay.Close(ctx); err != nil {
-		d.log.Warn("connections were cut", "err", err)
+		d.log.Warn("some connections did not end in time", "err", err)
 	}
 	d.admin.stop()
 	d.log.Info("stopped")
@@ -255,7 +266,9 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 // that cannot be served is a problem, and no reason to serve no traffic.
 func (d *Daemon) serveAdmin(ctx context.Context, a config.Admin) []edge.Problem {
 	if a.Listen == "" {
-		d.admin.stop()
+		if d.admin.stop() {
+			d.log.Info("status page closed")
+		}
 		return nil
 	}
 	if d.admin.holds(a.Listen) {
@@ -264,7 +277,7 @@ func (d *Daemon) serveAdmin(ctx context.Context, a config.Admin) []edge.Problem 
 	d.admin.stop() // before listening: the new address may overlap the old one
 	listener, err := net.Listen("tcp", a.Listen)
 	if err != nil {
-		return []edge.Problem{{Pos: a.Pos, Path: "admin.listen", What: err.Error(), Remedy: "stop what has the port, or use another"}}
+		return []edge.Problem{{Pos: a.Pos, Path: "admin.listen", What: "no status page: " + err.Error(), Remedy: "it is tried again"}}
 	}
 	d.log.Info("status page", "url", "http://"+listener.Addr().String()+"/")
 	// The page outlives ctx, to show connections draining.
@@ -289,12 +302,13 @@ func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.
 		d.waiting = append(d.waiting, "the Kubernetes API")
 	}
 	if closedDoors > 0 {
-		d.waiting = append(d.waiting, fmt.Sprintf("%d listeners that could not be opened", closedDoors))
+		d.waiting = append(d.waiting, fmt.Sprintf("listeners that could not be opened: %d", closedDoors))
 	}
-	if ready := len(d.waiting) == 0; ready != d.ready {
-		d.ready = ready
-		d.log.Info("readiness changed", "ready", ready, "waiting_for", d.waiting)
+	ready := len(d.waiting) == 0
+	if ready != d.ready || !slices.Equal(d.waiting, d.waitedFor) {
+		d.log.Info("readiness", "ready", ready, "waiting_for", d.waiting)
 	}
+	d.ready, d.waitedFor = ready, d.waiting
 }
 
 // Status is what this daemon says of itself now.
@@ -306,7 +320,10 @@ func (d *Daemon) Status() status.Status {
 		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
 		Config: d.files.status(), Exposures: d.state.Exposures, Frontends: frontends(d.state.Frontends, doors, stats),
 	}
-	s.Problems = append(slices.Clone(s.Config.Problems), d.decided...)
+	s.Problems = append(append([]edge.Problem{}, s.Config.Problems...), d.decided...)
+	if s.Exposures == nil {
+		s.Exposures = []desired.Exposure{} // in JSON [], not null
+	}
 	if c := d.files.current(); c != nil && c.Kubernetes != nil {
 		s.Cluster = &status.Cluster{Synced: d.synced, Services: d.nodes[0], Nodes: d.nodes[1]}
 		if problems := d.cluster.problems(c.Kubernetes.Pos); len(problems) > 0 {

@@ -385,3 +385,46 @@ func statusCode(t *testing.T, url string) int {
 	resp.Body.Close()
 	return resp.StatusCode
 }
+
+// While connections drain after a signal, the page, the metrics and readiness
+// say what is: closed, and what is left.
+func TestStoppingIsShown(t *testing.T) {
+	one := echo(t, "one")
+	front, admin := freeAddr(t), freeAddr(t)
+	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
+	write(t, file, configFor(admin, front, one))
+	d := New(Options{Files: []string{file}, Version: "test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	eventually(t, "served", serves(front, "one"))
+	conn, _, err := dial(front)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	eventually(t, "closed", func() error {
+		if another, err := net.Dial("tcp", front); err == nil {
+			another.Close()
+			return errors.New("still open")
+		}
+		return nil
+	})
+	if code := statusCode(t, "http://"+admin+"/readyz"); code != http.StatusServiceUnavailable {
+		t.Errorf("/readyz answers %d while stopping", code)
+	}
+	if metrics := fetch(t, "http://"+admin+"/metrics"); !strings.Contains(metrics, `gatehouse_frontend_connections_active{frontend="f0",listen="`+front+`",zone=""} 1`) {
+		t.Errorf("the metrics do not count the connection that drains:\n%s", metrics)
+	}
+	if s := d.Status(); len(s.Frontends) != 1 || !s.Frontends[0].Draining || len(s.Exposures) != 0 {
+		t.Errorf("the status says %+v", s.Frontends)
+	}
+	fmt.Fprintln(conn, "still there?")
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || line != "still there?\n" {
+		t.Errorf("the connection was cut: %q %v", line, err)
+	}
+	conn.Close()
+	if err := <-done; err != nil {
+		t.Errorf("the daemon ended with %v", err)
+	}
+}

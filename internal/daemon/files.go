@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"errors"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -36,7 +38,7 @@ func (f *files) take(contents []filewatch.Content) bool {
 		return false
 	}
 	f.running, f.loadedAt = next, time.Now()
-	f.log.Info("configuration read", "files", f.names)
+	f.log.Info("configuration read", "files", f.names, "zones", len(next.Zones), "frontends", len(next.Frontends), "kubernetes", next.Kubernetes != nil)
 	return true
 }
 
@@ -47,7 +49,7 @@ func parse(contents []filewatch.Content) (*config.Config, []edge.Problem) {
 	var unreadable []edge.Problem
 	for _, c := range contents {
 		if c.Err != nil {
-			unreadable = append(unreadable, edge.Problem{Pos: edge.Pos{File: c.Path}, What: "cannot be read: " + c.Err.Error(), Remedy: "the other files are looked at once it can be"})
+			unreadable = append(unreadable, edge.Problem{Pos: edge.Pos{File: c.Path}, What: "cannot be read: " + reason(c.Err), Remedy: "it is read as soon as it can be"})
 			continue
 		}
 		files = append(files, config.File{Name: c.Path, Data: c.Data})
@@ -56,6 +58,14 @@ func parse(contents []filewatch.Content) (*config.Config, []edge.Problem) {
 		return nil, unreadable
 	}
 	return config.Parse(files)
+}
+
+// reason is an error without the path that os puts in front of it.
+func reason(err error) string {
+	if path, ok := errors.AsType[*os.PathError](err); ok {
+		return path.Err.Error()
+	}
+	return err.Error()
 }
 
 func (f *files) current() *config.Config {

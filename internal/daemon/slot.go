@@ -52,10 +52,12 @@ func (s *slot) stopLocked() {
 	s.cancel, s.done = nil, nil
 }
 
-// stop ends the task and waits for it.
-func (s *slot) stop() {
+// stop ends the task and waits for it. It says whether there was one.
+func (s *slot) stop() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	had := s.key != ""
 	s.stopLocked()
 	s.key = ""
+	return had
 }

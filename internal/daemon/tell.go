@@ -43,7 +43,7 @@ func (l *problemLog) tell(problems []edge.Problem) {
 	for _, p := range problems {
 		now[p] = true
 		if !l.last[p] {
-			l.log.Warn("problem", "problem", p.String())
+			l.log.Warn("problem appeared", "problem", p.String())
 		}
 	}
 	for p := range l.last {

@@ -19,7 +19,7 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 	rows := make([]status.Frontend, 0, len(wanted))
 	for _, f := range wanted {
 		row := frontend(f.Name, f.Door, counted[f.Door])
-		row.Zone, row.Error = f.Zone, errs[f.Door]
+		row.Zone, row.Sources, row.Error = f.Zone, f.SourceRanges, errs[f.Door]
 		perBackend := map[netip.AddrPort]relay.BackendStats{}
 		for _, b := range counted[f.Door].Backends {
 			perBackend[b.Addr] = b
@@ -42,7 +42,7 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 	for _, s := range stats {
 		if s.Draining {
 			row := frontend(s.Name, s.Door, s)
-			row.Draining = true
+			row.Zone, row.Draining = s.Zone, true
 			rows = append(rows, row)
 		}
 	}

@@ -226,9 +226,9 @@ func (b *builder) staticBackends(f *config.Frontend) []edge.Backend {
 		addr, ok := b.resolve(c.Address.Host)
 		if !ok {
 			b.problem(edge.Problem{
-				Pos: c.Pos, Path: fmt.Sprintf("backends[%d].address", i),
+				Pos: c.Pos, Object: "frontend/" + f.Name, Path: fmt.Sprintf("backends[%d].address", i),
 				What:   fmt.Sprintf("the name %q has no address", c.Address.Host),
-				Remedy: "frontend " + f.Name + " goes on without this backend until it has one",
+				Remedy: "the frontend goes on without this backend until it has one",
 			})
 			continue
 		}
@@ -260,7 +260,7 @@ func (b *builder) openInZone(row Exposure, proto edge.Frontend, z *edge.Zone) {
 // now.
 func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen) {
 	if other := b.claim(row, listens); other != nil {
-		reason := fmt.Sprintf("%s port %d in %s is taken by %s", row.Protocol, row.Port, placeOf(row, other), other.name)
+		reason := fmt.Sprintf("%s port %d %s is taken by %s", row.Protocol, row.Port, placeOf(row, other), other.name)
 		remedy := "use another port or zone for one of the two"
 		if row.Service != "" && other.service != "" {
 			reason += ", which is older"
@@ -294,24 +294,34 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	switch {
 	case len(row.Listens) == 0:
 		row.Open, row.code = false, "NoInterface"
-		row.Reason, row.Remedy = "none of its interfaces exists: "+interfacesOf(listens), "it opens when one appears"
+		row.Reason, row.Remedy = "no interface of it is on this machine: "+interfacesOf(listens), "it opens when one appears"
 	case len(failed) > 0 && len(failed) == len(row.Listens):
-		row.Open, row.code = false, "AddressInUse"
-		row.Reason, row.Remedy = failed[0], "stop what has the port, or use another"
+		row.Open, row.code = false, "CannotListen"
+		row.Reason, row.Remedy = failed[0], listenRemedy(failed[0])
 	case len(row.Backends) == 0 && row.Reason == "":
 		row.Reason = "it has no backend; connections are closed at once"
+	case len(row.Backends) > 0 && !slices.ContainsFunc(row.Backends, func(b edge.Backend) bool { return b.Weight > 0 }):
+		row.Reason, row.Remedy = "every backend has weight 0; connections are closed at once", "give one of them a weight"
 	case len(row.Backends) > 0 && !anyUsable(row.Backends):
 		row.Reason = "no backend is up; connections are closed at once"
 	}
-	if row.Reason != "" && (row.Open || row.code == "AddressInUse") {
-		b.problem(edge.Problem{Object: objectOf(row), What: "in " + placeOf(row, nil) + ": " + row.Reason, Remedy: row.Remedy})
+	if row.Reason != "" && (row.Open || row.code == "CannotListen") {
+		b.problem(edge.Problem{Object: objectOf(row), What: inZone(row, row.Reason), Remedy: row.Remedy})
 	}
 	for _, err := range failed {
 		if row.Open {
-			b.problem(edge.Problem{Object: objectOf(row), What: err, Remedy: "stop what has the port, or use another"})
+			b.problem(edge.Problem{Object: objectOf(row), What: err, Remedy: listenRemedy(err)})
 		}
 	}
 	b.state.Exposures = append(b.state.Exposures, row)
+}
+
+// listenRemedy is for what the data plane says, which mostly says it all.
+func listenRemedy(err string) string {
+	if strings.Contains(err, "in use") {
+		return "stop what has the port, or use another"
+	}
+	return "it is tried again"
 }
 
 // closed adds a row that is not open, and tells whoever has to know.
@@ -327,11 +337,7 @@ func (b *builder) closed(row Exposure, code, reason, remedy string) {
 		b.event(row.Service, true, code, text)
 	}
 	if code == "PortConflict" || row.Service != "" {
-		what := reason
-		if row.Port != 0 {
-			what = "in " + placeOf(row, nil) + ": " + reason
-		}
-		b.problem(edge.Problem{Object: objectOf(row), What: what, Remedy: remedy})
+		b.problem(edge.Problem{Object: objectOf(row), What: inZone(row, reason), Remedy: remedy})
 	}
 }
 
@@ -384,16 +390,20 @@ func objectOf(row Exposure) string {
 	return "frontend/" + row.Name
 }
 
-// placeOf names where a row is, for people.
+// placeOf names where a row meets another, for people.
 func placeOf(row Exposure, other *claim) string {
-	switch {
-	case row.Zone != "":
-		return "zone " + row.Zone
-	case other != nil:
-		return other.listen.String()
-	default:
-		return fmt.Sprintf("%s port %d", row.Protocol, row.Port)
+	if row.Zone != "" {
+		return "in zone " + row.Zone
 	}
+	return "at " + other.listen.String()
+}
+
+// inZone puts the zone in front of what is said of one port in it.
+func inZone(row Exposure, what string) string {
+	if row.Zone == "" || row.Port == 0 {
+		return what
+	}
+	return "in zone " + row.Zone + ": " + what
 }
 
 func interfacesOf(listens []edge.Listen) string {

@@ -86,7 +86,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 		return
 	}
 	if len(req.zones) == 0 {
-		b.refuse(s, refusal{"NoZone", "it asks for no zone", fmt.Sprintf("kubectl annotate service -n %s %s %s=%s", s.Namespace, s.Name, annZones, b.someZone())})
+		b.refuse(s, refusal{"NoZone", "it asks for no zone", b.zoneRemedy(s)})
 		b.status(s, own)
 		return
 	}
@@ -290,11 +290,19 @@ func (b *builder) zoneNames() []string {
 	return names
 }
 
-func (b *builder) someZone() string {
-	if names := b.zoneNames(); len(names) > 0 {
-		return names[0]
+// zoneRemedy names the zones that a Service may ask for, and picks none: a
+// command that can be pasted must not open what was not thought about.
+func (b *builder) zoneRemedy(s *edge.Service) string {
+	var may []string
+	for _, zone := range b.zoneNames() {
+		if allow, limited := b.in.Config.Kubernetes.Allow[zone]; !limited || slices.Contains(allow.Namespaces, s.Namespace) {
+			may = append(may, zone)
+		}
 	}
-	return "ZONE"
+	if len(may) == 0 {
+		return "there is no zone that namespace " + s.Namespace + " may open"
+	}
+	return fmt.Sprintf("kubectl annotate --overwrite service -n %s %s %s=ZONE, with one or more of %s", s.Namespace, s.Name, annZones, strings.Join(may, ","))
 }
 
 func zoneHint(asked string, have []string) string {

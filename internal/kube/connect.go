@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -137,6 +138,17 @@ func finish(s source) (source, error) {
 }
 
 // name says where the configuration comes from.
+func (s source) server() string { return redacted(s.config.Host) }
+
+// redacted is an address without the password that it may hold: it goes into
+// logs, Events and the status page.
+func redacted(host string) string {
+	if u, err := url.Parse(host); err == nil {
+		return u.Redacted()
+	}
+	return host
+}
+
 func (s source) name() string {
 	if s.file == "" {
 		return "in-cluster configuration"

@@ -210,7 +210,7 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 		},
 		{
 			"not running", nil, refused.URL,
-			"kube: the API server SERVER cannot be reached: connection refused; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE",
+			"kube: the API server SERVER cannot be reached: connection refused; check that it runs, and the server address in the kubeconfig FILE",
 		},
 		{
 			"another authority", nil, untrusted.URL,
@@ -218,11 +218,11 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 		},
 		{
 			"no answer", nil, "http://" + silent.Addr().String(),
-			"kube: the API server SERVER cannot be reached: no answer; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE",
+			"kube: the API server SERVER cannot be reached: no answer; check that it runs, and the server address in the kubeconfig FILE",
 		},
 		{
 			"no such name", nil, "http://nosuch.invalid",
-			"kube: the API server SERVER cannot be reached: no address found for nosuch.invalid; traffic goes on as last known; check that it runs, and the server address in the kubeconfig FILE",
+			"kube: the API server SERVER cannot be reached: no address found for nosuch.invalid; check that it runs, and the server address in the kubeconfig FILE",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -98,7 +98,7 @@ func New(o Options) (*Client, error) {
 }
 
 // Server is the address of the API server.
-func (c *Client) Server() string { return c.conn.Load().config.Host }
+func (c *Client) Server() string { return redacted(c.conn.Load().config.Host) }
 
 // Run watches the cluster and writes what Apply and Emit were given, until ctx
 // is done.
@@ -210,7 +210,7 @@ func (c *Client) reconnect() {
 		return
 	}
 	if c.conn.CompareAndSwap(old, conn) {
-		c.log.Info("kubernetes_login_reloaded", "source", source.name(), "server", source.config.Host)
+		c.log.Info("kubernetes_login_reloaded", "source", source.name(), "server", source.server())
 	}
 }
 

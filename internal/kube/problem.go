@@ -22,12 +22,12 @@ const problemObject = "kubernetes"
 // is the same for each repetition (no local ports, no times), so that a problem
 // appears and clears once.
 func (s source) explain(doing string, err error) edge.Problem {
-	server := s.config.Host
+	server := s.server()
 	p := edge.Problem{Object: problemObject}
 	status, answered := answer(err)
 	if !answered {
 		p.What = fmt.Sprintf("the API server %s cannot be reached: %s", server, cause(err))
-		p.Remedy = "traffic goes on as last known; check that it runs, and the server address in the " + s.name()
+		p.Remedy = "check that it runs, and the server address in the " + s.name()
 		if untrusted, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 			p.What = fmt.Sprintf("the API server %s is not trusted: %v", server, untrusted.Err)
 			p.Remedy = "put its address and the certificate authority that signed its certificate into the " + s.name()

@@ -166,7 +166,7 @@ func (d *door) stats() Stats {
 		d.backendLocked(b.Addr)
 	}
 	s := d.count
-	s.Name = t.name
+	s.Name, s.Zone = t.name, t.zone
 	s.Failures = maps.Clone(s.Failures)
 	for _, b := range d.backends {
 		c := b.count

@@ -39,6 +39,7 @@ const (
 type Stats struct {
 	edge.Door
 	Name           string            `json:"name"`
+	Zone           string            `json:"zone"`
 	Draining       bool              `json:"draining"` // removed; its last connections live on
 	Accepted       uint64            `json:"accepted"`
 	Active         uint64            `json:"active"`

@@ -13,7 +13,7 @@ const defaultConnectTimeout = 3 * time.Second
 // table is what a new connection goes by: one frontend, made ready for
 // choosing. It does not change; a door gets another one.
 type table struct {
-	name           string
+	name, zone     string
 	sources        []netip.Prefix
 	anySource      bool
 	connectTimeout time.Duration
@@ -25,6 +25,7 @@ type table struct {
 func newTable(f edge.Frontend) *table {
 	t := &table{
 		name:           f.Name,
+		zone:           f.Zone,
 		sources:        slices.Clone(f.SourceRanges),
 		anySource:      f.SourceRanges == nil,
 		connectTimeout: f.ConnectTimeout,

@@ -3,6 +3,7 @@
 package status
 
 import (
+	"net/netip"
 	"time"
 
 	"e13.dev/gatehouse/internal/desired"
@@ -46,6 +47,7 @@ type Frontend struct {
 	Name     string            `json:"name"`
 	Zone     string            `json:"zone,omitempty"`
 	Protocol edge.Protocol     `json:"protocol"`
+	Sources  []netip.Prefix    `json:"sourceRanges,omitempty"` // absent: everybody may connect
 	Listen   string            `json:"listen"`
 	Error    string            `json:"error,omitempty"`    // why it is not open
 	Draining bool              `json:"draining,omitempty"` // closed; its last connections live on
