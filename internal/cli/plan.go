@@ -116,7 +116,9 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		}
 	}
 	// Those of Services and frontends were said with their rows.
-	problems = slices.DeleteFunc(slices.Clone(problems), func(p edge.Problem) bool { return p.Object != "" && p.Pos.File == "" })
+	problems = slices.DeleteFunc(slices.Clone(problems), func(p edge.Problem) bool {
+		return slices.ContainsFunc(state.Exposures, func(e desired.Exposure) bool { return e.Reason != "" && strings.HasSuffix(p.What, e.Reason) })
+	})
 	if len(problems) > 0 {
 		fmt.Fprintln(out, "\nProblems:")
 		for _, p := range problems {

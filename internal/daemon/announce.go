@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,6 +15,7 @@ import (
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/filewatch"
+	"e13.dev/gatehouse/internal/host"
 	"e13.dev/gatehouse/internal/l4proxyfile"
 )
 
@@ -62,9 +63,15 @@ func (a *Announcer) Run(ctx context.Context) error {
 }
 
 func (a *Announcer) loop(ctx context.Context, watcher *filewatch.Watcher) error {
+	retry := time.NewTicker(retryInterval)
+	defer retry.Stop()
 	for {
-		a.decide(ctx)
+		again := retry.C
+		if done := a.decide(ctx); done {
+			again = nil
+		}
 		select {
+		case <-again:
 		case <-ctx.Done():
 			return ctx.Err()
 		case contents := <-watcher.Changed():
@@ -79,7 +86,9 @@ func (a *Announcer) loop(ctx context.Context, watcher *filewatch.Watcher) error 
 	}
 }
 
-func (a *Announcer) decide(ctx context.Context) {
+// decide writes the file anew if it is not what it should be. It reports whether
+// nothing is left to be tried again.
+func (a *Announcer) decide(ctx context.Context) (done bool) {
 	c := a.files.current()
 	a.cluster.use(ctx, c.Kubernetes)
 	var problems []edge.Problem
@@ -89,12 +98,17 @@ func (a *Announcer) decide(ctx context.Context) {
 	snapshot, _, _ := a.cluster.look()
 	if snapshot == nil && c.Kubernetes != nil {
 		a.told.tell(problems) // an old file is better than one that closes everything
-		return
+		return true
 	}
-	services := *c
-	services.Frontends, services.Admin = nil, config.Admin{}
-	state, decided := desired.Build(desired.Inputs{Config: &services, Interfaces: everyInterface(c), Cluster: snapshot})
+	interfaces, err := a.interfaces(c)
+	if err != nil {
+		a.log.Error("interfaces not read", "err", err)
+		return false
+	}
+	// With the static frontends and the admin address, which keep their ports.
+	state, decided := desired.Build(desired.Inputs{Config: c, Interfaces: interfaces, Cluster: snapshot})
 	frontends, left := announceable(state.Frontends)
+	decided = slices.DeleteFunc(decided, func(p edge.Problem) bool { return !strings.HasPrefix(p.Object, "service/") })
 	problems = append(append(problems, decided...), left...)
 	data := l4proxyfile.Render(frontends)
 	changed, err := l4proxyfile.WriteFile(a.output, data)
@@ -105,12 +119,16 @@ func (a *Announcer) decide(ctx context.Context) {
 		a.log.Info("file written", "file", a.output, "frontends", len(frontends))
 	}
 	a.told.tell(problems)
+	return err == nil
 }
 
 // announceable leaves out what an l4proxy file cannot say. A frontend that only
 // some clients may use stays out: there it would be open to all.
 func announceable(all []edge.Frontend) (frontends []edge.Frontend, left []edge.Problem) {
 	for _, f := range all {
+		if !strings.HasPrefix(f.Why, "service/") {
+			continue // of a file: who keeps l4proxy has these in its own file
+		}
 		object := "service/" + f.Name
 		if f.SourceRanges != nil {
 			left = append(left, edge.Problem{Object: object, What: "left out: l4proxy knows no source ranges, and would open it to everybody", Remedy: "use gatehouse run for it"})
@@ -137,15 +155,21 @@ func announceable(all []edge.Frontend) (frontends []edge.Frontend, left []edge.P
 	return frontends, left
 }
 
-// everyInterface pretends that all interfaces of the configuration exist.
-func everyInterface(c *config.Config) []edge.Interface {
-	var all []edge.Interface
+// interfaces are this machine's, so that its own addresses are known, and those
+// of the configuration that it does not have.
+func (a *Announcer) interfaces(c *config.Config) ([]edge.Interface, error) {
+	all, err := host.New(a.log).Snapshot()
+	if err != nil {
+		return nil, err
+	}
 	for _, z := range c.Zones {
 		for _, name := range z.Interfaces {
-			all = append(all, edge.Interface{Name: name, Up: true, Addrs: []netip.Prefix{}})
+			if !slices.ContainsFunc(all, func(i edge.Interface) bool { return i.Name == name }) {
+				all = append(all, edge.Interface{Name: name, Up: true})
+			}
 		}
 	}
-	return all
+	return all, nil
 }
 
 // errBadStart is returned when there is no configuration to begin with. What is

@@ -77,7 +77,7 @@ type Daemon struct {
 	decided            []edge.Problem
 	ready              bool
 	waiting, waitedFor []string
-	nodes              [2]int // Services and Nodes in the last cluster snapshot
+	services, nodes    int // in the last cluster snapshot
 	synced             bool
 }
 
@@ -109,7 +109,9 @@ func probesOf(frontends []edge.Frontend) map[netip.AddrPort]netip.AddrPort {
 	probes := map[netip.AddrPort]netip.AddrPort{}
 	for _, f := range frontends {
 		for _, b := range f.Backends {
-			probes[b.Addr] = b.Probe
+			if b.Probe.IsValid() {
+				probes[b.Addr] = b.Probe
+			}
 		}
 	}
 	return probes
@@ -293,9 +295,9 @@ func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.state, d.decided, d.synced = state, problems, synced
-	d.nodes = [2]int{}
+	d.services, d.nodes = 0, 0
 	if snapshot != nil {
-		d.nodes = [2]int{len(snapshot.Services), len(snapshot.Nodes)}
+		d.services, d.nodes = len(snapshot.Services), len(snapshot.Nodes)
 	}
 	d.waiting = nil
 	if c.Kubernetes != nil && snapshot == nil {
@@ -303,6 +305,12 @@ func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.
 	}
 	if closedDoors > 0 {
 		d.waiting = append(d.waiting, fmt.Sprintf("listeners that could not be opened: %d", closedDoors))
+	}
+	for _, e := range state.Exposures {
+		// A Service that is closed is its owner's business, a file's frontend is ours.
+		if e.Service == "" && !e.Open {
+			d.waiting = append(d.waiting, "frontend "+e.Name)
+		}
 	}
 	ready := len(d.waiting) == 0
 	if ready != d.ready || !slices.Equal(d.waiting, d.waitedFor) {
@@ -325,7 +333,7 @@ func (d *Daemon) Status() status.Status {
 		s.Exposures = []desired.Exposure{} // in JSON [], not null
 	}
 	if c := d.files.current(); c != nil && c.Kubernetes != nil {
-		s.Cluster = &status.Cluster{Synced: d.synced, Services: d.nodes[0], Nodes: d.nodes[1]}
+		s.Cluster = &status.Cluster{Synced: d.synced, Services: d.services, Nodes: d.nodes}
 		if problems := d.cluster.problems(c.Kubernetes.Pos); len(problems) > 0 {
 			s.Cluster.Error = problems[0].What
 		}

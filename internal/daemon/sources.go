@@ -45,7 +45,13 @@ func (c *cluster) use(ctx context.Context, block *config.Kubernetes) {
 		c.mu.Unlock()
 		return
 	}
-	c.task.set(ctx, "kubeconfig:"+block.Kubeconfig, func(ctx context.Context) {
+	key := "kubeconfig:" + block.Kubeconfig
+	if !c.task.holds(key) {
+		c.mu.Lock()
+		c.client = nil // it ends now; its last snapshot is kept
+		c.mu.Unlock()
+	}
+	c.task.set(ctx, key, func(ctx context.Context) {
 		if err := c.run(ctx, block.Kubeconfig); err != nil && !errors.Is(err, context.Canceled) {
 			c.log.Error("following the cluster ended", "err", err)
 		}

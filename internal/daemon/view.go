@@ -17,7 +17,9 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 		counted[s.Door] = s
 	}
 	rows := make([]status.Frontend, 0, len(wanted))
+	here := make(map[edge.Door]bool, len(wanted))
 	for _, f := range wanted {
+		here[f.Door] = true
 		row := frontend(f.Name, f.Door, counted[f.Door])
 		row.Zone, row.Sources, row.Error = f.Zone, f.SourceRanges, errs[f.Door]
 		perBackend := map[netip.AddrPort]relay.BackendStats{}
@@ -40,7 +42,7 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 		rows = append(rows, row)
 	}
 	for _, s := range stats {
-		if s.Draining {
+		if s.Draining && !here[s.Door] {
 			row := frontend(s.Name, s.Door, s)
 			row.Zone, row.Draining = s.Zone, true
 			rows = append(rows, row)

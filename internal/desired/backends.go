@@ -19,6 +19,9 @@ func (b *builder) probed(backend edge.Backend, kind edge.ProbeKind, probeAddr ne
 		probeAddr = backend.Addr
 	}
 	p := edge.Probe{Kind: kind, Addr: probeAddr, HealthCheck: check}
+	if kind == edge.ProbeHealthCheckNodePort {
+		p.Through = backend.Addr
+	}
 	b.probes[p] = true
 	backend.Probe = probeAddr
 	h, ok := b.in.Health[p]
@@ -103,27 +106,34 @@ func shares(backends []edge.Backend, given []PodShare) ([]edge.Backend, []PodSha
 }
 
 // usable returns the endpoints of a port that take new connections: the ready
-// ones, or if the whole Service has none, those that serve while they
-// terminate (KEP-1669).
-func usable(s *edge.Service, port edge.ServicePort) []edge.Endpoint {
-	var ready, terminating []edge.Endpoint
-	anyReady := false
+// ones, or if the whole Service has none for the port, those that serve while
+// they terminate (KEP-1669). A pod with two addresses is one endpoint: those of
+// the first IP family that has any count.
+func usable(s *edge.Service, port edge.ServicePort) (endpoints []edge.Endpoint, terminating bool) {
+	var ready, ending []edge.Endpoint
 	for _, e := range s.Endpoints {
-		anyReady = anyReady || e.Ready
-		if e.PortName != port.Name || e.Protocol != port.Protocol {
-			continue
-		}
 		switch {
+		case e.PortName != port.Name || e.Protocol != port.Protocol:
 		case e.Ready:
 			ready = append(ready, e)
 		case e.Serving && e.Terminating:
-			terminating = append(terminating, e)
+			ending = append(ending, e)
 		}
 	}
-	if anyReady {
-		return ready
+	if len(ready) > 0 {
+		return ofOneFamily(ready, s.IPFamilies), false
 	}
-	return terminating
+	return ofOneFamily(ending, s.IPFamilies), true
+}
+
+func ofOneFamily(endpoints []edge.Endpoint, families []string) []edge.Endpoint {
+	for _, family := range families {
+		of := slices.DeleteFunc(slices.Clone(endpoints), func(e edge.Endpoint) bool { return e.Addr.Addr().Is4() != (family == "IPv4") })
+		if len(of) > 0 {
+			return of
+		}
+	}
+	return endpoints
 }
 
 // podBackends are the endpoints themselves.
@@ -141,19 +151,21 @@ func (b *builder) podBackends(endpoints []edge.Endpoint, check edge.HealthCheck)
 
 // nodeBackends are the node ports of the nodes that should get connections.
 // With externalTrafficPolicy Local a node weighs as many ready pods as it
-// holds, so that each pod gets the same. With Cluster, or where an endpoint
-// names no node, any node can take a connection and all weigh the same; the
+// holds, so that each pod gets the same. With Cluster, or where no endpoint
+// names its node, any node can take a connection and all weigh the same; the
 // pods are then returned too, since kube-proxy spreads over all of them.
-func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, check edge.HealthCheck) ([]edge.Backend, []PodShare) {
+func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, check edge.HealthCheck) ([]edge.Backend, []PodShare) {
+	endpoints, terminating := usable(s, port)
 	if len(endpoints) == 0 {
 		return nil, nil
 	}
-	perNode, nodeless := map[string][]string{}, false
+	perNode := map[string][]string{}
 	for _, e := range endpoints {
-		perNode[e.Node] = append(perNode[e.Node], e.Pod)
-		nodeless = nodeless || e.Node == ""
+		if e.Node != "" {
+			perNode[e.Node] = append(perNode[e.Node], e.Pod)
+		}
 	}
-	local := s.Local && !nodeless
+	local := s.Local && len(perNode) > 0
 	var backends []edge.Backend
 	for _, n := range b.in.Cluster.Nodes {
 		addr, ok := nodeAddr(n, s.IPFamilies)
@@ -167,8 +179,9 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 			backend.Weight = len(pods)
 			backend.Pods = slices.DeleteFunc(slices.Clone(pods), func(p string) bool { return p == "" })
 			// kube-proxy learns of a pod up to a second after the API does, and
-			// drops what comes before; it answers here once it is ready.
-			if s.HealthCheckNodePort != 0 {
+			// drops what comes before; it answers here once it is ready. It counts
+			// no terminating pods, though it still sends connections to them.
+			if s.HealthCheckNodePort != 0 && !terminating {
 				kind, at = edge.ProbeHealthCheckNodePort, netip.AddrPortFrom(addr, s.HealthCheckNodePort)
 			}
 		}

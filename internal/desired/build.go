@@ -59,7 +59,8 @@ type Exposure struct {
 	Shares    []PodShare     `json:"shares,omitempty"`
 	Why       string         `json:"why"`
 
-	code string // event and port error reason if closed
+	code    string   // event and port error reason if closed
+	devices []string // interfaces of the zone on which it listens
 }
 
 // PodShare is the part of an exposure's new connections that one pod gets.
@@ -279,7 +280,10 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 			if !ok {
 				continue
 			}
-			row.Addresses = append(row.Addresses, addrsOf(device)...)
+			if b.in.Doors[door] == "" {
+				row.Addresses = append(row.Addresses, addrsOf(device)...)
+				row.devices = append(row.devices, l.Device)
+			}
 		} else if l.Addr.IsValid() {
 			row.Addresses = append(row.Addresses, l.Addr)
 		}
@@ -307,6 +311,9 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	}
 	if row.Reason != "" && (row.Open || row.code == "CannotListen") {
 		b.problem(edge.Problem{Object: objectOf(row), What: inZone(row, row.Reason), Remedy: row.Remedy})
+	}
+	if row.Service != "" && (row.code == "CannotListen" || row.code == "NoInterface") {
+		b.event(row.Service, true, row.code, inZone(row, row.Reason)+"; "+row.Remedy)
 	}
 	for _, err := range failed {
 		if row.Open {
@@ -379,7 +386,7 @@ func compareDoors(x, y edge.Door) int {
 }
 
 func compareProbes(x, y edge.Probe) int {
-	return cmp.Or(x.Addr.Compare(y.Addr), cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.Interval, y.Interval),
+	return cmp.Or(x.Addr.Compare(y.Addr), cmp.Compare(x.Kind, y.Kind), x.Through.Compare(y.Through), cmp.Compare(x.Interval, y.Interval),
 		cmp.Compare(x.Timeout, y.Timeout), cmp.Compare(x.Rise, y.Rise), cmp.Compare(x.Fall, y.Fall))
 }
 

@@ -204,6 +204,48 @@ func TestBuildScenarios(t *testing.T) {
 		"zone-not-allowed": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("private/web", 0, annotate("zones", "home,internet"))}
 		},
+		"too-many-zones": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, annotate("zones", strings.Repeat("a,", 100)))}
+		},
+		"classless-switched-off-clears-the-status": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{
+				service("shop/was-ours", 0, func(s *edge.Service) {
+					s.Class, s.StatusOurs = "", true
+					s.Ingress = []edge.Ingress{{IP: netip.MustParseAddr("10.11.12.32"), Mode: "Proxy"}}
+				}),
+				// Another gatehouse's, of another class: it has the same field manager.
+				service("shop/other", 1, func(s *edge.Service) {
+					s.Class, s.StatusOurs = "gatehouse.e13.dev/other", true
+					s.Ingress = []edge.Ingress{{IP: netip.MustParseAddr("10.20.30.40"), Mode: "Proxy"}}
+				}),
+			}
+		},
+		"own-service-with-a-foreign-address": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) { s.Ingress = []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}} })}
+		},
+		"addresses-that-lead-nowhere": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) {
+				s.Class = "metallb.io/metallb"
+				for _, a := range []string{"127.0.0.2", "0.0.0.0", "::", "fe80::1", "224.0.0.1", "10.11.12.51"} {
+					s.Ingress = append(s.Ingress, edge.Ingress{IP: netip.MustParseAddr(a)})
+				}
+			})}
+		},
+		"dual-stack-pods-count-once": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) {
+				s.IPFamilies = []string{"IPv4", "IPv6"}
+				for i, e := range s.Endpoints {
+					e.Addr = netip.MustParseAddrPort(fmt.Sprintf("[fd00:244::%d]:8080", i+1))
+					s.Endpoints = append(s.Endpoints, e)
+				}
+			})}
+		},
+		"one-interface-of-two-is-taken": func(in *Inputs) {
+			in.Config.Zones[0].Interfaces = []string{"eth1", "veth0"}
+			in.Config.Zones[1].Interfaces = nil
+			in.Cluster.Services = []edge.Service{service("shop/web", 0)}
+			in.Doors[edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "veth0", Port: 80}}] = "listen on @veth0:80: address already in use"
+		},
 		"source-ranges": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
 				service("shop/web", 0, func(s *edge.Service) { s.SourceRanges = []string{"10.11.12.0/24"} }),

@@ -2,6 +2,7 @@ package desired
 
 import (
 	"net/netip"
+	"strings"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -56,9 +57,10 @@ func (b *builder) claimAdmin() {
 	if admin.Listen == "" {
 		return
 	}
-	ap, err := netip.ParseAddrPort(admin.Listen)
+	// config.Parse lets no other name through.
+	ap, err := netip.ParseAddrPort(strings.Replace(admin.Listen, "localhost:", "127.0.0.1:", 1))
 	if err != nil {
-		return // "localhost:9180": config.Parse lets no other name through
+		return
 	}
 	key := claimKey{edge.TCP, ap.Port()}
 	b.claims[key] = append(b.claims[key], claim{

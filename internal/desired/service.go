@@ -28,6 +28,9 @@ const (
 	oldHealthInterval = "l4proxy.e13.dev/health-interval"
 )
 
+// maxZones is how many zones a Service may name.
+const maxZones = 64
+
 // services decides every Service, oldest first: who was there first keeps a port.
 func (b *builder) services() {
 	selector, err := edge.ParseSelector(b.in.Config.Kubernetes.Selector)
@@ -61,6 +64,12 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 	k := b.in.Config.Kubernetes
 	own := s.Class == k.LoadBalancerClass || s.Class == "" && k.Classless
 	addresses := b.foreignAddresses(s)
+	if own {
+		addresses = nil // whoever wrote them: the status will be ours
+	} else if s.Class == "" && s.StatusOurs {
+		// Owned while kubernetes.classless was on.
+		b.state.Statuses = append(b.state.Statuses, edge.ServiceStatus{Namespace: s.Namespace, Name: s.Name, UID: s.UID})
+	}
 	switch {
 	case !selector.Matches(s.Labels):
 		b.notOurs(s, fmt.Sprintf("its labels do not match kubernetes.selector (%s)", k.Selector), "")
@@ -120,7 +129,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 				continue
 			}
 			row.Target, row.DataPlane, row.Client = target, "proxy", relayedClient
-			endpoints := usable(s, port)
+			endpoints, _ := usable(s, port)
 			var spread []PodShare
 			list, done := backends[port.Port]
 			switch {
@@ -129,7 +138,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 			case target == edge.TargetPod && !done:
 				list = b.podBackends(endpoints, req.health)
 			case target == edge.TargetNodePort:
-				list, spread = b.nodeBackends(s, port, endpoints, req.health)
+				list, spread = b.nodeBackends(s, port, req.health)
 			}
 			backends[port.Port] = list
 			row.Backends, row.Shares = list, spread
@@ -154,7 +163,8 @@ func (b *builder) foreignAddresses(s *edge.Service) []netip.Addr {
 	}
 	var addrs []netip.Addr
 	for _, in := range s.Ingress {
-		if in.IP.IsValid() && !b.own[in.IP] {
+		local := in.IP.IsLoopback() || in.IP.IsUnspecified() || in.IP.IsLinkLocalUnicast() || in.IP.IsMulticast()
+		if in.IP.IsValid() && !local && !b.own[in.IP] {
 			addrs = append(addrs, in.IP)
 		}
 	}
@@ -199,6 +209,10 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 	req := request{zones: k.DefaultZones, target: k.Target, health: config.DefaultHealth}
 	if text, ok := s.Annotations[annZones]; ok {
 		req.zones = nil
+		// Each unknown one is told to the owner; a megabyte of them is nonsense.
+		if n := strings.Count(text, ",") + 1; n > maxZones {
+			return req, refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s names %d zones, more than %d", annZones, n, maxZones), "name the zones wanted"}
+		}
 		for zone := range strings.SplitSeq(text, ",") {
 			if zone = strings.TrimSpace(zone); zone != "" && !slices.Contains(req.zones, zone) {
 				req.zones = append(req.zones, zone)

@@ -29,7 +29,7 @@ func (b *builder) status(s *edge.Service, own bool) {
 		if len(open) == 0 {
 			continue
 		}
-		addrs := b.zoneAddrs(zone, s.IPFamilies)
+		addrs := b.zoneAddrs(rows[zone.Name], zone, s.IPFamilies)
 		for _, a := range addrs {
 			in := edge.Ingress{IP: a, Mode: "Proxy"}
 			if bad {
@@ -66,14 +66,18 @@ func portsOf(rows []Exposure) (ports []edge.IngressPort, open []string, bad bool
 }
 
 // zoneAddrs are the addresses at which a zone's clients find a Service: the
-// first of each interface, for each IP family of the Service, in its order.
-func (b *builder) zoneAddrs(z edge.Zone, families []string) []netip.Addr {
+// first of each interface that listens for one of the rows, for each IP family
+// of the Service, in its order.
+func (b *builder) zoneAddrs(rows []Exposure, z edge.Zone, families []string) []netip.Addr {
 	if len(families) == 0 {
 		families = []string{"IPv4"}
 	}
 	var addrs []netip.Addr
 	for _, family := range families {
 		for _, device := range z.Interfaces {
+			if !slices.ContainsFunc(rows, func(e Exposure) bool { return e.Open && slices.Contains(e.devices, device) }) {
+				continue
+			}
 			for _, p := range b.devices[device].Addrs {
 				if p.Addr().Is4() == (family == "IPv4") && !slices.Contains(addrs, p.Addr()) {
 					addrs = append(addrs, p.Addr())

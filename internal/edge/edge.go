@@ -207,7 +207,8 @@ type ProbeKind string
 
 // ProbeTCP connects and closes. ProbeHealthCheckNodePort sends GET / and wants
 // 200: what kube-proxy answers once it has programmed a Service that has
-// endpoints on its node.
+// endpoints on its node. That says nothing of a port that was added since, so
+// that a backend which is not up also has to accept a connection (Through).
 const (
 	ProbeTCP                 ProbeKind = "tcp"
 	ProbeHealthCheckNodePort ProbeKind = "healthCheckNodePort"
@@ -216,8 +217,9 @@ const (
 // Probe is one health check of one address. It is comparable: frontends that
 // ask for the same probe share it.
 type Probe struct {
-	Kind ProbeKind
-	Addr netip.AddrPort
+	Kind    ProbeKind
+	Addr    netip.AddrPort
+	Through netip.AddrPort // of a ProbeHealthCheckNodePort: the node port
 	HealthCheck
 }
 

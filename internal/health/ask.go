@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -36,7 +37,7 @@ func (p *Prober) ask(ctx context.Context, probe edge.Probe) error {
 	var err error
 	switch probe.Kind {
 	case edge.ProbeTCP:
-		err = p.askTCP(ctx, probe)
+		err = p.askTCP(ctx, probe.Addr)
 	case edge.ProbeHealthCheckNodePort:
 		err = p.askHealthCheckNodePort(ctx, probe)
 	default:
@@ -57,8 +58,8 @@ func (p *Prober) ask(ctx context.Context, probe edge.Probe) error {
 // error each interval. The sockets cost little: a dozen per backend at an
 // interval of 5 s, a few hundred bytes each, and never the last free port,
 // because ports are used up per backend.
-func (p *Prober) askTCP(ctx context.Context, probe edge.Probe) error {
-	conn, err := p.dial(ctx, "tcp", probe.Addr.String())
+func (p *Prober) askTCP(ctx context.Context, addr netip.AddrPort) error {
+	conn, err := p.dial(ctx, "tcp", addr.String())
 	if err != nil {
 		return err
 	}
@@ -91,6 +92,9 @@ func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) e
 	_, _ = io.Copy(io.Discard, resp.Body)
 	switch resp.StatusCode {
 	case http.StatusOK:
+		if probe.Through.IsValid() {
+			return p.askTCP(ctx, probe.Through)
+		}
 		return nil
 	case http.StatusServiceUnavailable:
 		return errors.New("no ready pods there (healthCheckNodePort answers 503)")

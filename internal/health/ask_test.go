@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,4 +125,62 @@ func TestHealthCheckNodePortThatSpeaksSomethingElse(t *testing.T) {
 	if want := `healthCheckNodePort: malformed HTTP response "SSH-2.0-OpenSSH_9.2p1"`; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+// kube-proxy's word is for the Service, not for a port that was added since: a
+// backend becomes up only when its node port takes a connection too. Once it
+// is up, its pods are left in peace until a connection to it has failed.
+func TestHealthCheckNodePortAndTheNodePortItself(t *testing.T) {
+	says := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer says.Close()
+	nodePort := listenLoopback(t)
+	addr := nodePort.Addr().(*net.TCPAddr).AddrPort()
+	nodePort.Close()
+
+	p := New(slog.New(slog.DiscardHandler), Options{})
+	go p.Run(t.Context())
+	probe := edge.Probe{
+		Kind: edge.ProbeHealthCheckNodePort, Addr: says.Listener.Addr().(*net.TCPAddr).AddrPort(), Through: addr,
+		HealthCheck: edge.HealthCheck{Interval: 100 * time.Millisecond, Timeout: time.Second, Rise: 1, Fall: 2},
+	}
+	p.Apply([]edge.Probe{probe})
+	await := func(state edge.BackendState, text string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			h := p.Snapshot()[probe]
+			if h.State == state && h.Error == text {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("got %+v, want %s %q", h, state, text)
+			}
+			<-time.After(5 * time.Millisecond)
+		}
+	}
+	await(edge.Pending, "connection refused")
+
+	again, err := net.Listen("tcp4", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var troubled atomic.Int64
+	go func() {
+		for {
+			c, err := again.Accept()
+			if err != nil {
+				return
+			}
+			troubled.Add(1)
+			c.Close()
+		}
+	}()
+	await(edge.Up, "")
+	before := troubled.Load()
+	<-time.After(500 * time.Millisecond) // five intervals
+	if n := troubled.Load() - before; n != 0 {
+		t.Errorf("the node port of a backend that is up was tried %d times", n)
+	}
+	again.Close()
+	p.Hurry(probe.Addr)
+	await(edge.Down, "connection refused")
 }

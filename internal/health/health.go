@@ -59,6 +59,7 @@ type Options struct {
 // under way. Its methods may be called from any goroutine.
 type Prober struct {
 	log         *slog.Logger
+	began       time.Time // where the grid of batches starts
 	concurrency int
 	changed     chan struct{}
 	wake        chan struct{}
@@ -86,9 +87,10 @@ type target struct {
 
 	started time.Time // of the last probe
 	running bool
-	hurried bool // the last probe was
-	hurry   bool // the next one is to be
-	gone    bool // by Apply
+	ask     edge.Probe // what the probe under way asks for
+	hurried bool       // the last probe was
+	hurry   bool       // the next one is to be
+	gone    bool       // by Apply
 
 	at    time.Time // of the next probe
 	index int       // in the schedule
@@ -97,6 +99,7 @@ type target struct {
 // New returns a Prober without probes. It starts nothing.
 func New(log *slog.Logger, opts Options) *Prober {
 	p := &Prober{
+		began:       time.Now(),
 		log:         log,
 		concurrency: opts.Concurrency,
 		changed:     make(chan struct{}, 1),
@@ -269,6 +272,11 @@ func (p *Prober) take(now time.Time) (ready []*target, next time.Time) {
 			heap.Pop(s.schedule)
 			t.running, t.started = true, now
 			t.hurried, t.hurry = t.hurry, false
+			t.ask = t.Probe
+			if t.health.State == edge.Up && !t.hurried {
+				// Its pods need not be troubled with a connection each time.
+				t.ask.Through = netip.AddrPort{}
+			}
 			p.running++
 			ready = append(ready, t)
 		}
@@ -279,7 +287,7 @@ func (p *Prober) take(now time.Time) (ready []*target, next time.Time) {
 // probe makes one probe and notes what it found.
 func (p *Prober) probe(ctx context.Context, t *target, probing *sync.WaitGroup) {
 	defer probing.Done()
-	err := p.ask(ctx, t.Probe)
+	err := p.ask(ctx, t.ask)
 	if ctx.Err() != nil {
 		return // stopped in the middle: says nothing about the backend
 	}
@@ -359,7 +367,10 @@ func (p *Prober) nextLocked(t *target, now time.Time) time.Time {
 		at = t.started.Add(t.Interval - tenth + rand.N(max(2*tenth, 1)))
 		// Onto a grid: a probe that comes alone costs several times one of a batch,
 		// most of it waking threads up.
-		at = at.Truncate(min(batchEach, tenth))
+		// (Not by Time.Truncate, which drops the monotonic clock.)
+		if grid := min(batchEach, tenth); grid > 0 {
+			at = at.Add(-(at.Sub(p.began) % grid))
+		}
 	}
 	if t.hurry {
 		at = t.sooner(at, now)

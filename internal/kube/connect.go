@@ -137,7 +137,6 @@ func finish(s source) (source, error) {
 	return s, nil
 }
 
-// name says where the configuration comes from.
 func (s source) server() string { return redacted(s.config.Host) }
 
 // redacted is an address without the password that it may hold: it goes into
@@ -149,6 +148,7 @@ func redacted(host string) string {
 	return host
 }
 
+// name says where the configuration comes from.
 func (s source) name() string {
 	if s.file == "" {
 		return "in-cluster configuration"

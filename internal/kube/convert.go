@@ -87,6 +87,14 @@ func convertService(in *corev1.Service) *service {
 	}
 	out.Ingress = convertIngress(in.Status.LoadBalancer.Ingress)
 	out.StatusOurs = statusOurs(in.ManagedFields)
+	if len(out.SourceRanges) == 0 {
+		// The older way, which the API server still checks; it was never removed.
+		for r := range strings.SplitSeq(in.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey], ",") {
+			if r = strings.TrimSpace(r); r != "" {
+				out.SourceRanges = append(out.SourceRanges, r)
+			}
+		}
+	}
 	out.Deleting = in.DeletionTimestamp != nil
 	return out
 }

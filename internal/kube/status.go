@@ -62,8 +62,9 @@ type change struct {
 	have   *edge.Service
 }
 
-// changes compares what the API has with what is wanted. Services that are
-// gone, or that are another object of the same name by now, are left alone.
+// changes compares what the API has with what is wanted. Services of which
+// nothing is wanted, that are gone, or that are another object of the same name
+// by now, are left alone.
 func changes(have []edge.Service, want []edge.ServiceStatus) []change {
 	wanted := make(map[string]edge.ServiceStatus, len(want))
 	for _, w := range want {
@@ -78,8 +79,6 @@ func changes(have []edge.Service, want []edge.ServiceStatus) []change {
 		case ok && w.UID != svc.UID:
 		case ok && !slices.EqualFunc(w.Ingress, svc.Ingress, sameIngress):
 			out = append(out, change{key, w, svc})
-		case !ok && svc.StatusOurs && len(svc.Ingress) > 0:
-			out = append(out, change{key, edge.ServiceStatus{Namespace: svc.Namespace, Name: svc.Name, UID: svc.UID}, svc})
 		}
 	}
 	return out

@@ -80,7 +80,7 @@ func TestChanges(t *testing.T) {
 		{"another order", has("web", true, other, home), []edge.ServiceStatus{statusOf("web", home, other)}, "shop/web: 10.11.12.32 10.11.12.51"},
 		{"a port error", has("web", true, home), []edge.ServiceStatus{statusOf("web", ingressAt("10.11.12.32", "Proxy", edge.IngressPort{Port: 80, Error: "PortConflict"}))}, "shop/web: 10.11.12.32"},
 		{"written by another, owned by class", has("web", false, other), []edge.ServiceStatus{statusOf("web", home)}, "shop/web: 10.11.12.32"},
-		{"not exposed any more", has("web", true, home), nil, "shop/web: clear"},
+		{"nothing is said of it", has("web", true, home), nil, ""},
 		{"owned and not exposed", has("web", true, home), []edge.ServiceStatus{statusOf("web")}, "shop/web: clear"},
 		{"not ours", has("web", false, other), nil, ""},
 		{"cleared already", has("web", true), nil, ""},

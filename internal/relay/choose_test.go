@@ -3,7 +3,9 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -231,6 +233,33 @@ func BenchmarkChoose(b *testing.B) {
 			table := newTable(edge.Frontend{Backends: weighted(n, func(i int) int { return i%3 + 1 })})
 			for b.Loop() {
 				table.choose(nil, rand.Uint64N)
+			}
+		})
+	}
+}
+
+// Who is held while backends are pending is under the rules of the moment at
+// which a backend is there: not let through a door that was closed meanwhile,
+// or closed to this client.
+func TestHeldClientsAreUnderTheRulesOfNow(t *testing.T) {
+	for name, change := range map[string]func(f edge.Frontend) []edge.Frontend{
+		"the door is closed": func(edge.Frontend) []edge.Frontend { return nil },
+		"closed to the client": func(f edge.Frontend) []edge.Frontend {
+			f.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+			return []edge.Frontend{f}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRelay(t, Options{})
+			late := refusing(t)
+			f := loopback(inState(upAt(late), edge.Pending))
+			addr := open(t, r, f)
+			client := dial(t, addr)
+			eventually(t, "the client is held", func() bool { s := r.Stats(); return len(s) > 0 && s[0].Active == 1 })
+			r.Apply(change(f))
+			startAt(t, late, func(c *net.TCPConn) { io.WriteString(c, "secret") })
+			if said, err := io.ReadAll(client); err == nil || len(said) > 0 {
+				t.Errorf("the client was let through: %q, %v", said, err)
 			}
 		})
 	}

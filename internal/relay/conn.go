@@ -69,7 +69,7 @@ func (r *Relay) serve(d *door, client *net.TCPConn) {
 	r.enter(c)
 	defer r.leave(c)
 
-	server, b, why := r.dialAny(d)
+	server, b, why := r.dialAny(d, sourceOf(client))
 	if why != "" {
 		c.reset()
 		d.failed(why)
@@ -85,14 +85,21 @@ func (r *Relay) serve(d *door, client *net.TCPConn) {
 }
 
 // dialAny connects to a backend: one after the other, by weight, until one
-// takes the connection. Its reason is empty if one did.
-func (r *Relay) dialAny(d *door) (*net.TCPConn, *backend, Reason) {
+// takes the connection. Its reason is empty if one did. A client that is held
+// meanwhile is under the rules of the moment at which it is let through.
+func (r *Relay) dialAny(d *door, client netip.Addr) (*net.TCPConn, *backend, Reason) {
 	deadline := time.Now().Add(pendingWindow)
 	var tried []netip.AddrPort
 	why := NoBackend
 	for {
 		// Each time anew: what has come up meanwhile can be used.
 		t := d.table.Load()
+		if d.gone.Load() {
+			return nil, nil, Closed
+		}
+		if !t.allows(client) {
+			return nil, nil, SourceRange
+		}
 		chosen, ok := t.choose(tried, rand.Uint64N)
 		left := time.Until(deadline)
 		switch {
@@ -116,6 +123,11 @@ func (r *Relay) dialAny(d *door) (*net.TCPConn, *backend, Reason) {
 		b := d.dialling(chosen.Addr)
 		dialer := net.Dialer{Timeout: timeout}
 		server, err := dialer.DialContext(r.dialing, "tcp", chosen.Addr.String())
+		if err == nil && (d.gone.Load() || !d.table.Load().allows(client)) {
+			abort(server.(*net.TCPConn))
+			d.dialFailed(b, Closed)
+			return nil, nil, Closed
+		}
 		if err == nil {
 			return server.(*net.TCPConn), b, ""
 		}

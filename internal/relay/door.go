@@ -17,6 +17,7 @@ import (
 type door struct {
 	key   edge.Door
 	table atomic.Pointer[table]
+	gone  atomic.Bool // closed: who is held gets no backend any more
 
 	// Guarded by Relay.mu.
 	wanted   bool

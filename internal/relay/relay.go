@@ -93,6 +93,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 	for key, d := range r.doors {
 		switch {
 		case !wanted[key] || r.closed:
+			d.gone.Store(true)
 			r.shutLocked(d, "removed")
 		case d.listener != nil && key.Listen.Device != "" && d.ifindex != m.device(key.Listen.Device):
 			r.shutLocked(d, "interface has gone or changed")
@@ -132,6 +133,7 @@ func (r *Relay) openLocked(f edge.Frontend, m *machine) (netip.AddrPort, error) 
 		r.doors[f.Door] = d
 	}
 	d.wanted = true
+	d.gone.Store(false)
 	// The table before the socket: the first connection must find it.
 	d.table.Store(newTable(f))
 	if d.listener != nil {

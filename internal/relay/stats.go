@@ -27,6 +27,7 @@ const (
 	Unreachable Reason = "unreachable"
 	Exhausted   Reason = "exhausted" // this machine has no descriptor, port or memory left
 	Stopping    Reason = "stopping"  // the relay was closed meanwhile
+	Closed      Reason = "closed"    // the frontend was closed, or closed to the client, meanwhile
 	OtherError  Reason = "other"
 )
 
