@@ -123,7 +123,13 @@ func (b *builder) checkZones() {
 		z := &b.in.Config.Zones[i]
 		for _, name := range z.Interfaces {
 			zoneOf[name] = z
-			if _, ok := b.devices[name]; !ok {
+			switch device, ok := b.devices[name]; {
+			case ok && !device.Up:
+				b.problem(edge.Problem{
+					Pos: z.Pos, Path: "zones." + z.Name + ".interfaces",
+					What: fmt.Sprintf("interface %q is down, or has no cable: nobody comes in through it", name),
+				})
+			case !ok:
 				b.problem(edge.Problem{
 					Pos: z.Pos, Path: "zones." + z.Name + ".interfaces",
 					What:   fmt.Sprintf("no interface %q on this machine", name),
@@ -135,8 +141,9 @@ func (b *builder) checkZones() {
 	// Two interfaces in one network, each in a zone of its own (a MACVLAN and
 	// its parent): with arp_ignore=0 the kernel answers on either for both, and
 	// which zone a client lands in is a matter of luck.
-	for i, first := range b.in.Interfaces {
-		for _, second := range b.in.Interfaces[i+1:] {
+	sorted := slices.SortedFunc(slices.Values(b.in.Interfaces), func(x, y edge.Interface) int { return cmp.Compare(x.Name, y.Name) })
+	for i, first := range sorted {
+		for _, second := range sorted[i+1:] {
 			za, zb := zoneOf[first.Name], zoneOf[second.Name]
 			if za == nil || zb == nil || za == zb || !first.AnswersForOthers && !second.AnswersForOthers || !shareNetwork(first, second) {
 				continue

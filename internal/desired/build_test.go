@@ -55,7 +55,7 @@ func device(name string, addrs ...string) edge.Interface {
 }
 
 func node(name, addr string) edge.Node {
-	return edge.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, Ready: true}
+	return edge.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
 }
 
 // service is a Service of gatehouse's class, created age minutes before the
@@ -283,7 +283,7 @@ func TestBuildScenarios(t *testing.T) {
 			}
 		},
 		"excluded-and-leaving-nodes": func(in *Inputs) {
-			in.Cluster.Nodes[0].Excluded, in.Cluster.Nodes[1].Leaving, in.Cluster.Nodes[2].Ready = true, true, false
+			in.Cluster.Nodes[0].Excluded, in.Cluster.Nodes[1].Leaving = true, true
 			in.Cluster.Services = []edge.Service{service("shop/web", 0)}
 		},
 		"endpoints-without-a-node": func(in *Inputs) {
@@ -307,6 +307,9 @@ func TestBuildScenarios(t *testing.T) {
 		"interface-missing": func(in *Inputs) {
 			in.Interfaces = in.Interfaces[:1]
 			in.Cluster.Services = []edge.Service{service("shop/web", 0)}
+		},
+		"interface-down": func(in *Inputs) {
+			in.Interfaces[1].Up = false
 		},
 		"interface-without-address": func(in *Inputs) {
 			in.Interfaces[1].Addrs = nil
@@ -375,6 +378,7 @@ func golden(t *testing.T, name, got string) {
 // Promise 7: which event came first shows nowhere.
 func TestBuildIgnoresInputOrder(t *testing.T) {
 	in := site()
+	in.Interfaces[1].AnswersForOthers, in.Interfaces[2].Up = true, false
 	for i := range 30 {
 		in.Cluster.Services = append(in.Cluster.Services, service(fmt.Sprintf("shop/s%d", i), i%4, func(s *edge.Service) {
 			s.Annotations["gatehouse.e13.dev/zones"] = []string{"home", "home,internet", "cluster", "lan2", ""}[i%5]

@@ -101,7 +101,7 @@ type Zone struct {
 type Interface struct {
 	Name  string
 	Index int
-	Up    bool
+	Up    bool           // set up, and with a carrier
 	Addrs []netip.Prefix // sorted; link-local ones are left out
 	// AnswersForOthers is true when the interface answers ARP for addresses of
 	// other interfaces (net.ipv4.conf.*.arp_ignore is 0, the kernel's default).
@@ -297,12 +297,11 @@ type IngressPort struct {
 	Error    string
 }
 
-// Node is a cluster node.
+// Node is a cluster node. Whether it is Ready is not said: that flaps, and its
+// endpoints and probes say what matters (KEP-3458).
 type Node struct {
-	Name     string
-	Addrs    []netip.Addr // InternalIPs, in the Node's order
-	PodCIDRs []netip.Prefix
-	Ready    bool
+	Name  string
+	Addrs []netip.Addr // InternalIPs, in the Node's order
 	// Excluded is the label node.kubernetes.io/exclude-from-external-load-balancers.
 	Excluded bool
 	// Leaving is the taint ToBeDeletedByClusterAutoscaler: no new connections.

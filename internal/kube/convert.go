@@ -268,20 +268,6 @@ func convertNode(in *corev1.Node) *node {
 			out.Addrs = append(out.Addrs, addr)
 		}
 	}
-	cidrs := in.Spec.PodCIDRs
-	if len(cidrs) == 0 && in.Spec.PodCIDR != "" {
-		cidrs = []string{in.Spec.PodCIDR}
-	}
-	for _, c := range cidrs {
-		if p, err := netip.ParsePrefix(c); err == nil {
-			out.PodCIDRs = append(out.PodCIDRs, p.Masked())
-		}
-	}
-	for _, c := range in.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			out.Ready = c.Status == corev1.ConditionTrue
-		}
-	}
 	// The label counts whatever its value, as in the service controller.
 	_, out.Excluded = in.Labels[corev1.LabelNodeExcludeBalancers]
 	out.Leaving = slices.ContainsFunc(in.Spec.Taints, func(t corev1.Taint) bool { return t.Key == leavingTaint })

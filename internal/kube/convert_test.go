@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"cmp"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -266,34 +265,22 @@ func withSlice(s *discoveryv1.EndpointSlice, edit func(*discoveryv1.EndpointSlic
 }
 
 func TestConvertNode(t *testing.T) {
-	ready := []corev1.NodeCondition{{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse}, {Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	for _, tt := range []struct {
 		name string
 		in   corev1.Node
 		want edge.Node
 	}{
 		{"whole", corev1.Node{
-			Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:1::/64"}},
-			Status: corev1.NodeStatus{Conditions: ready, Addresses: []corev1.NodeAddress{
+			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
 				{Type: corev1.NodeExternalIP, Address: "203.0.113.9"},
 				{Type: corev1.NodeInternalIP, Address: "10.0.0.101"},
 				{Type: corev1.NodeHostName, Address: "w1"},
 				{Type: corev1.NodeInternalIP, Address: "fd00::101"},
 			}},
 		}, edge.Node{
-			Ready:    true,
-			Addrs:    []netip.Addr{netip.MustParseAddr("10.0.0.101"), netip.MustParseAddr("fd00::101")},
-			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:1::/64")},
+			Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.101"), netip.MustParseAddr("fd00::101")},
 		}},
-		{"nothing known: not ready", corev1.Node{}, edge.Node{}},
-		{"ready unknown", corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
-			{Type: corev1.NodeReady, Status: corev1.ConditionUnknown},
-		}}}, edge.Node{}},
-		{
-			"only the old podCIDR",
-			corev1.Node{Spec: corev1.NodeSpec{PodCIDR: "10.244.1.7/24"}},
-			edge.Node{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
-		},
+		{"nothing known", corev1.Node{}, edge.Node{}},
 		{"excluded, whatever the label's value", corev1.Node{ObjectMeta: metav1.ObjectMeta{
 			Labels: map[string]string{"node.kubernetes.io/exclude-from-external-load-balancers": ""},
 		}}, edge.Node{Excluded: true}},
@@ -371,11 +358,6 @@ func FuzzConvert(f *testing.F) {
 			got := convertNode(&n)
 			if i := slices.IndexFunc(got.Addrs, func(a netip.Addr) bool { return !a.IsValid() }); i >= 0 {
 				t.Errorf("address %d is none", i)
-			}
-			for _, p := range got.PodCIDRs {
-				if p != p.Masked() || cmp.Compare(p.Bits(), 0) < 0 {
-					t.Errorf("prefix %v", p)
-				}
 			}
 		}
 	})
