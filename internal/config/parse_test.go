@@ -251,7 +251,7 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"frontends[0].backends[1].address":        "[fd00::109]:22",
 		"frontends[1].listen":                     "127.0.0.1:2223",
 		"frontends[1].backends[0].address":        "git.example.org:23",
-		"kubernetes.kubeconfig":                   "/root/.kube/config",
+		"kubernetes.kubeconfig":                   "/etc/kubernetes/gatehouse.conf",
 		"kubernetes.loadBalancerClass":            "example.org/other",
 		"kubernetes.classless":                    "true",
 		"kubernetes.followAddresses":              "false",
