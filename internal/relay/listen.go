@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,9 +20,21 @@ import (
 type machine struct {
 	devices map[string]int // interface indexes; 0: there is no such interface
 	owners  owners         // nil: not read yet
+	holders map[edge.Listen]holders
 }
 
-func newMachine() *machine { return &machine{devices: map[string]int{}} }
+// holders are who was last seen to hold a port, outliving an Apply: while a
+// port is taken every Apply tries it, and most are about something else.
+type holders struct {
+	phrase string
+	seen   time.Time
+}
+
+const holdersAge = 2 * time.Second
+
+func newMachine(known map[edge.Listen]holders) *machine {
+	return &machine{devices: map[string]int{}, holders: known}
+}
 
 func (m *machine) device(name string) int {
 	index, ok := m.devices[name]
@@ -33,10 +46,15 @@ func (m *machine) device(name string) int {
 }
 
 func (m *machine) portHolders(at edge.Listen) string {
+	if h, ok := m.holders[at]; ok && time.Since(h.seen) < holdersAge {
+		return h.phrase
+	}
 	if m.owners == nil {
 		m.owners = readOwners()
 	}
-	return m.owners.portHolders(at)
+	h := holders{m.owners.portHolders(at), time.Now()}
+	m.holders[at] = h
+	return h.phrase
 }
 
 // deviceIndex asks by ioctl: net.InterfaceByName reads a list of all

@@ -19,10 +19,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -59,6 +61,8 @@ type Relay struct {
 	doors  map[edge.Door]*door // wanted ones, and removed ones with connections left
 	status []DoorStatus        // of the frontends of the last Apply, in their order
 
+	holders map[edge.Listen]holders // of taken ports
+
 	connsMu sync.Mutex
 	cut     bool
 	conns   map[*conn]struct{}
@@ -66,7 +70,7 @@ type Relay struct {
 
 // New returns a Relay without doors. It starts nothing.
 func New(log *slog.Logger, opts Options) *Relay {
-	r := &Relay{log: log, opts: opts, doors: map[edge.Door]*door{}, conns: map[*conn]struct{}{}}
+	r := &Relay{log: log, opts: opts, doors: map[edge.Door]*door{}, holders: map[edge.Listen]holders{}, conns: map[*conn]struct{}{}}
 	r.dialing, r.stopDialing = context.WithCancel(context.Background())
 	return r
 }
@@ -88,7 +92,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 	for _, f := range frontends {
 		wanted[f.Door] = true
 	}
-	m := newMachine()
+	m := newMachine(r.holders)
 	// Close first: a port may move from one interface to another in one call.
 	for key, d := range r.doors {
 		switch {
@@ -115,6 +119,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 		seen[f.Door] = cmp.Or(seen[f.Door], f.Name, "another frontend")
 		r.status = append(r.status, s)
 	}
+	maps.DeleteFunc(r.holders, func(_ edge.Listen, h holders) bool { return time.Since(h.seen) > holdersAge })
 	r.forgetLocked()
 	return slices.Clone(r.status)
 }

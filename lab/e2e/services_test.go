@@ -242,3 +242,21 @@ func TestRights(t *testing.T) {
 		}
 	}
 }
+
+// loadBalancerSourceRanges is enforced, for the client's own address.
+func TestSourceRanges(t *testing.T) {
+	ns := namespace(t)
+	apply(t, deployment(ns, "web", "web", "", 1)+
+		strings.Replace(service(ns, "web", "web", "home", "Local", 8130), "spec:\n", "spec:\n  loadBalancerSourceRanges: [10.11.12.101/32]\n", 1))
+	awaitPods(t, ns, "web")
+	at := homeAddr + ":8130"
+	eventually(t, 5*time.Second, "open for home1", opened("home1", at))
+	if a, err := get("home2", at, time.Second); err == nil {
+		t.Errorf("home2 may not connect, and %s answered it", a.Pod)
+	}
+	kubectl(t, "patch", "service", "-n", ns, "web", "-p", `{"spec":{"loadBalancerSourceRanges":["10.11.12.102/32"]}}`)
+	eventually(t, time.Second, "open for home2", opened("home2", at))
+	if a, err := get("home1", at, time.Second); err == nil {
+		t.Errorf("home1 may not connect any more, and %s answered it", a.Pod)
+	}
+}
