@@ -18,8 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"e13.dev/gatehouse/internal/config"
-	"e13.dev/gatehouse/internal/edge"
-	"e13.dev/gatehouse/internal/filewatch"
+	"e13.dev/gatehouse/internal/daemon"
 )
 
 // Version is set by the linker.
@@ -105,23 +104,9 @@ func needFiles(files []string) error {
 	return nil
 }
 
-// load reads and parses files, or prints every problem they have. While a file
-// cannot be read the others are not looked at: what it defines would be missing.
+// load reads and parses files, or prints every problem they have.
 func load(stderr io.Writer, names []string) (*config.Config, error) {
-	var files []config.File
-	var problems []edge.Problem
-	for _, name := range names {
-		data, err := filewatch.Read(name)
-		if err != nil {
-			problems = append(problems, edge.Problem{Pos: edge.Pos{File: name}, What: "cannot be read: " + reason(err)})
-			continue
-		}
-		files = append(files, config.File{Name: name, Data: data})
-	}
-	var c *config.Config
-	if len(problems) == 0 {
-		c, problems = config.Parse(files)
-	}
+	c, problems := daemon.ReadFiles(names)
 	for _, p := range problems {
 		fmt.Fprintln(stderr, p)
 	}
@@ -129,14 +114,6 @@ func load(stderr io.Writer, names []string) (*config.Config, error) {
 		return nil, errNo
 	}
 	return c, nil
-}
-
-// reason is an error without the path that os puts in front of it.
-func reason(err error) string {
-	if path, ok := errors.AsType[*os.PathError](err); ok {
-		return path.Err.Error()
-	}
-	return err.Error()
 }
 
 // newLogger writes text on a terminal and JSON otherwise.

@@ -17,16 +17,12 @@ func TestMain(m *testing.M) {
 // Each script runs the real program.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
-		Setup: func(env *testscript.Env) error {
-			env.Setenv("BILLION", strings.Repeat("x", 10))
-			return nil
-		},
+		Dir:  "testdata",
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"big": writeBig},
 	})
 }
 
-// writeBig writes a file of that many MiB: `big FILE 10`.
+// writeBig writes a file of 10 MiB: `big FILE`.
 func writeBig(ts *testscript.TestScript, _ bool, args []string) {
 	line := "# " + strings.Repeat("x", 61) + "\n"
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Repeat(line, 10<<20/len(line))), 0o600))

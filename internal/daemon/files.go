@@ -42,6 +42,16 @@ func (f *files) take(contents []filewatch.Content) bool {
 	return true
 }
 
+// ReadFiles reads and parses files once: a configuration, or every problem.
+func ReadFiles(names []string) (*config.Config, []edge.Problem) {
+	var contents []filewatch.Content
+	for _, name := range names {
+		data, err := filewatch.Read(name)
+		contents = append(contents, filewatch.Content{Path: name, Data: data, Err: err})
+	}
+	return parse(contents)
+}
+
 // parse turns what was read into a configuration. While a file cannot be read
 // the others are not looked at: what it defines would be missing in them.
 func parse(contents []filewatch.Content) (*config.Config, []edge.Problem) {
@@ -49,7 +59,7 @@ func parse(contents []filewatch.Content) (*config.Config, []edge.Problem) {
 	var unreadable []edge.Problem
 	for _, c := range contents {
 		if c.Err != nil {
-			unreadable = append(unreadable, edge.Problem{Pos: edge.Pos{File: c.Path}, What: "cannot be read: " + reason(c.Err), Remedy: "it is read as soon as it can be"})
+			unreadable = append(unreadable, edge.Problem{Pos: edge.Pos{File: c.Path}, What: "cannot be read: " + reason(c.Err)})
 			continue
 		}
 		files = append(files, config.File{Name: c.Path, Data: c.Data})

@@ -25,7 +25,6 @@ const (
 	annHostnames      = edge.AnnotationPrefix + "hostnames"
 	annAddresses      = edge.AnnotationPrefix + "addresses"
 	annHealthInterval = edge.AnnotationPrefix + "health-interval"
-	oldHealthInterval = "l4proxy.e13.dev/health-interval"
 )
 
 // maxZones is how many zones a Service may name.
@@ -253,7 +252,7 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 func healthInterval(annotations map[string]string) (time.Duration, refusal) {
 	name, text := annHealthInterval, annotations[annHealthInterval]
 	if text == "" {
-		name, text = oldHealthInterval, annotations[oldHealthInterval]
+		name, text = edge.OldHealthInterval, annotations[edge.OldHealthInterval]
 	}
 	if text == "" {
 		return -1, refusal{}

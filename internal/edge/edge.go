@@ -18,6 +18,10 @@ import (
 // AnnotationPrefix starts every annotation that gatehouse reads on a Service.
 const AnnotationPrefix = "gatehouse.e13.dev/"
 
+// OldHealthInterval is the one annotation of l4proxy's service-announcer, in
+// seconds, that is still read.
+const OldHealthInterval = "l4proxy.e13.dev/health-interval"
+
 // Protocol is a transport protocol, in Kubernetes' spelling.
 type Protocol string
 

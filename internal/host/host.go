@@ -142,7 +142,7 @@ func (o *Observer) Run(ctx context.Context) error {
 		now, err := o.Snapshot()
 		switch {
 		case err != nil && !failing:
-			o.log.Error("observing interfaces failed", "error", err)
+			o.log.Error("observing interfaces failed", "err", err)
 		case err == nil && !reflect.DeepEqual(now, last):
 			last = now
 			signal(o.changed)
@@ -169,7 +169,7 @@ func (o *Observer) listenAlways(ctx context.Context, heard, stopped chan<- struc
 		if ctx.Err() != nil {
 			return
 		}
-		o.log.Warn("interface notifications interrupted", "error", err)
+		o.log.Warn("interface notifications interrupted", "err", err)
 		// What happened in between was not heard.
 		if !pause(ctx, resubscribe) {
 			return

@@ -66,7 +66,7 @@ func TestNetnsSnapshot(t *testing.T) {
 			netnstest.Addr(t, nil, "eth1", a)
 		}
 		// A link that was set up says so a little later.
-		eventually(t, "both up", func() bool { now := snapshot(t, o); return now["eth0"].Up && now["eth1"].Up })
+		netnstest.Eventually(t, patience, "both up", func() bool { now := snapshot(t, o); return now["eth0"].Up && now["eth1"].Up })
 		eth1 := snapshot(t, o)["eth1"]
 		want := []netip.Prefix{
 			netip.MustParsePrefix("10.11.12.32/24"), netip.MustParsePrefix("10.11.12.51/24"), netip.MustParsePrefix("fd12::32/64"),
@@ -79,7 +79,7 @@ func TestNetnsSnapshot(t *testing.T) {
 		}
 		// The cable is pulled at the other end.
 		netnstest.LinkDown(t, other, "eth0")
-		eventually(t, "eth1 down", func() bool { return !snapshot(t, o)["eth1"].Up })
+		netnstest.Eventually(t, patience, "eth1 down", func() bool { return !snapshot(t, o)["eth1"].Up })
 	})
 }
 
@@ -218,21 +218,6 @@ func signalsUntil(ctx context.Context, o *Observer, name string, addrs int) (sig
 		all, err := o.Snapshot()
 		if err == nil && slices.ContainsFunc(all, func(i edge.Interface) bool { return i.Name == name && len(i.Addrs) == addrs }) {
 			return signals
-		}
-	}
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !condition() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }

@@ -162,8 +162,8 @@ func TestKubeconfigFromEnvironment(t *testing.T) {
 	t.Setenv("KUBECONFIG", path+":/nonexistent")
 	c, err := New(Options{Logger: slog.New(slog.DiscardHandler)})
 	must(t, err)
-	if c.Server() != "https://10.0.0.10:6443" {
-		t.Errorf("server %s", c.Server())
+	if c.conn.Load().server() != "https://10.0.0.10:6443" {
+		t.Errorf("server %s", c.conn.Load().server())
 	}
 }
 
@@ -389,8 +389,8 @@ func TestReconnectKeepsALoginThatHasNotChanged(t *testing.T) {
 	}
 	writeKubeconfig(t, c.file, "https://127.0.0.1:2", "secret")
 	c.reconnect()
-	if c.Server() != "https://127.0.0.1:2" {
-		t.Errorf("server %s", c.Server())
+	if c.conn.Load().server() != "https://127.0.0.1:2" {
+		t.Errorf("server %s", c.conn.Load().server())
 	}
 }
 

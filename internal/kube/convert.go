@@ -18,10 +18,6 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// oldHealthInterval is the one annotation of l4proxy's service-announcer that
-// gatehouse still reads.
-const oldHealthInterval = "l4proxy.e13.dev/health-interval"
-
 // leavingTaint is put on a node by the cluster autoscaler before it takes the
 // node away; KEP-3458 asks load balancers to honour it.
 const leavingTaint = "ToBeDeletedByClusterAutoscaler"
@@ -104,7 +100,7 @@ func convertService(in *corev1.Service) *service {
 func readAnnotations(in map[string]string) map[string]string {
 	var out map[string]string
 	for k, v := range in {
-		if strings.HasPrefix(k, edge.AnnotationPrefix) || k == oldHealthInterval {
+		if strings.HasPrefix(k, edge.AnnotationPrefix) || k == edge.OldHealthInterval {
 			if out == nil {
 				out = make(map[string]string)
 			}

@@ -348,7 +348,7 @@ func FuzzConvert(f *testing.F) {
 				}
 			}
 			for k := range got.Annotations {
-				if !strings.HasPrefix(k, edge.AnnotationPrefix) && k != oldHealthInterval {
+				if !strings.HasPrefix(k, edge.AnnotationPrefix) && k != edge.OldHealthInterval {
 					t.Errorf("annotation %q kept", k)
 				}
 			}

@@ -55,7 +55,7 @@ func (c *Client) recordEvents(ctx context.Context) error {
 		case e := <-c.events:
 			if written, ok := told.add(e, time.Now()); ok {
 				if err := c.writeEvent(ctx, written); err != nil {
-					c.log.Debug("event_not_written", "service", e.Namespace+"/"+e.Name, "reason", e.Reason, "error", err)
+					c.log.Debug("event_not_written", "service", e.Namespace+"/"+e.Name, "reason", e.Reason, "err", err)
 				}
 			}
 		}

@@ -97,9 +97,6 @@ func New(o Options) (*Client, error) {
 	return c, nil
 }
 
-// Server is the address of the API server.
-func (c *Client) Server() string { return redacted(c.conn.Load().config.Host) }
-
 // Run watches the cluster and writes what Apply and Emit were given, until ctx
 // is done.
 func (c *Client) Run(ctx context.Context) error {
@@ -177,7 +174,7 @@ func (c *Client) observe(ctx context.Context, doing string, err error) {
 		return
 	}
 	if _, answered := answer(err); err != nil && !answered {
-		c.log.Debug("kubernetes_request_failed", "request", doing, "error", err)
+		c.log.Debug("kubernetes_request_failed", "request", doing, "err", err)
 		c.report(doing)
 		c.report(reach, c.conn.Load().explain(doing, err))
 		c.reconnect()
@@ -192,7 +189,7 @@ func (c *Client) observe(ctx context.Context, doing string, err error) {
 	case apierrors.IsResourceExpired(err), apierrors.IsGone(err):
 		// Too far behind to go on: the reflector starts over.
 	default:
-		c.log.Debug("kubernetes_request_failed", "request", doing, "error", err)
+		c.log.Debug("kubernetes_request_failed", "request", doing, "err", err)
 		c.report(doing, c.conn.Load().explain(doing, err))
 		c.reconnect()
 	}
@@ -210,7 +207,7 @@ func (c *Client) reconnect() {
 		return
 	}
 	if c.conn.CompareAndSwap(old, conn) {
-		c.log.Info("kubernetes_login_reloaded", "source", source.name(), "server", source.server())
+		c.log.Info("login read again", "source", source.name(), "server", source.server())
 	}
 }
 
@@ -313,7 +310,7 @@ func (c *Client) selectorRefused(k kind, o metav1.ListOptions, err error) bool {
 	if o.FieldSelector == "" || !apierrors.IsBadRequest(err) || !strings.Contains(err.Error(), "field selector") {
 		return false
 	}
-	c.log.Debug("kubernetes_field_selector_refused", "resource", k.resource, "error", err)
+	c.log.Debug("kubernetes_field_selector_refused", "resource", k.resource, "err", err)
 	c.allServices.Store(true)
 	return true
 }

@@ -81,7 +81,7 @@ func (c *Client) wrote(t *try, ch change, err error) {
 		}
 		return
 	}
-	c.log.Debug("service_status_not_written", "service", ch.key, "error", err)
+	c.log.Debug("service_status_not_written", "service", ch.key, "err", err)
 	t.failed(now)
 	if _, answered := answer(err); !answered || apierrors.IsUnauthorized(err) {
 		return // those who read report the same

@@ -269,3 +269,20 @@ func parseAddr(t *testing.T, prefix string) *netlink.Addr {
 	}
 	return addr
 }
+
+// Eventually polls until the condition holds. What other hosts and the kernel
+// do takes its time.
+func Eventually(t testing.TB, patience time.Duration, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}

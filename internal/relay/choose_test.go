@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/netnstest"
 )
 
 func weighted(n int, weight func(i int) int) []edge.Backend {
@@ -255,7 +256,7 @@ func TestHeldClientsAreUnderTheRulesOfNow(t *testing.T) {
 			f := loopback(inState(upAt(late), edge.Pending))
 			addr := open(t, r, f)
 			client := dial(t, addr)
-			eventually(t, "the client is held", func() bool { s := r.Stats(); return len(s) > 0 && s[0].Active == 1 })
+			netnstest.Eventually(t, patience, "the client is held", func() bool { s := r.Stats(); return len(s) > 0 && s[0].Active == 1 })
 			r.Apply(change(f))
 			startAt(t, late, func(c *net.TCPConn) { io.WriteString(c, "secret") })
 			if said, err := io.ReadAll(client); err == nil || len(said) > 0 {

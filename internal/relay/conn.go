@@ -49,7 +49,7 @@ func (r *Relay) acceptAll(d *door, l *net.TCPListener) {
 			// socket, and there is nothing to do until something is given back.
 			d.acceptFailed()
 			if suppressed, ok := d.complain(time.Now()); ok {
-				r.log.Error("accepting failed", "door", d.key.String(), "error", err, "suppressed", suppressed)
+				r.log.Error("accepting failed", "door", d.key.String(), "err", err, "suppressed", suppressed)
 			}
 			pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
 			time.Sleep(pause)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/netnstest"
 )
 
 const patience = 10 * time.Second
@@ -139,27 +140,11 @@ func say(t testing.TB, c *net.TCPConn, word string) {
 	}
 }
 
-// eventually polls until the condition holds.
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !condition() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("not within %v: %s", patience, what)
-		}
-	}
-}
-
 // settled returns the counters of the only door once no connection is left.
 func settled(t testing.TB, r *Relay) Stats {
 	t.Helper()
 	var s Stats
-	eventually(t, "connections ended", func() bool {
+	netnstest.Eventually(t, patience, "connections ended", func() bool {
 		all := r.Stats()
 		if len(all) != 1 {
 			t.Fatalf("Stats = %+v, want one door", all)

@@ -163,7 +163,7 @@ func (r *Relay) shutLocked(d *door, why string) {
 	}
 	// Returns when the descriptor is closed: nothing is accepted afterwards.
 	if err := d.listener.Close(); err != nil {
-		r.log.Warn("closing a door failed", "door", d.key.String(), "error", err)
+		r.log.Warn("closing a door failed", "door", d.key.String(), "err", err)
 	}
 	d.listener, d.ifindex = nil, 0
 	r.log.Info("frontend closed", "frontend", d.table.Load().name, "listen", d.key.String(), "reason", why,

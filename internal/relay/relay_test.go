@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/netnstest"
 )
 
 func TestApplyTwiceChangesNothing(t *testing.T) {
@@ -55,7 +56,7 @@ func TestNewTableLeavesConnectionsAlone(t *testing.T) {
 		t.Errorf("a new connection got %q, %v; want the new backend", got, err)
 	}
 	var s Stats
-	eventually(t, "the new connection ended", func() bool { s = r.Stats()[0]; return s.Finished == 1 })
+	netnstest.Eventually(t, patience, "the new connection ended", func() bool { s = r.Stats()[0]; return s.Finished == 1 })
 	if len(s.Backends) != 2 {
 		t.Fatalf("Stats = %+v, want both backends", s)
 	}
@@ -86,7 +87,7 @@ func TestRemovedDoorIsClosedAndDrains(t *testing.T) {
 		t.Errorf("Stats = %+v, want the door draining one connection", all)
 	}
 	c.Close()
-	eventually(t, "drained door forgotten", func() bool { return len(r.Stats()) == 0 })
+	netnstest.Eventually(t, patience, "drained door forgotten", func() bool { return len(r.Stats()) == 0 })
 }
 
 func TestPortMovesBetweenDoorsInOneApply(t *testing.T) {
@@ -191,13 +192,13 @@ func TestCloseDrainsThenCuts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	closed := make(chan error)
 	go func() { closed <- r.Close(ctx) }()
-	eventually(t, "door closed", func() bool { return r.Doors()[0].Error != "" })
+	netnstest.Eventually(t, patience, "door closed", func() bool { return r.Doors()[0].Error != "" })
 	if _, err := net.DialTimeout("tcp", addr.String(), patience); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dialling while draining: %v, want refused", err)
 	}
 	say(t, leaves, "while draining")
 	leaves.Close()
-	eventually(t, "one connection ended", func() bool { return r.Stats()[0].Active == 1 })
+	netnstest.Eventually(t, patience, "one connection ended", func() bool { return r.Stats()[0].Active == 1 })
 	say(t, stays, "while draining")
 	cancel()
 	if _, err := io.ReadAll(stays); !errors.Is(err, syscall.ECONNRESET) {
@@ -242,7 +243,7 @@ func TestAcceptRecoversFromExhaustion(t *testing.T) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "accept failed three times", func() bool { return stats().AcceptErrors >= 3 })
+	netnstest.Eventually(t, patience, "accept failed three times", func() bool { return stats().AcceptErrors >= 3 })
 	// The pauses are 5, 10, 20, ... 100 ms.
 	if n, most := stats().AcceptErrors, uint64(time.Since(began)/(5*time.Millisecond))+2; n > most {
 		t.Errorf("accept was tried %d times in %v: it spins", n, time.Since(began))
