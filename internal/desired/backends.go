@@ -154,8 +154,7 @@ func (b *builder) podBackends(endpoints []edge.Endpoint, check edge.HealthCheck)
 // holds, so that each pod gets the same. With Cluster, or where no endpoint
 // names its node, any node can take a connection and all weigh the same; the
 // pods are then returned too, since kube-proxy spreads over all of them.
-func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, check edge.HealthCheck) ([]edge.Backend, []PodShare) {
-	endpoints, terminating := usable(s, port)
+func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, check edge.HealthCheck) ([]edge.Backend, []PodShare) {
 	if len(endpoints) == 0 {
 		return nil, nil
 	}

@@ -165,6 +165,13 @@ func TestBuildScenarios(t *testing.T) {
 				service("shop/foreign", 0, func(s *edge.Service) { s.Class = "example.com/lb" }),
 			}
 		},
+		"addresses-not-followed": func(in *Inputs) {
+			in.Config.Kubernetes.FollowAddresses = false
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) {
+				s.Class = "metallb.io/metallb"
+				s.Ingress = []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}}
+			})}
+		},
 		"classless-switch": func(in *Inputs) {
 			in.Config.Kubernetes.Classless = true
 			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) { s.Class = "" })}

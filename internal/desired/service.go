@@ -75,11 +75,11 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 		return
 	case own:
 	case len(addresses) > 0 && k.FollowAddresses:
-	case s.Class != "":
-		b.notOurs(s, "it belongs to loadBalancerClass "+s.Class+", which has given it no address", "")
-		return
 	case len(addresses) > 0:
 		b.notOurs(s, "another controller has given it its address, and kubernetes.followAddresses is off", "switch followAddresses on")
+		return
+	case s.Class != "":
+		b.notOurs(s, "it belongs to loadBalancerClass "+s.Class+", which has given it no address", "")
 		return
 	default:
 		b.notOurs(s, "it names no loadBalancerClass, and no controller has given it an address",
@@ -101,7 +101,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 	if s.Affinity {
 		b.problem(edge.Problem{Object: "service/" + s.Key(), What: "sessionAffinity: ClientIP is not supported yet: a client's connections go to any pod"})
 	}
-	backends := map[uint16][]edge.Backend{}
+	behind := map[edge.ServicePort]backing{} // the same in each zone
 	for _, zone := range req.zones {
 		z := b.zones[zone]
 		if z == nil {
@@ -122,36 +122,54 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 				b.closed(row, "ProtocolNotSupported", string(port.Protocol)+" is not supported yet", "")
 				continue
 			}
-			target, why := targetOf(req.target, port, addresses)
-			if why != "" {
-				b.closed(row, "NoTarget", why, "use another "+annTarget)
+			to, done := behind[port]
+			if !done {
+				to = b.backing(s, port, req, addresses)
+				behind[port] = to
+			}
+			if to.refused != "" {
+				b.closed(row, "NoTarget", to.refused, "use another "+annTarget)
 				continue
 			}
-			row.Target, row.DataPlane, row.Client = target, "proxy", relayedClient
-			endpoints, _ := usable(s, port)
-			var spread []PodShare
-			list, done := backends[port.Port]
-			switch {
-			case target == edge.TargetAddress && !done:
-				list = b.addressBackends(addresses, port, req.health)
-			case target == edge.TargetPod && !done:
-				list = b.podBackends(endpoints, req.health)
-			case target == edge.TargetNodePort:
-				list, spread = b.nodeBackends(s, port, req.health)
-			}
-			backends[port.Port] = list
-			row.Backends, row.Shares = list, spread
-			if len(list) == 0 {
-				row.Reason = "no endpoint is ready; connections are closed at once"
-				if len(endpoints) > 0 {
-					row.Reason = "no node may take connections for it; connections are closed at once"
-					row.Remedy = "look for the label node.kubernetes.io/exclude-from-external-load-balancers and for missing node addresses"
-				}
-			}
+			row.Target, row.DataPlane, row.Client = to.target, "proxy", relayedClient
+			row.Backends, row.Shares, row.Reason, row.Remedy = to.backends, to.spread, to.reason, to.remedy
 			b.openInZone(row, edge.Frontend{Name: row.Name, SourceRanges: req.sources, Health: req.health, Why: row.Why}, z)
 		}
 	}
 	b.status(s, own)
+}
+
+// backing is what stands behind one port of a Service, or why there is nothing.
+type backing struct {
+	target         edge.Target
+	backends       []edge.Backend
+	spread         []PodShare // pods that kube-proxy spreads over; nil: each backend names its own
+	refused        string     // it asks for what cannot be
+	reason, remedy string     // it has no backend
+}
+
+func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, addresses []netip.Addr) backing {
+	var to backing
+	to.target, to.refused = targetOf(req.target, port, addresses)
+	endpoints, terminating := usable(s, port)
+	switch to.target {
+	case edge.TargetAddress:
+		to.backends = b.addressBackends(addresses, port, req.health)
+	case edge.TargetPod:
+		to.backends = b.podBackends(endpoints, req.health)
+	case edge.TargetNodePort:
+		to.backends, to.spread = b.nodeBackends(s, port, endpoints, terminating, req.health)
+	default: // refused
+	}
+	switch {
+	case len(to.backends) > 0:
+	case len(endpoints) == 0:
+		to.reason = "no endpoint is ready; connections are closed at once"
+	default:
+		to.reason = "no node may take connections for it; connections are closed at once"
+		to.remedy = "look for the label node.kubernetes.io/exclude-from-external-load-balancers and for missing node addresses"
+	}
+	return to
 }
 
 // foreignAddresses are the addresses that another controller has assigned.
