@@ -167,10 +167,17 @@ type Frontend struct {
 	// empty but not nil: none.
 	SourceRanges   []netip.Prefix
 	ConnectTimeout time.Duration // for one backend; 0: the data plane's default
-	IdleTimeout    time.Duration // close after this long without a byte; 0: never
-	Health         HealthCheck   // how the backends are probed
-	Backends       []Backend     // sorted by address
-	Why            string        // "service/shop/web", "gatehouse.yaml:14"
+	IdleTimeout    time.Duration // close after this long without a byte; 0: never (UDP: 30 s)
+	// DrainTimeout is how long connections outlive their backend or their
+	// frontend, once that has left the configuration or the cluster. 0: until
+	// they end by themselves.
+	DrainTimeout time.Duration
+	// At a time; 0: no limit. Of a UDP frontend these are sessions.
+	MaxConnections          int
+	MaxConnectionsPerClient int         // of one client address
+	Health                  HealthCheck // how the backends are probed
+	Backends                []Backend   // sorted by address
+	Why                     string      // "service/shop/web", "gatehouse.yaml:14"
 }
 
 // BackendState says whether a backend takes new connections.

@@ -35,6 +35,11 @@ type Options struct {
 	// from the goroutine of the connection: it must not block. Failures that
 	// are this machine's (no descriptor or port left) are not reported.
 	OnDialError func(addr netip.AddrPort, err error)
+
+	// Adopt is what the process before this one has handed over. Apply uses its
+	// sockets instead of opening new ones; those that the first Apply has no use
+	// for are closed by it.
+	Adopt Handover
 }
 
 // DoorStatus is what has become of one frontend.

@@ -17,10 +17,12 @@ import (
 // dialled. It is a label: there are few, and they do not change.
 type Reason string
 
-// The reasons. SourceRange and NoBackend end connections only, the others are
-// of dials, and of connections whose last dial ended so.
+// The reasons. SourceRange, the limits and NoBackend end connections only, the
+// others are of dials, and of connections whose last dial ended so.
 const (
 	SourceRange Reason = "source_range" // the client may not connect
+	Limit       Reason = "limit"        // Frontend.MaxConnections are there
+	ClientLimit Reason = "client_limit" // Frontend.MaxConnectionsPerClient of this client are there
 	NoBackend   Reason = "no_backend"   // none is up or pending
 	Refused     Reason = "refused"
 	Timeout     Reason = "timeout"
@@ -34,25 +36,32 @@ const (
 // Stats are the counters of one door since it was first opened. For each
 // moment at which they are read,
 //
-//	Accepted = Active + Finished + Resets + IdleTimeouts + Cut + sum of Failures
+//	Accepted = Active + Finished + Resets + IdleTimeouts + DrainTimeouts + Lost + Cut + sum of Failures
 //
-// Bytes of a connection are added per direction, when that direction ends.
+// Bytes are counted as they are written to the other side. A UDP session counts
+// as a connection: accepted with its first datagram, and ended by IdleTimeouts.
 type Stats struct {
 	edge.Door
-	Name           string            `json:"name"`
-	Zone           string            `json:"zone"`
-	Draining       bool              `json:"draining"` // removed; its last connections live on
-	Accepted       uint64            `json:"accepted"`
-	Active         uint64            `json:"active"`
-	Finished       uint64            `json:"finished"`      // both sides had said all they wanted
-	Resets         uint64            `json:"resets"`        // one side reset it, and so was the other
-	IdleTimeouts   uint64            `json:"idle_timeouts"` // no byte for Frontend.IdleTimeout
-	Cut            uint64            `json:"cut"`           // left when Close had waited long enough
-	Failures       map[Reason]uint64 `json:"failures"`      // connections that got no backend
-	AcceptErrors   uint64            `json:"accept_errors"`
-	BytesToBackend uint64            `json:"bytes_to_backend"`
-	BytesToClient  uint64            `json:"bytes_to_client"`
-	Backends       []BackendStats    `json:"backends"` // sorted by address
+	Name             string            `json:"name"`
+	Zone             string            `json:"zone"`
+	Draining         bool              `json:"draining"` // removed; its last connections live on
+	Accepted         uint64            `json:"accepted"`
+	Active           uint64            `json:"active"`
+	Waiting          uint64            `json:"waiting"`        // those of Active that have no backend yet
+	Finished         uint64            `json:"finished"`       // both sides had said all they wanted
+	Resets           uint64            `json:"resets"`         // one side reset it, and so was the other
+	IdleTimeouts     uint64            `json:"idle_timeouts"`  // no byte for Frontend.IdleTimeout
+	DrainTimeouts    uint64            `json:"drain_timeouts"` // their backend or door left, Frontend.DrainTimeout ago
+	Lost             uint64            `json:"lost"`           // a side did not answer any more
+	Cut              uint64            `json:"cut"`            // left when Close had waited long enough
+	Failures         map[Reason]uint64 `json:"failures"`       // connections that got no backend
+	AcceptErrors     uint64            `json:"accept_errors"`
+	BytesToBackend   uint64            `json:"bytes_to_backend"`
+	BytesToClient    uint64            `json:"bytes_to_client"`
+	PacketsToBackend uint64            `json:"packets_to_backend"` // of UDP doors, like the next two
+	PacketsToClient  uint64            `json:"packets_to_client"`
+	PacketsDropped   uint64            `json:"packets_dropped"` // for want of a session, a backend or room
+	Backends         []BackendStats    `json:"backends"`        // sorted by address
 }
 
 // BackendStats are the counters of one backend of one door.
