@@ -19,12 +19,18 @@ const DefaultClass = "gatehouse.e13.dev/edge"
 // DefaultHealth is how backends are probed where nothing else is said.
 var DefaultHealth = edge.HealthCheck{Interval: 5 * time.Second, Timeout: time.Second, Rise: 1, Fall: 2}
 
+// DefaultStopTimeout is how long a stopping gatehouse waits for connections.
+const DefaultStopTimeout = 10 * time.Second
+
 // Config is what all files together say.
 type Config struct {
 	Zones      []edge.Zone // in file order
 	Frontends  []Frontend  // in file order
 	Kubernetes *Kubernetes // nil: no cluster
 	Admin      Admin
+	// StopTimeout is how long connections may go on when gatehouse stops; what
+	// is left then is cut.
+	StopTimeout time.Duration
 }
 
 // Frontend is a static frontend.

@@ -37,6 +37,7 @@ var topBlock = block{
 		{"zones", "map of zones by name", "`{}`", "{home: {interfaces: [eth1]}}", "The networks that clients come from. A name has small letters, digits and `-`."},
 		{"frontends", "list", "`[]`", `[{zones: [home], port: 22, backends: [{address: "10.0.0.101:22"}]}]`, "Static frontends. Kubernetes adds its own."},
 		{"kubernetes", "map", "no cluster", "{defaultZones: [home]}", "The cluster whose Services are exposed; `{}` for all defaults."},
+		{"stopTimeout", "duration, 100ms to 24h, or 0", "`10s`", "10s", "How long a gatehouse that stops waits for connections to end by themselves; what is left is cut. 0: at once."},
 		{"admin", "map", "not served", `{listen: "127.0.0.1:9180"}`, "Where gatehouse tells about itself."},
 	},
 	later: []refusal{
@@ -158,6 +159,7 @@ var l4Block = block{
 		{"zones", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"kubernetes", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"admin", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"stopTimeout", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 	},
 }
 

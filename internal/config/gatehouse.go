@@ -14,6 +14,10 @@ import (
 // maxWeight is what two bytes hold; nobody has more pods on a node.
 const maxWeight = 65535
 
+// shortest is the shortest time that connections can be given: less is a
+// mistake, such as milliseconds where seconds were meant.
+const shortest = 100 * time.Millisecond
+
 // gatehouse reads a file of gatehouse's own format.
 func (f *file) gatehouse(root value) {
 	top, _ := root.fields(&topBlock)
@@ -24,12 +28,15 @@ func (f *file) gatehouse(root value) {
 	if key, ok := f.once(top, "kubernetes"); ok {
 		f.kubernetes(top.get("kubernetes"), key.pos())
 	}
+	if _, ok := f.once(top, "stopTimeout"); ok {
+		top.get("stopTimeout").duration(&f.cfg.StopTimeout, shortest, 24*time.Hour, true)
+	}
 	if key, ok := f.once(top, "admin"); ok {
 		f.admin(top.get("admin"), key.pos())
 	}
 }
 
-// once returns the key of a block that may be there once in all files.
+// once returns the key of a block or field that may be there once in all files.
 func (f *file) once(top fields, block string) (key value, ok bool) {
 	key, ok = top.keys[block]
 	if !ok {

@@ -194,6 +194,9 @@ func dump(c *Config) string {
 	if c.Admin != (Admin{}) {
 		line("admin: %q (%s)", c.Admin.Listen, at(c.Admin.Pos))
 	}
+	if c.StopTimeout != DefaultStopTimeout {
+		line("stop timeout: %s", c.StopTimeout)
+	}
 	return b.String()
 }
 

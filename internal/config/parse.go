@@ -23,6 +23,7 @@ const MaxFileSize = 1 << 20
 //	}
 func Parse(files []File) (*Config, []edge.Problem) {
 	p := &parser{zoneNamed: map[string]bool{}, members: map[string]member{}, names: map[string]named{}, blocks: map[string]edge.Pos{}}
+	p.cfg.StopTimeout = DefaultStopTimeout
 	for i, f := range files {
 		p.parseFile(&file{parser: p, index: i, name: f.Name}, f.Data)
 	}

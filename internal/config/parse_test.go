@@ -197,7 +197,7 @@ admin: "[::1]:9180" (admin.yaml:2:1)
 
 func TestNoFilesAreAnEmptyConfig(t *testing.T) {
 	cfg, problems := Parse(nil)
-	if cfg == nil || !reflect.DeepEqual(*cfg, Config{}) {
+	if cfg == nil || !reflect.DeepEqual(*cfg, Config{StopTimeout: DefaultStopTimeout}) {
 		t.Errorf("got %+v, %v", cfg, problems)
 	}
 }
@@ -213,12 +213,12 @@ func TestProblemsAreInFileOrder(t *testing.T) {
 	})
 	want := `z.yaml:3:13: frontends[0].backends: missing; write backends: [{address: "10.0.0.101:22"}]
 z.yaml:3:22: frontends[0].zones[0]: no zone named "x"; have a
-z.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, admin
+z.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, stopTimeout, admin
 a.yaml:2:9: zones.a: defined twice; the other one is at z.yaml:2; give one of them another name
 a.yaml:3:13: frontends[0].backends: missing; write backends: [{address: "10.0.0.101:22"}]
 a.yaml:3:22: frontends[0].zones[0]: no zone named "x"; have a
-a.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, admin
-a.yaml:2:1: bar: unknown field; known: apiVersion, zones, frontends, kubernetes, admin
+a.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, stopTimeout, admin
+a.yaml:2:1: bar: unknown field; known: apiVersion, zones, frontends, kubernetes, stopTimeout, admin
 `
 	if got := printProblems(problems); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
@@ -261,6 +261,7 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"kubernetes.dataPlane":                    "",
 		"kubernetes.target":                       "pod",
 		"admin.listen":                            "127.0.0.1:9181",
+		"stopTimeout":                             "11s",
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(Reference, &doc); err != nil {

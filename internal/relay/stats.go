@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,9 @@ type Stats struct {
 	edge.Door
 	Name             string            `json:"name"`
 	Zone             string            `json:"zone"`
-	Draining         bool              `json:"draining"` // removed; its last connections live on
+	Draining         bool              `json:"draining"`                // removed; its last connections live on
+	DrainingSince    time.Time         `json:"draining_since,omitzero"` // zero: not draining
+	DrainTimeout     time.Duration     `json:"drain_timeout,omitzero"`  // how long it drains; 0: until they end by themselves
 	Accepted         uint64            `json:"accepted"`
 	Active           uint64            `json:"active"`
 	Waiting          uint64            `json:"waiting"`        // those of Active that have no backend yet
@@ -67,7 +70,8 @@ type Stats struct {
 // BackendStats are the counters of one backend of one door.
 type BackendStats struct {
 	Addr           netip.AddrPort    `json:"addr"`
-	Draining       bool              `json:"draining"` // not in the table any more
+	Draining       bool              `json:"draining"`                // not in the table any more
+	DrainingSince  time.Time         `json:"draining_since,omitzero"` // zero: not draining
 	Connected      uint64            `json:"connected"`
 	Active         uint64            `json:"active"`
 	Failures       map[Reason]uint64 `json:"failures"` // dials that failed
