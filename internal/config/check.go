@@ -27,9 +27,10 @@ func (p *parser) checkZoneNames() {
 	}
 }
 
-// A claim is a TCP port that something in the files listens on: in a zone, on
-// an interface, at an address, or everywhere.
+// A claim is a port that something in the files listens on: in a zone, on an
+// interface, at an address, or everywhere.
 type claim struct {
+	protocol           edge.Protocol
 	zone, device, host string // host as canonicalHost has it
 	port               uint16
 	text               string // how it is written
@@ -40,15 +41,19 @@ func (c *claim) everywhere() bool { return c.zone == "" && c.device == "" }
 
 // claim notes what a frontend opens.
 func (f *file) claim(fe *Frontend, listen value, zones []text) {
+	prefix := ""
+	if fe.Protocol == edge.UDP {
+		prefix = "UDP "
+	}
 	if l := fe.Listen; l != nil {
-		f.claims = append(f.claims, claim{device: l.Device, host: canonicalHost(l.Host), port: l.Port, text: l.String(), at: listen})
+		f.claims = append(f.claims, claim{protocol: fe.Protocol, device: l.Device, host: canonicalHost(l.Host), port: l.Port, text: prefix + l.String(), at: listen})
 	}
 	if fe.Port == 0 {
 		return
 	}
 	for _, z := range zones {
 		if z.text != "" {
-			f.claims = append(f.claims, claim{zone: z.text, port: fe.Port, text: "port " + strconv.Itoa(int(fe.Port)) + " in zone " + z.text, at: z.at})
+			f.claims = append(f.claims, claim{protocol: fe.Protocol, zone: z.text, port: fe.Port, text: prefix + "port " + strconv.Itoa(int(fe.Port)) + " in zone " + z.text, at: z.at})
 		}
 	}
 }
@@ -56,13 +61,18 @@ func (f *file) claim(fe *Frontend, listen value, zones []text) {
 // checkOverlaps compares each claim with those before it. It runs when all
 // files are read, because a later one may say what an interface belongs to.
 func (p *parser) checkOverlaps() {
-	byPort := map[uint16][]*claim{}
+	type door struct {
+		protocol edge.Protocol
+		port     uint16
+	}
+	byDoor := map[door][]*claim{}
 	for i := range p.claims {
 		c := &p.claims[i]
 		if c.zone != "" && !p.zoneNamed[c.zone] {
 			continue
 		}
-		for _, earlier := range byPort[c.port] {
+		at := door{c.protocol, c.port}
+		for _, earlier := range byDoor[at] {
 			if !p.overlap(c, earlier) {
 				continue
 			}
@@ -73,7 +83,7 @@ func (p *parser) checkOverlaps() {
 			c.at.problem(what, "the other one is at "+earlier.at.pos().String()+"; change the port of one of them")
 			break
 		}
-		byPort[c.port] = append(byPort[c.port], c)
+		byDoor[at] = append(byDoor[at], c)
 	}
 }
 

@@ -22,6 +22,15 @@ var DefaultHealth = edge.HealthCheck{Interval: 5 * time.Second, Timeout: time.Se
 // DefaultStopTimeout is how long a stopping gatehouse waits for connections.
 const DefaultStopTimeout = 10 * time.Second
 
+// DefaultUDPIdleTimeout is when a UDP session ends of which nothing else is
+// said: most are one question and one answer, and nothing else ends them.
+const DefaultUDPIdleTimeout = 30 * time.Second
+
+// DefaultTerms hold for connections where nothing else is said. The limits keep
+// one client from taking all there is, and all clients from taking the
+// machine's descriptors and memory.
+var DefaultTerms = Terms{ConnectTimeout: 3 * time.Second, MaxConnections: 20000, MaxConnectionsPerClient: 2000}
+
 // Config is what all files together say.
 type Config struct {
 	Zones      []edge.Zone // in file order
@@ -40,11 +49,21 @@ type Frontend struct {
 	Listen       *Listen // instead of Zones and Port
 	Port         uint16  // with Zones
 	Protocol     edge.Protocol
-	SourceRanges []netip.Prefix // nil: all
-	Health       edge.HealthCheck
-	IdleTimeout  time.Duration // only l4proxy files set it (timeout); 0: never
-	Backends     []Backend
-	Pos          edge.Pos
+	SourceRanges []netip.Prefix   // nil: all
+	Health       edge.HealthCheck // of a UDP frontend: none
+	Terms
+	Backends []Backend
+	Pos      edge.Pos
+}
+
+// Terms are what connections are held to. Of a UDP frontend these are sessions.
+type Terms struct {
+	ConnectTimeout time.Duration // for one backend
+	IdleTimeout    time.Duration // 0: never; in Kubernetes.Terms, for UDP: DefaultUDPIdleTimeout
+	DrainTimeout   time.Duration // 0: connections of what was removed end by themselves
+	// At a time; 0: no limit.
+	MaxConnections          int
+	MaxConnectionsPerClient int
 }
 
 // Listen is an explicit listen address: ":80", "10.0.0.1:80", "[::1]:80",
@@ -73,6 +92,7 @@ type Kubernetes struct {
 	DefaultZones      []string
 	Allow             map[string]Allow // by zone; a zone that is not a key may be asked for by all
 	Target            edge.Target
+	Terms             // of all Services; what a Service says for itself comes first
 	Pos               edge.Pos
 }
 

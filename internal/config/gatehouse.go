@@ -11,12 +11,19 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
+// maxConnections is more than a machine has memory for; 0 says that there is
+// no limit.
+const maxConnections = 10_000_000
+
 // maxWeight is what two bytes hold; nobody has more pods on a node.
 const maxWeight = 65535
 
 // shortest is the shortest time that connections can be given: less is a
 // mistake, such as milliseconds where seconds were meant.
 const shortest = 100 * time.Millisecond
+
+// longest is a year, which is 0 in all but name.
+const longest = 365 * 24 * time.Hour
 
 // gatehouse reads a file of gatehouse's own format.
 func (f *file) gatehouse(root value) {
@@ -92,9 +99,9 @@ func (f *file) frontend(v value) {
 	if !ok {
 		return
 	}
-	fe := Frontend{Pos: v.pos(), Health: DefaultHealth, Protocol: edge.TCP}
+	fe := Frontend{Pos: v.pos(), Health: DefaultHealth, Protocol: edge.TCP, Terms: DefaultTerms}
 	m.get("name").checked(&fe.Name, checkFrontendName)
-	if p, ok := choice(m.get("protocol"), "protocol", []edge.Protocol{edge.TCP}, []edge.Protocol{edge.UDP, edge.SCTP}); ok {
+	if p, ok := choice(m.get("protocol"), "protocol", []edge.Protocol{edge.TCP, edge.UDP}, []edge.Protocol{edge.SCTP}); ok {
 		fe.Protocol = p
 	}
 	choice(m.get("dataPlane"), "data plane", []string{"proxy"}, []string{"nat"})
@@ -102,12 +109,46 @@ func (f *file) frontend(v value) {
 	choice(m.get("sendProxyProtocol"), "PROXY protocol", []string{"none"}, []string{"v1", "v2"})
 	zones := f.opened(v, m, &fe)
 	fe.SourceRanges = m.get("sourceRanges").networks()
+	m.terms(&fe.Terms)
 	m.get("health").health(&fe.Health)
+	if fe.Protocol == edge.UDP {
+		m.udp(&fe)
+	}
 	fe.Backends = backends(m.need("backends"), &backendBlock)
 	if zones == nil || fe.Listen == nil { // both is a problem of its own
 		f.claim(&fe, m.get("listen"), zones)
 	}
 	f.add(fe, v, m.get("name"))
+}
+
+// terms reads what connections are held to.
+func (m fields) terms(t *Terms) {
+	m.get("connectTimeout").duration(&t.ConnectTimeout, 10*time.Millisecond, 2*time.Minute, false)
+	m.get("idleTimeout").duration(&t.IdleTimeout, shortest, longest, true)
+	m.get("drainTimeout").duration(&t.DrainTimeout, shortest, longest, true)
+	m.get("maxConnections").int(&t.MaxConnections, 0, maxConnections)
+	m.get("maxConnectionsPerClient").int(&t.MaxConnectionsPerClient, 0, maxConnections)
+}
+
+// udp is what differs for a frontend that has no connections to watch: only
+// silence ends a session, and a connection tells nothing of a backend.
+func (m fields) udp(fe *Frontend) {
+	idle, health := m.get("idleTimeout"), m.get("health")
+	if key, ok := m.keys["connectTimeout"]; ok {
+		key.problem("nothing is waited for before a UDP backend is sent to", "remove connectTimeout")
+	}
+	switch {
+	case idle.absent():
+		fe.IdleTimeout = DefaultUDPIdleTimeout
+	case fe.IdleTimeout == 0 && idle.isZero():
+		idle.problem("UDP sessions would never end", "write idleTimeout: 30s, or the time wanted")
+	}
+	switch {
+	case health.absent():
+		fe.Health = edge.HealthCheck{}
+	case fe.Health.Interval > 0:
+		m.keys["health"].problem("UDP backends are not probed: a connection to them says nothing", "remove health; backends count as up")
+	}
 }
 
 // opened reads where a frontend is open: zones and port, or listen.
@@ -172,11 +213,15 @@ func (f *file) add(fe Frontend, v, name value) {
 
 // madeName names a frontend after what it opens; empty if that is not known.
 func madeName(fe *Frontend) string {
+	suffix := ""
+	if fe.Protocol == edge.UDP {
+		suffix = "/UDP" // the same port can be opened for TCP too
+	}
 	switch {
 	case fe.Listen != nil:
-		return fe.Listen.String()
+		return fe.Listen.String() + suffix
 	case len(fe.Zones) > 0 && fe.Port > 0:
-		return strings.Join(fe.Zones, ",") + ":" + strconv.Itoa(int(fe.Port))
+		return strings.Join(fe.Zones, ",") + ":" + strconv.Itoa(int(fe.Port)) + suffix
 	}
 	return ""
 }
@@ -254,7 +299,7 @@ func backends(v value, b *block) []Backend {
 }
 
 func (f *file) kubernetes(v value, pos edge.Pos) {
-	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, Pos: pos}
+	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, Terms: DefaultTerms, Pos: pos}
 	f.cfg.Kubernetes = k
 	m, ok := v.fields(&kubernetesBlock)
 	if !ok {
@@ -270,6 +315,7 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 	if t, ok := choice(m.get("target"), "target", []edge.Target{edge.TargetAuto, edge.TargetAddress, edge.TargetNodePort, edge.TargetPod}, nil); ok {
 		k.Target = t
 	}
+	m.terms(&k.Terms)
 	for _, e := range m.get("allow").entries() {
 		f.zoneRefs = append(f.zoneRefs, text{e.key, e.keyAt})
 		m, ok := e.value.fields(&allowBlock)
@@ -301,5 +347,5 @@ func (f *file) admin(v value, pos edge.Pos) {
 		return
 	}
 	f.cfg.Admin.Listen = s
-	f.claims = append(f.claims, claim{host: canonicalHost(hp.Host), port: hp.Port, text: s, at: listen})
+	f.claims = append(f.claims, claim{protocol: edge.TCP, host: canonicalHost(hp.Host), port: hp.Port, text: s, at: listen})
 }

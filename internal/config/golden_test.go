@@ -161,6 +161,9 @@ func dump(c *Config) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	at := func(p edge.Pos) string { return fmt.Sprintf("%s:%d", p, p.Col) }
+	terms := func(t Terms) {
+		line("  terms: connect %s, idle %s, drain %s, at most %d, %d per client", t.ConnectTimeout, t.IdleTimeout, t.DrainTimeout, t.MaxConnections, t.MaxConnectionsPerClient)
+	}
 	for _, z := range c.Zones {
 		line("zone %s: %q (%s)", z.Name, z.Interfaces, at(z.Pos))
 	}
@@ -175,7 +178,7 @@ func dump(c *Config) string {
 		line("  protocol: %s", f.Protocol)
 		line("  sources: %s", allOr(f.SourceRanges == nil, f.SourceRanges))
 		line("  health: every %s, timeout %s, rise %d, fall %d", f.Health.Interval, f.Health.Timeout, f.Health.Rise, f.Health.Fall)
-		line("  idle timeout: %s", f.IdleTimeout)
+		terms(f.Terms)
 		for _, be := range f.Backends {
 			line("  backend: %q port %d weight %d (%s)", be.Address.Host, be.Address.Port, be.Weight, at(be.Pos))
 		}
@@ -190,6 +193,7 @@ func dump(c *Config) string {
 			line("  allow in %s: namespaces %q (%s)", zone, k.Allow[zone].Namespaces, at(k.Allow[zone].Pos))
 		}
 		line("  target: %s", k.Target)
+		terms(k.Terms)
 	}
 	if c.Admin != (Admin{}) {
 		line("admin: %q (%s)", c.Admin.Listen, at(c.Admin.Pos))

@@ -22,7 +22,7 @@ func (f *file) l4Frontend(v value) {
 	if !ok {
 		return
 	}
-	fe := Frontend{Pos: v.pos(), Health: DefaultHealth, Protocol: edge.TCP}
+	fe := Frontend{Pos: v.pos(), Health: DefaultHealth, Protocol: edge.TCP, Terms: DefaultTerms}
 	bind := m.need("bind")
 	// A bare port is a number to YAML and text to l4proxy.
 	if !bind.absent() && bind.node.Tag == "!!int" {

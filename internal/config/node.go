@@ -209,6 +209,12 @@ func (v value) duration(dst *time.Duration, lo, hi time.Duration, zero bool) {
 	}
 }
 
+// isZero says whether a duration that was read is 0, however it is written.
+func (v value) isZero() bool {
+	d, err := time.ParseDuration(v.node.Value)
+	return err == nil && d == 0
+}
+
 // brief prints 1h0m0s as 1h.
 func brief(d time.Duration) string {
 	s := d.String()

@@ -173,14 +173,14 @@ frontend "home:80" (frontends.yaml:2:13)
   protocol: TCP
   sources: all
   health: every 5s, timeout 1s, rise 1, fall 2
-  idle timeout: 0s
+  terms: connect 3s, idle 0s, drain 0s, at most 20000, 2000 per client
   backend: "a" port 1 weight 1 (frontends.yaml:2:50)
 frontend ":81" (old.yaml:2:13)
   listen: device "" host "" port 81 (old.yaml:2:20)
   protocol: TCP
   sources: all
   health: every 5s, timeout 1s, rise 1, fall 2
-  idle timeout: 0s
+  terms: connect 3s, idle 0s, drain 0s, at most 20000, 2000 per client
   backend: "b" port 1 weight 1 (old.yaml:2:38)
 kubernetes (zones.yaml:3:1)
   kubeconfig: ""
@@ -188,6 +188,7 @@ kubernetes (zones.yaml:3:1)
   selector: ""
   default zones: []
   target: auto
+  terms: connect 3s, idle 0s, drain 0s, at most 20000, 2000 per client
 admin: "[::1]:9180" (admin.yaml:2:1)
 `
 	if got := dump(cfg); got != want {
@@ -242,6 +243,11 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"frontends[0].balance":                    "",
 		"frontends[0].sendProxyProtocol":          "",
 		"frontends[0].sourceRanges[0]":            "10.0.0.0/8",
+		"frontends[0].connectTimeout":             "1s",
+		"frontends[0].idleTimeout":                "1h",
+		"frontends[0].drainTimeout":               "1h",
+		"frontends[0].maxConnections":             "0",
+		"frontends[0].maxConnectionsPerClient":    "0",
 		"frontends[0].health.interval":            "6s",
 		"frontends[0].health.timeout":             "2s",
 		"frontends[0].health.rise":                "3",
@@ -251,6 +257,12 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"frontends[0].backends[1].address":        "[fd00::109]:22",
 		"frontends[1].listen":                     "127.0.0.1:2223",
 		"frontends[1].backends[0].address":        "git.example.org:23",
+		"frontends[2].name":                       "other",
+		"frontends[2].zones[0]":                   "internet",
+		"frontends[2].port":                       "54",
+		"frontends[2].protocol":                   "TCP",
+		"frontends[2].idleTimeout":                "10s",
+		"frontends[2].backends[0].address":        "10.0.0.54:53",
 		"kubernetes.kubeconfig":                   "/etc/kubernetes/gatehouse.conf",
 		"kubernetes.loadBalancerClass":            "example.org/other",
 		"kubernetes.classless":                    "true",
@@ -260,6 +272,11 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"kubernetes.allow.internet.namespaces[0]": "other",
 		"kubernetes.dataPlane":                    "",
 		"kubernetes.target":                       "pod",
+		"kubernetes.connectTimeout":               "1s",
+		"kubernetes.idleTimeout":                  "1h",
+		"kubernetes.drainTimeout":                 "1h",
+		"kubernetes.maxConnections":               "0",
+		"kubernetes.maxConnectionsPerClient":      "0",
 		"admin.listen":                            "127.0.0.1:9181",
 		"stopTimeout":                             "11s",
 	}
@@ -434,7 +451,7 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 // problem has a position in one of the files, in their order.
 func FuzzParse(f *testing.F) {
 	f.Add(Reference, []byte("apiVersion: v1\nfrontends: [{bind: \":1313\", backends: [{address: \"localhost:1314\"}]}]\n"))
-	for _, dir := range []string{"frontends", "addresses", "format", "kubernetes", "l4proxy", "syntax", "zones", "admin"} {
+	for _, dir := range []string{"frontends", "addresses", "format", "kubernetes", "l4proxy", "syntax", "zones", "admin", "times", "udp"} {
 		data, err := os.ReadFile("testdata/problems/" + dir + ".txt")
 		if err != nil {
 			f.Fatal(err)
