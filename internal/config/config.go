@@ -22,6 +22,13 @@ var DefaultHealth = edge.HealthCheck{Interval: 5 * time.Second, Timeout: time.Se
 // DefaultStopTimeout is how long a stopping gatehouse waits for connections.
 const DefaultStopTimeout = 10 * time.Second
 
+// Connections can be given no time at all, or one between these: less is a
+// mistake, such as milliseconds where seconds were meant, and more is for ever.
+const (
+	ShortestTimeout = 100 * time.Millisecond
+	LongestTimeout  = 365 * 24 * time.Hour
+)
+
 // DefaultUDPIdleTimeout is when a UDP session ends of which nothing else is
 // said: most are one question and one answer, and nothing else ends them.
 const DefaultUDPIdleTimeout = 30 * time.Second

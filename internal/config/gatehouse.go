@@ -18,13 +18,6 @@ const maxConnections = 10_000_000
 // maxWeight is what two bytes hold; nobody has more pods on a node.
 const maxWeight = 65535
 
-// shortest is the shortest time that connections can be given: less is a
-// mistake, such as milliseconds where seconds were meant.
-const shortest = 100 * time.Millisecond
-
-// longest is a year, which is 0 in all but name.
-const longest = 365 * 24 * time.Hour
-
 // gatehouse reads a file of gatehouse's own format.
 func (f *file) gatehouse(root value) {
 	top, _ := root.fields(&topBlock)
@@ -36,7 +29,7 @@ func (f *file) gatehouse(root value) {
 		f.kubernetes(top.get("kubernetes"), key.pos())
 	}
 	if _, ok := f.once(top, "stopTimeout"); ok {
-		top.get("stopTimeout").duration(&f.cfg.StopTimeout, shortest, 24*time.Hour, true)
+		top.get("stopTimeout").duration(&f.cfg.StopTimeout, ShortestTimeout, 24*time.Hour, true)
 	}
 	if key, ok := f.once(top, "admin"); ok {
 		f.admin(top.get("admin"), key.pos())
@@ -124,8 +117,8 @@ func (f *file) frontend(v value) {
 // terms reads what connections are held to.
 func (m fields) terms(t *Terms) {
 	m.get("connectTimeout").duration(&t.ConnectTimeout, 10*time.Millisecond, 2*time.Minute, false)
-	m.get("idleTimeout").duration(&t.IdleTimeout, shortest, longest, true)
-	m.get("drainTimeout").duration(&t.DrainTimeout, shortest, longest, true)
+	m.get("idleTimeout").duration(&t.IdleTimeout, ShortestTimeout, LongestTimeout, true)
+	m.get("drainTimeout").duration(&t.DrainTimeout, ShortestTimeout, LongestTimeout, true)
 	m.get("maxConnections").int(&t.MaxConnections, 0, maxConnections)
 	m.get("maxConnectionsPerClient").int(&t.MaxConnectionsPerClient, 0, maxConnections)
 }

@@ -9,21 +9,24 @@ import (
 )
 
 // probed registers the probe of a backend and takes its state from what the
-// probe has found. probeAddr is where to ask, if not at the backend itself.
-func (b *builder) probed(backend edge.Backend, kind edge.ProbeKind, probeAddr netip.AddrPort, check edge.HealthCheck) edge.Backend {
-	if check.Interval == 0 {
+// probe has found: at the health check node port if there is one, else by
+// connecting to the backend. To a UDP port one cannot connect, and what one
+// could send there each application would take for something else, so that
+// such a backend counts as up.
+func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, healthCheckNodePort netip.AddrPort, check edge.HealthCheck) edge.Backend {
+	p := edge.Probe{Kind: edge.ProbeTCP, Addr: backend.Addr, HealthCheck: check}
+	if healthCheckNodePort.IsValid() {
+		p.Kind, p.Addr = edge.ProbeHealthCheckNodePort, healthCheckNodePort
+		if protocol == edge.TCP {
+			p.Through = backend.Addr
+		}
+	}
+	if check.Interval == 0 || protocol != edge.TCP && p.Kind == edge.ProbeTCP {
 		backend.State = edge.Up
 		return backend
 	}
-	if !probeAddr.IsValid() {
-		probeAddr = backend.Addr
-	}
-	p := edge.Probe{Kind: kind, Addr: probeAddr, HealthCheck: check}
-	if kind == edge.ProbeHealthCheckNodePort {
-		p.Through = backend.Addr
-	}
 	b.probes[p] = true
-	backend.Probe = probeAddr
+	backend.Probe = p.Addr
 	h, ok := b.in.Health[p]
 	if !ok {
 		h.State = edge.Pending
@@ -137,14 +140,14 @@ func ofOneFamily(endpoints []edge.Endpoint, families []string) []edge.Endpoint {
 }
 
 // podBackends are the endpoints themselves.
-func (b *builder) podBackends(endpoints []edge.Endpoint, check edge.HealthCheck) []edge.Backend {
+func (b *builder) podBackends(endpoints []edge.Endpoint, protocol edge.Protocol, check edge.HealthCheck) []edge.Backend {
 	var backends []edge.Backend
 	for _, e := range endpoints {
 		backend := edge.Backend{Addr: e.Addr, Weight: 1, Target: edge.TargetPod, Node: e.Node}
 		if e.Pod != "" {
 			backend.Pods = []string{e.Pod}
 		}
-		backends = append(backends, b.probed(backend, edge.ProbeTCP, netip.AddrPort{}, check))
+		backends = append(backends, b.probed(backend, protocol, netip.AddrPort{}, check))
 	}
 	return finishBackends(backends)
 }
@@ -153,7 +156,9 @@ func (b *builder) podBackends(endpoints []edge.Endpoint, check edge.HealthCheck)
 // With externalTrafficPolicy Local a node weighs as many ready pods as it
 // holds, so that each pod gets the same. With Cluster, or where no endpoint
 // names its node, any node can take a connection and all weigh the same; the
-// pods are then returned too, since kube-proxy spreads over all of them.
+// pods are then returned too, since kube-proxy spreads over all of them. No
+// probe takes out a node whose UDP port is dead; so nodes with pods come first
+// there: Kubernetes ends the readiness of pods on a dead node.
 func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, check edge.HealthCheck) ([]edge.Backend, []PodShare) {
 	if len(endpoints) == 0 {
 		return nil, nil
@@ -165,15 +170,20 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 		}
 	}
 	local := s.Local && len(perNode) > 0
+	isHolding := func(n edge.Node) bool { return len(perNode[n.Name]) > 0 }
+	nodes := slices.DeleteFunc(slices.Clone(b.in.Cluster.Nodes), func(n edge.Node) bool {
+		_, ok := nodeAddr(n, s.IPFamilies)
+		return !ok || n.Excluded || n.Leaving || local && !isHolding(n)
+	})
+	if port.Protocol == edge.UDP && slices.ContainsFunc(nodes, isHolding) {
+		nodes = slices.DeleteFunc(nodes, func(n edge.Node) bool { return !isHolding(n) })
+	}
 	var backends []edge.Backend
-	for _, n := range b.in.Cluster.Nodes {
-		addr, ok := nodeAddr(n, s.IPFamilies)
+	for _, n := range nodes {
+		addr, _ := nodeAddr(n, s.IPFamilies)
 		pods := perNode[n.Name]
-		if !ok || n.Excluded || n.Leaving || local && len(pods) == 0 {
-			continue
-		}
 		backend := edge.Backend{Addr: netip.AddrPortFrom(addr, port.NodePort), Weight: 1, Target: edge.TargetNodePort, Node: n.Name}
-		kind, at := edge.ProbeTCP, netip.AddrPort{}
+		var at netip.AddrPort
 		if local {
 			backend.Weight = len(pods)
 			backend.Pods = slices.DeleteFunc(slices.Clone(pods), func(p string) bool { return p == "" })
@@ -181,10 +191,10 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 			// drops what comes before; it answers here once it is ready. It counts
 			// no terminating pods, though it still sends connections to them.
 			if s.HealthCheckNodePort != 0 && !terminating {
-				kind, at = edge.ProbeHealthCheckNodePort, netip.AddrPortFrom(addr, s.HealthCheckNodePort)
+				at = netip.AddrPortFrom(addr, s.HealthCheckNodePort)
 			}
 		}
-		backends = append(backends, b.probed(backend, kind, at, check))
+		backends = append(backends, b.probed(backend, port.Protocol, at, check))
 	}
 	backends = finishBackends(backends)
 	if local {

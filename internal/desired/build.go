@@ -41,7 +41,7 @@ type State struct {
 // Exposure is one port of a Service, or one static frontend, in one zone: open
 // with its backends, or closed with the reason.
 type Exposure struct {
-	Name      string         `json:"name"`              // "shop/web:80", or the frontend's name
+	Name      string         `json:"name"`              // "shop/web:80", "shop/dns:53/UDP", or the frontend's name
 	Service   string         `json:"service,omitempty"` // namespace/name
 	Zone      string         `json:"zone,omitempty"`    // empty: no zone (an explicit listen, or none asked for)
 	Protocol  edge.Protocol  `json:"protocol"`
@@ -189,7 +189,7 @@ func (b *builder) static(f *config.Frontend) {
 		Name: f.Name, Protocol: f.Protocol, Port: f.Port, Sources: f.SourceRanges,
 		Target: edge.TargetStatic, DataPlane: "proxy", Client: relayedClient, Why: f.Pos.String(),
 	}
-	proto := edge.Frontend{Name: f.Name, SourceRanges: f.SourceRanges, IdleTimeout: f.IdleTimeout, Health: f.Health, Why: row.Why}
+	proto := under(f.Terms, edge.Frontend{Name: f.Name, SourceRanges: f.SourceRanges, Health: f.Health, Why: row.Why})
 	row.Backends = b.staticBackends(f)
 	if f.Listen == nil {
 		for _, zone := range f.Zones {
@@ -228,6 +228,13 @@ func (b *builder) static(f *config.Frontend) {
 	b.open(row, proto, []edge.Listen{listen})
 }
 
+// under puts the connections of a frontend under terms.
+func under(t config.Terms, f edge.Frontend) edge.Frontend {
+	f.ConnectTimeout, f.IdleTimeout, f.DrainTimeout = t.ConnectTimeout, t.IdleTimeout, t.DrainTimeout
+	f.MaxConnections, f.MaxConnectionsPerClient = t.MaxConnections, t.MaxConnectionsPerClient
+	return f
+}
+
 func (b *builder) staticBackends(f *config.Frontend) []edge.Backend {
 	var backends []edge.Backend
 	for i, c := range f.Backends {
@@ -242,7 +249,7 @@ func (b *builder) staticBackends(f *config.Frontend) []edge.Backend {
 		}
 		backends = append(backends, b.probed(edge.Backend{
 			Addr: netip.AddrPortFrom(addr, c.Address.Port), Weight: c.Weight, Target: edge.TargetStatic,
-		}, edge.ProbeTCP, netip.AddrPort{}, f.Health))
+		}, f.Protocol, netip.AddrPort{}, f.Health))
 	}
 	return finishBackends(backends)
 }
@@ -310,11 +317,11 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		row.Open, row.code = false, "CannotListen"
 		row.Reason, row.Remedy = failed[0], listenRemedy(failed[0])
 	case len(row.Backends) == 0 && row.Reason == "":
-		row.Reason = "it has no backend; connections are closed at once"
+		row.Reason = "it has no backend; " + turnedAway(row.Protocol)
 	case len(row.Backends) > 0 && !slices.ContainsFunc(row.Backends, func(b edge.Backend) bool { return b.Weight > 0 }):
-		row.Reason, row.Remedy = "every backend has weight 0; connections are closed at once", "give one of them a weight"
+		row.Reason, row.Remedy = "every backend has weight 0; "+turnedAway(row.Protocol), "give one of them a weight"
 	case len(row.Backends) > 0 && !anyUsable(row.Backends):
-		row.Reason = "no backend is up; connections are closed at once"
+		row.Reason = "no backend is up; " + turnedAway(row.Protocol)
 	}
 	if row.Reason != "" && (row.Open || row.code == "CannotListen") {
 		b.problem(edge.Problem{Object: objectOf(row), What: inZone(row, row.Reason), Remedy: row.Remedy})
@@ -328,6 +335,14 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		}
 	}
 	b.state.Exposures = append(b.state.Exposures, row)
+}
+
+// turnedAway is what happens to clients that nobody is there for.
+func turnedAway(p edge.Protocol) string {
+	if p == edge.UDP {
+		return "packets are dropped"
+	}
+	return "connections are closed at once"
 }
 
 // listenRemedy is for what the data plane says, which mostly says it all.

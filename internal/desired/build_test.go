@@ -85,6 +85,22 @@ func annotate(name, value string) func(*edge.Service) {
 	return func(s *edge.Service) { s.Annotations["gatehouse.e13.dev/"+name] = value }
 }
 
+// dns is one port for TCP and UDP: where the node port is open for both, and
+// the pods answer both.
+func dns(s *edge.Service) {
+	s.Ports = []edge.ServicePort{
+		{Name: "tcp", Protocol: edge.TCP, Port: 53, NodePort: 30053}, {Name: "udp", Protocol: edge.UDP, Port: 53, NodePort: 30053},
+	}
+	var endpoints []edge.Endpoint
+	for _, e := range s.Endpoints {
+		for _, p := range s.Ports {
+			e.PortName, e.Protocol = p.Name, p.Protocol
+			endpoints = append(endpoints, e)
+		}
+	}
+	s.Endpoints = endpoints
+}
+
 // render prints a decision as a person would want to read it.
 func render(state State, problems []edge.Problem) string {
 	var b strings.Builder
@@ -191,6 +207,60 @@ func TestBuildScenarios(t *testing.T) {
 					edge.ServicePort{Name: "quic", Protocol: edge.UDP, Port: 443, NodePort: 30444})
 			})}
 		},
+		"tcp-and-udp-on-one-port": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns)}
+		},
+		"udp-with-cluster-policy-uses-nodes-with-pods": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns, func(s *edge.Service) {
+				s.Local, s.HealthCheckNodePort, s.Ports = false, 0, s.Ports[1:]
+				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node == "w2" })
+			})}
+		},
+		"udp-without-nodes-uses-every-node": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns, func(s *edge.Service) {
+				s.Ports = s.Ports[1:]
+				s.Endpoints = []edge.Endpoint{{PortName: "udp", Protocol: edge.UDP, Addr: netip.MustParseAddrPort("192.0.2.1:53"), Ready: true}}
+			})}
+		},
+		"udp-pods-on-excluded-nodes-alone-are-reached-through-others": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns, func(s *edge.Service) {
+				s.Local, s.HealthCheckNodePort, s.Ports = false, 0, s.Ports[1:]
+				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node != "w3" })
+			})}
+			in.Cluster.Nodes[2].Excluded = true
+		},
+		"udp-nobody-is-there": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{
+				service("dns/dns", 0, dns, func(s *edge.Service) { s.Endpoints = nil }),
+				service("dns/excluded", 1, annotate("zones", "cluster"), dns),
+			}
+			for i := range in.Cluster.Nodes {
+				in.Cluster.Nodes[i].Excluded = true
+			}
+		},
+		"udp-conflicts-with-udp-alone": func(in *Inputs) {
+			udp := func(s *edge.Service) { dns(s); s.Ports = s.Ports[1:] }
+			tcp := func(s *edge.Service) { dns(s); s.Ports = s.Ports[:1] }
+			in.Cluster.Services = []edge.Service{service("a/old-udp", 3, udp), service("a/tcp", 2, tcp), service("a/young-udp", 1, udp)}
+		},
+		"sctp-is-refused": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) {
+				s.Ports = append(s.Ports, edge.ServicePort{Name: "sctp", Protocol: edge.SCTP, Port: 80, NodePort: 30080})
+			})}
+		},
+		"static-udp": func(in *Inputs) {
+			in.Config.Frontends = []config.Frontend{
+				{
+					Name: "dns", Zones: []string{"home"}, Port: 53, Protocol: edge.UDP, Pos: edge.Pos{File: "gatehouse.yaml", Line: 20, Col: 5},
+					Health:   config.DefaultHealth, // even then
+					Backends: []config.Backend{{Address: edge.HostPort{Host: "10.0.0.7", Port: 53}, Weight: 1}, {Address: edge.HostPort{Host: "10.0.0.8", Port: 53}, Weight: 3}},
+				},
+				{
+					Name: "nobody", Zones: []string{"home"}, Port: 54, Protocol: edge.UDP, Pos: edge.Pos{File: "gatehouse.yaml", Line: 30, Col: 5},
+					Backends: []config.Backend{{Address: edge.HostPort{Host: "10.0.0.7", Port: 53}}},
+				},
+			}
+		},
 		"file-wins-over-service": func(in *Inputs) {
 			in.Config.Frontends = []config.Frontend{{
 				Name: "old-web", Zones: []string{"home"}, Port: 80, Protocol: edge.TCP, Pos: edge.Pos{File: "gatehouse.yaml", Line: 20, Col: 5},
@@ -264,6 +334,8 @@ func TestBuildScenarios(t *testing.T) {
 				service("shop/a", 0, annotate("data-plane", "nat")), service("shop/b", 0, annotate("hostnames", "git.example.org")),
 				service("shop/c", 0, annotate("data-plane", "proxy"), annotate("balance", "random"), annotate("send-proxy-protocol", "none")),
 				service("shop/d", 0, annotate("target", "vip")), service("shop/e", 0, annotate("health-interval", "often")),
+				service("shop/f", 0, annotate("idle-timeout", "30")), service("shop/g", 0, annotate("drain-timeout", "-1s")),
+				service("shop/h", 0, annotate("idle-timeout", "1ms")), service("shop/i", 0, annotate("drain-timeout", "8761h")),
 			}
 		},
 		"health-interval": func(in *Inputs) {
@@ -365,6 +437,130 @@ func TestBuildScenarios(t *testing.T) {
 	}
 }
 
+// A UDP port is probed where something else than the port tells of it, and
+// never by connecting to it.
+func TestProbesOfUDP(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*edge.Service)
+		want   []string
+	}{
+		"node port, Local": {func(*edge.Service) {}, []string{
+			"healthCheckNodePort 10.0.0.101:32000 through nothing", "healthCheckNodePort 10.0.0.102:32000 through nothing",
+			"healthCheckNodePort 10.0.0.103:32000 through nothing",
+		}},
+		"node port, Local, TCP beside it": {func(s *edge.Service) {
+			s.Ports = append(s.Ports, edge.ServicePort{Name: "udp", Protocol: edge.TCP, Port: 53, NodePort: 30053})
+			for _, e := range s.Endpoints {
+				e.Protocol = edge.TCP
+				s.Endpoints = append(s.Endpoints, e)
+			}
+		}, []string{
+			"healthCheckNodePort 10.0.0.101:32000 through nothing", "healthCheckNodePort 10.0.0.101:32000 through 10.0.0.101:30053",
+			"healthCheckNodePort 10.0.0.102:32000 through nothing", "healthCheckNodePort 10.0.0.102:32000 through 10.0.0.102:30053",
+			"healthCheckNodePort 10.0.0.103:32000 through nothing", "healthCheckNodePort 10.0.0.103:32000 through 10.0.0.103:30053",
+		}},
+		"node port, Local, no probes wanted": {annotate("health-interval", "0"), nil},
+		"node port, Local, all terminating": {func(s *edge.Service) {
+			for i := range s.Endpoints {
+				s.Endpoints[i].Ready, s.Endpoints[i].Terminating = false, true
+			}
+		}, nil},
+		"node port, Cluster": {func(s *edge.Service) { s.Local, s.HealthCheckNodePort = false, 0 }, nil},
+		"pods":               {annotate("target", "pod"), nil},
+		"address": {func(s *edge.Service) {
+			s.Class, s.Ingress = "metallb.io/metallb", []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}}
+		}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := site()
+			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns, func(s *edge.Service) {
+				s.Ports = s.Ports[1:]
+				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Protocol != edge.UDP })
+			}, tc.change)}
+			state, _ := Build(in)
+			var got []string
+			for _, p := range state.Probes {
+				through := "nothing"
+				if p.Through.IsValid() {
+					through = p.Through.String()
+				}
+				got = append(got, fmt.Sprintf("%s %s through %s", p.Kind, p.Addr, through))
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("probes\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
+			}
+			udp := state.Frontends[slices.IndexFunc(state.Frontends, func(f edge.Frontend) bool { return f.Protocol == edge.UDP })]
+			for _, b := range udp.Backends {
+				if state, probe := b.State, b.Probe.IsValid(); probe != (len(tc.want) > 0) || probe == (state == edge.Up) {
+					t.Errorf("%s is %s, probed: %t", b.Addr, state, probe)
+				}
+			}
+			if len(udp.Backends) == 0 {
+				t.Error("no backends")
+			}
+		})
+	}
+}
+
+// What a Service says for itself comes before what is said for all; the limits
+// are the operator's alone.
+func TestTermsOfConnections(t *testing.T) {
+	all := config.Terms{ConnectTimeout: time.Second, IdleTimeout: 2 * time.Hour, DrainTimeout: 3 * time.Minute, MaxConnections: 4, MaxConnectionsPerClient: 5}
+	for name, tc := range map[string]struct {
+		terms       config.Terms
+		annotations map[string]string
+		tcp, udp    config.Terms
+	}{
+		"nothing is said":    {config.Terms{}, nil, config.Terms{}, config.Terms{IdleTimeout: 30 * time.Second}},
+		"the defaults":       {config.DefaultTerms, nil, config.DefaultTerms, with(config.DefaultTerms, 30*time.Second, 0)},
+		"said for all":       {all, nil, all, all},
+		"the Service speaks": {all, map[string]string{"idle-timeout": "90s", "drain-timeout": "1h30m"}, with(all, 90*time.Second, 90*time.Minute), with(all, 90*time.Second, 90*time.Minute)},
+		"the Service wants none": {
+			all, map[string]string{"idle-timeout": "0", "drain-timeout": "0s"}, with(all, 0, 0), with(all, 30*time.Second, 0),
+		},
+		"an empty annotation says nothing": {all, map[string]string{"idle-timeout": "", "drain-timeout": ""}, all, all},
+		"limits are not asked for":         {all, map[string]string{"max-connections": "0", "connect-timeout": "9s"}, all, all},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := site()
+			in.Config.Kubernetes.Terms = tc.terms
+			s := service("dns/dns", 0, dns)
+			for k, v := range tc.annotations {
+				annotate(k, v)(&s)
+			}
+			in.Cluster.Services = []edge.Service{s}
+			for _, p := range []edge.Protocol{edge.TCP, edge.UDP} {
+				in.Config.Frontends = append(in.Config.Frontends, config.Frontend{
+					Name: "static", Zones: []string{"cluster"}, Port: 53, Protocol: p, Terms: tc.terms,
+					Backends: []config.Backend{{Address: edge.HostPort{Host: "10.0.0.7", Port: 53}, Weight: 1}},
+				})
+			}
+			state, _ := Build(in)
+			if len(state.Frontends) != 4 {
+				t.Fatalf("got %d frontends", len(state.Frontends))
+			}
+			for _, f := range state.Frontends {
+				want := map[edge.Protocol]config.Terms{edge.TCP: tc.tcp, edge.UDP: tc.udp}[f.Protocol]
+				if f.Zone == "cluster" {
+					want = tc.terms // as the file has it
+				}
+				got := config.Terms{
+					ConnectTimeout: f.ConnectTimeout, IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout,
+					MaxConnections: f.MaxConnections, MaxConnectionsPerClient: f.MaxConnectionsPerClient,
+				}
+				if got != want {
+					t.Errorf("%s %s: %+v, want %+v", f.Name, f.Protocol, got, want)
+				}
+			}
+		})
+	}
+}
+
+func with(t config.Terms, idle, drain time.Duration) config.Terms {
+	t.IdleTimeout, t.DrainTimeout = idle, drain
+	return t
+}
+
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name+".golden")
@@ -390,7 +586,8 @@ func TestBuildIgnoresInputOrder(t *testing.T) {
 		in.Cluster.Services = append(in.Cluster.Services, service(fmt.Sprintf("shop/s%d", i), i%4, func(s *edge.Service) {
 			s.Annotations["gatehouse.e13.dev/zones"] = []string{"home", "home,internet", "cluster", "lan2", ""}[i%5]
 			s.Ports[0].Port = uint16(80 + i%7)
-			s.Ports = append(s.Ports, edge.ServicePort{Name: "http", Protocol: edge.TCP, Port: uint16(180 + i%7), NodePort: uint16(31000 + i)})
+			s.Ports = append(s.Ports, edge.ServicePort{Name: "http", Protocol: edge.TCP, Port: uint16(180 + i%7), NodePort: uint16(31000 + i)},
+				edge.ServicePort{Name: "http", Protocol: []edge.Protocol{edge.UDP, edge.SCTP}[i%2], Port: uint16(180 + i%7), NodePort: uint16(31000 + i)})
 		}))
 	}
 	want, wantProblems := Build(in)

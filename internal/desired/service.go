@@ -25,6 +25,8 @@ const (
 	annHostnames      = edge.AnnotationPrefix + "hostnames"
 	annAddresses      = edge.AnnotationPrefix + "addresses"
 	annHealthInterval = edge.AnnotationPrefix + "health-interval"
+	annIdleTimeout    = edge.AnnotationPrefix + "idle-timeout"
+	annDrainTimeout   = edge.AnnotationPrefix + "drain-timeout"
 )
 
 // maxZones is how many zones a Service may name.
@@ -57,6 +59,16 @@ type request struct {
 	target  edge.Target
 	health  edge.HealthCheck
 	sources []netip.Prefix
+	terms   config.Terms
+}
+
+// of are the terms for one protocol. Silence is all that ends a UDP session.
+func (r *request) of(p edge.Protocol) config.Terms {
+	t := r.terms
+	if p == edge.UDP && t.IdleTimeout == 0 {
+		t.IdleTimeout = config.DefaultUDPIdleTimeout
+	}
+	return t
 }
 
 func (b *builder) service(s *edge.Service, selector edge.Selector) {
@@ -118,7 +130,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 		for _, port := range s.Ports {
 			row := b.row(s, zone, port)
 			row.Sources = req.sources
-			if port.Protocol != edge.TCP {
+			if port.Protocol != edge.TCP && port.Protocol != edge.UDP {
 				b.closed(row, "ProtocolNotSupported", string(port.Protocol)+" is not supported yet", "")
 				continue
 			}
@@ -133,7 +145,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 			}
 			row.Target, row.DataPlane, row.Client = to.target, "proxy", relayedClient
 			row.Backends, row.Shares, row.Reason, row.Remedy = to.backends, to.spread, to.reason, to.remedy
-			b.openInZone(row, edge.Frontend{Name: row.Name, SourceRanges: req.sources, Health: req.health, Why: row.Why}, z)
+			b.openInZone(row, under(req.of(port.Protocol), edge.Frontend{Name: row.Name, SourceRanges: req.sources, Health: req.health, Why: row.Why}), z)
 		}
 	}
 	b.status(s, own)
@@ -156,7 +168,7 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 	case edge.TargetAddress:
 		to.backends = b.addressBackends(addresses, port, req.health)
 	case edge.TargetPod:
-		to.backends = b.podBackends(endpoints, req.health)
+		to.backends = b.podBackends(endpoints, port.Protocol, req.health)
 	case edge.TargetNodePort:
 		to.backends, to.spread = b.nodeBackends(s, port, endpoints, terminating, req.health)
 	default: // refused
@@ -164,9 +176,9 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 	switch {
 	case len(to.backends) > 0:
 	case len(endpoints) == 0:
-		to.reason = "no endpoint is ready; connections are closed at once"
+		to.reason = "no endpoint is ready; " + turnedAway(port.Protocol)
 	default:
-		to.reason = "no node may take connections for it; connections are closed at once"
+		to.reason = "no node may take connections for it; " + turnedAway(port.Protocol)
 		to.remedy = "look for the label node.kubernetes.io/exclude-from-external-load-balancers and for missing node addresses"
 	}
 	return to
@@ -213,7 +225,7 @@ func (b *builder) addressBackends(addresses []netip.Addr, port edge.ServicePort,
 	for _, a := range addresses {
 		backends = append(backends, b.probed(edge.Backend{
 			Addr: netip.AddrPortFrom(a, port.Port), Weight: 1, Target: edge.TargetAddress,
-		}, edge.ProbeTCP, netip.AddrPort{}, check))
+		}, port.Protocol, netip.AddrPort{}, check))
 	}
 	return finishBackends(backends)
 }
@@ -223,7 +235,7 @@ type refusal struct{ code, reason, remedy string }
 // read takes what a Service asks for from its annotations and spec.
 func (b *builder) read(s *edge.Service) (request, refusal) {
 	k := b.in.Config.Kubernetes
-	req := request{zones: k.DefaultZones, target: k.Target, health: config.DefaultHealth}
+	req := request{zones: k.DefaultZones, target: k.Target, health: config.DefaultHealth, terms: k.Terms}
 	if text, ok := s.Annotations[annZones]; ok {
 		req.zones = nil
 		// Each unknown one is told to the owner; a megabyte of them is nonsense.
@@ -256,6 +268,18 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 	if interval >= 0 {
 		req.health.Interval = interval
 	}
+	for _, t := range []struct {
+		name string
+		to   *time.Duration
+	}{{annIdleTimeout, &req.terms.IdleTimeout}, {annDrainTimeout, &req.terms.DrainTimeout}} {
+		if text := s.Annotations[t.name]; text != "" {
+			d, ok := timeout(text)
+			if !ok {
+				return req, refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s: %q is no time", t.name, text), `write a duration from 100ms to 8760h, such as "30s" or "1h30m"; 0 for none`}
+			}
+			*t.to = d
+		}
+	}
 	for _, text := range s.SourceRanges {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -285,10 +309,16 @@ func healthInterval(annotations map[string]string) (time.Duration, refusal) {
 	return d, refusal{}
 }
 
+// timeout reads what a file could say too.
+func timeout(text string) (time.Duration, bool) {
+	d, err := time.ParseDuration(text)
+	return d, err == nil && (d == 0 || d >= config.ShortestTimeout && d <= config.LongestTimeout)
+}
+
 func (b *builder) row(s *edge.Service, zone string, port edge.ServicePort) Exposure {
 	name := s.Key()
 	if port.Port != 0 {
-		name += ":" + strconv.Itoa(int(port.Port))
+		name += ":" + portText(port.Protocol, port.Port)
 	}
 	return Exposure{Name: name, Service: s.Key(), Zone: zone, Protocol: port.Protocol, Port: port.Port, Why: "service/" + s.Key()}
 }

@@ -56,13 +56,22 @@ func portsOf(rows []Exposure) (ports []edge.IngressPort, open []string, bad bool
 	for _, e := range rows {
 		p := edge.IngressPort{Port: e.Port, Protocol: e.Protocol}
 		if e.Open {
-			open = append(open, strconv.Itoa(int(e.Port)))
+			open = append(open, portText(e.Protocol, e.Port))
 		} else {
 			p.Error, bad = portErrorPrefix+e.code, true
 		}
 		ports = append(ports, p)
 	}
 	return ports, open, bad
+}
+
+// portText is a port for people, who mean TCP when they say nothing else.
+func portText(p edge.Protocol, port uint16) string {
+	text := strconv.Itoa(int(port))
+	if p != edge.TCP {
+		text += "/" + string(p)
+	}
+	return text
 }
 
 // zoneAddrs are the addresses at which a zone's clients find a Service: the

@@ -161,7 +161,7 @@ func (d Door) String() string { return string(d.Protocol) + " " + d.Listen.Strin
 // plane has to know.
 type Frontend struct {
 	Door
-	Name string // "shop/web:80" for a Service, or the name in the file
+	Name string // "shop/web:80" or "shop/dns:53/UDP" for a Service, or the name in the file
 	Zone string // empty for a static frontend with an explicit listen
 	// SourceRanges are the client networks that may connect. nil: all;
 	// empty but not nil: none.
