@@ -11,7 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench gen lint check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts gen lint check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,7 +69,12 @@ deps: ## install the Debian packages that tests need
 fuzz: ## run each fuzz target for a while (FUZZTIME=30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)
 
-bench: ## benchmarks of the parts
+bench: build ## compare with HAProxy and nginx (15 minutes, root); BENCH="--quick" or other flags
+	@scripts/deps bench
+	@cd lab && $(GO) build -trimpath -o ../bin/bench ./cmd/bench
+	@bin/bench $(or $(BENCH),--write docs/benchmarks.md)
+
+bench-parts: ## benchmarks of single parts
 	@$(GO) test -run '^$$' -bench . -benchmem ./internal/...
 
 gen: ## write the generated docs anew

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"e13.dev/gatehouse/lab/internal/bench/load"
+	"e13.dev/gatehouse/lab/internal/bench/report"
+)
+
+// contender is somebody who takes the client's traffic to the backends.
+type contender struct {
+	report.Contender
+	udp   bool
+	greed uint64 // descriptors that it needs for a connection; 0: two
+	// argv returns the program for a port, whose files go into dir; nil: none is needed.
+	argv func(dir string, port int) ([]string, error)
+}
+
+// idleConns is how many idle connections it can hold within the limit of open files, at most n.
+func (c contender) idleConns(n int) int {
+	return min(n, int((descriptors-200)/max(c.greed, 2)))
+}
+
+func tcpServers(format string, port int) string {
+	var b strings.Builder
+	for i, a := range at(backendAddrs, port) {
+		fmt.Fprintf(&b, format, i, a)
+	}
+	return b.String()
+}
+
+func write(dir, name, text string) (string, error) {
+	path := filepath.Join(dir, name)
+	return path, os.WriteFile(path, []byte(text), 0o600)
+}
+
+// find is exec.LookPath that also looks where Debian keeps servers.
+func find(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	return exec.LookPath("/usr/sbin/" + name)
+}
+
+func version(prefix string, argv ...string) string {
+	out, _ := exec.Command(argv[0], argv[1:]...).CombinedOutput() // what cannot say its version says nothing
+	for line := range strings.Lines(string(out)) {
+		if _, v, ok := strings.Cut(line, prefix); ok {
+			if fields := strings.Fields(v); len(fields) > 0 {
+				return fields[0]
+			}
+		}
+	}
+	return ""
+}
+
+func routed() contender {
+	return contender{Contender: report.Contender{Name: report.Routed, Label: "routed"}, udp: true}
+}
+
+func haproxy() (contender, error) {
+	bin, err := find("haproxy")
+	if err != nil {
+		return contender{}, err
+	}
+	return contender{
+		Contender: report.Contender{Name: report.HAProxy, Label: "HAProxy", Version: version("HAProxy version ", bin, "-v")},
+		argv: func(dir string, port int) ([]string, error) {
+			splice, maxconn := "", descriptors/2-500
+			if port == load.SourcePort || port == load.SinkPort {
+				// Pipes count against the limit of open files too.
+				splice, maxconn = "option splice-auto", 1000
+			}
+			file, err := write(dir, "haproxy.cfg", fmt.Sprintf(`
+global
+  nbthread %d
+  maxconn %d
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+  %s
+frontend front
+  bind :%d backlog 65535
+  default_backend back
+backend back
+  balance roundrobin
+%s`, runtime.NumCPU(), maxconn, splice, port, tcpServers("  server s%d %s\n", port)))
+			return []string{bin, "-db", "-f", file}, err
+		},
+	}, nil
+}
+
+func nginx() (contender, error) {
+	bin, err := find("nginx")
+	if err != nil {
+		return contender{}, err
+	}
+	const module = "/usr/lib/nginx/modules/ngx_stream_module.so"
+	if _, err := os.Stat(module); err != nil {
+		return contender{}, err
+	}
+	return contender{
+		Contender: report.Contender{Name: report.Nginx, Label: "nginx", Version: version("nginx/", bin, "-v")},
+		udp:       true,
+		argv: func(dir string, port int) ([]string, error) {
+			listen, more := fmt.Sprintf("%d reuseport backlog=65535", port), "tcp_nodelay on;"
+			switch port {
+			case load.SourcePort, load.SinkPort:
+				more += " proxy_buffer_size 64k;"
+			case load.UDPPort:
+				listen, more = fmt.Sprintf("%d udp reuseport rcvbuf=4m sndbuf=4m", port), ""
+			}
+			file, err := write(dir, "nginx.conf", fmt.Sprintf(`
+load_module %s;
+daemon off;
+user root;
+worker_processes %d;
+pid %s/nginx.pid;
+error_log stderr error;
+events { worker_connections %d; }
+stream {
+  access_log off;
+  upstream back {
+%s  }
+  server {
+    listen %s;
+    proxy_pass back;
+    proxy_connect_timeout 5s;
+    proxy_timeout 1h;
+    %s
+  }
+}
+`, module, runtime.NumCPU(), dir, descriptors, tcpServers("    server %[2]s;\n", port), listen, more))
+			return []string{bin, "-e", "stderr", "-p", dir, "-c", file}, err
+		},
+	}, nil
+}
+
+func ioCopy() (contender, error) {
+	self, err := os.Executable()
+	return contender{
+		Contender: report.Contender{Name: report.IOCopy, Label: "Go, io.Copy", Version: strings.TrimPrefix(runtime.Version(), "go")},
+		udp:       true,
+		greed:     6, // with the two pipes of splice
+		argv: func(_ string, port int) ([]string, error) {
+			var backends []string
+			for _, a := range at(backendAddrs, port) {
+				backends = append(backends, a.String())
+			}
+			return []string{self, "iocopy", fmt.Sprint(port), strings.Join(backends, ",")}, nil
+		},
+	}, err
+}
+
+// gatehouse is one build of it. What its configuration does not know yet is left out of it: builds from before there
+// was a field can be compared with later ones.
+func gatehouse(name, bin string) (contender, error) {
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		return contender{}, err
+	}
+	if _, err := os.Stat(bin); err != nil {
+		return contender{}, fmt.Errorf("%w (make build makes it)", err)
+	}
+	dir, err := os.MkdirTemp("", "gatehouse-bench-")
+	if err != nil {
+		return contender{}, err
+	}
+	defer os.RemoveAll(dir)
+	var fields []string
+	accepts := func(port int, fields []string) bool {
+		file, err := write(dir, "check.yaml", gatehouseConfig(port, fields))
+		return err == nil && exec.Command(bin, "check", "-c", file).Run() == nil
+	}
+	if !accepts(load.EchoPort, nil) {
+		return contender{}, fmt.Errorf("%s check does not accept the benchmark's configuration", bin)
+	}
+	for _, f := range []string{"maxConnections: 0", "maxConnectionsPerClient: 0"} {
+		if accepts(load.EchoPort, append(slices.Clone(fields), f)) {
+			fields = append(fields, f)
+		}
+	}
+	return contender{
+		Contender: report.Contender{Name: name, Label: name, Version: version("gatehouse version ", bin, "--version"), Subject: true},
+		udp:       accepts(load.UDPPort, fields),
+		argv: func(dir string, port int) ([]string, error) {
+			file, err := write(dir, "gatehouse.yaml", gatehouseConfig(port, fields))
+			return []string{bin, "run", "-c", file}, err
+		},
+	}, nil
+}
+
+func gatehouseConfig(port int, fields []string) string {
+	more := ""
+	if port == load.UDPPort {
+		more = "    protocol: UDP\n"
+	}
+	for _, f := range fields {
+		more += "    " + f + "\n"
+	}
+	return fmt.Sprintf(`apiVersion: gatehouse.e13.dev/v1
+zones:
+  lan: {interfaces: [lan]}
+frontends:
+  - zones: [lan]
+    port: %d
+    health: {interval: 0}
+%s    backends:
+%s`, port, more, tcpServers("      - address: \"%[2]s\"\n", port))
+}

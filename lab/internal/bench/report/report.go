@@ -1,0 +1,346 @@
+// Package report makes tables of what the benchmark measured: medians over the repetitions, ratios to the better of
+// the peers within each repetition, and whether a target was met. It measures nothing and reads no clock.
+package report
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// Names of the contenders that others are compared with.
+const (
+	Routed  = "routed" // no balancer: the limit
+	HAProxy = "haproxy"
+	Nginx   = "nginx"
+	IOCopy  = "iocopy"
+)
+
+// peers are those whose better one is what gatehouse is compared with.
+var peers = []string{HAProxy, Nginx}
+
+// Metric is one thing that is measured in a column.
+type Metric struct {
+	Key, Label string
+	Less       bool    // less is better
+	Ratio      float64 // target for the ratio to the better peer; 0: none
+	Most       float64 // target for the value itself; 0: none
+}
+
+// Column is one kind of traffic.
+type Column struct {
+	Name    string // for flags and JSON
+	Label   string // for people
+	Op      string // what CPU is counted per
+	Metrics []Metric
+}
+
+// Keys of what is measured.
+const (
+	Rate       = "rate"
+	P50        = "p50_us"
+	P99        = "p99_us"
+	CPU        = "cpu"
+	Client     = "client_cpu"
+	Backend    = "backend_cpu"
+	IdleShare  = "machine_idle_percent"
+	Softirq    = "machine_softirq_percent"
+	Memory     = "rss_kb_per_connection"
+	FDs        = "fds_per_connection"
+	LostPerMil = "lost_per_thousand"
+)
+
+func traffic(rate string, target float64, cpu string, latencies bool) []Metric {
+	m := []Metric{{Key: Rate, Label: rate, Ratio: target}}
+	if latencies {
+		m = append(m, Metric{Key: P50, Label: "p50, µs", Less: true}, Metric{Key: P99, Label: "p99, µs", Less: true})
+	}
+	return append(m, Metric{Key: CPU, Label: cpu, Less: true, Ratio: 0.9})
+}
+
+// Columns are all columns, in the order in which they are run and shown.
+var Columns = []Column{
+	{"tcp-pingpong-1", "64-byte ping-pong, 1 connection", "message", traffic("k/s", 1.1, "proxy CPU, µs per message", true)},
+	{"tcp-pingpong-64", "64-byte ping-pong, 64 connections", "message", traffic("k/s", 1.1, "proxy CPU, µs per message", true)},
+	{"tcp-download", "bulk download, 4 connections", "Gbit", traffic("Gbit/s", 1.2, "proxy CPU, ms per Gbit", false)},
+	{"tcp-upload", "bulk upload, 4 connections", "Gbit", traffic("Gbit/s", 1.2, "proxy CPU, ms per Gbit", false)},
+	{"tcp-conn", "new connections, 32 at a time", "connection", traffic("k/s", 1.1, "proxy CPU, µs per connection", true)},
+	{"tcp-idle", "idle connections, 5,000", "", []Metric{
+		{Key: Memory, Label: "RSS, kB per connection", Less: true, Most: 1},
+		{Key: FDs, Label: "descriptors per connection", Less: true, Most: 2},
+	}},
+	{"udp-64", "UDP, 64 bytes, 64 flows", "datagram", append(traffic("k echoes/s", 1.5, "proxy CPU, µs per echo", true), Metric{Key: LostPerMil, Label: "lost, ‰", Less: true})},
+	{"udp-1200", "UDP, 1,200 bytes, 64 flows", "datagram", append(traffic("k echoes/s", 1.5, "proxy CPU, µs per echo", true), Metric{Key: LostPerMil, Label: "lost, ‰", Less: true})},
+}
+
+// Contender is who was measured.
+type Contender struct {
+	Name    string `json:"name"`
+	Label   string `json:"label"`
+	Version string `json:"version,omitempty"`
+	Subject bool   `json:"subject,omitempty"` // a gatehouse: compared with the peers
+}
+
+// Sample is what one run of one contender gave.
+type Sample struct {
+	Column     string             `json:"column"`
+	Contender  string             `json:"contender"`
+	Repetition int                `json:"repetition"`
+	Values     map[string]float64 `json:"values"`
+	Errors     uint64             `json:"errors"`
+	Complaint  string             `json:"complaint,omitempty"`
+}
+
+// Result is a whole run.
+type Result struct {
+	Date       string      `json:"date"`
+	Kernel     string      `json:"kernel"`
+	Cores      int         `json:"cores"`
+	Processor  string      `json:"processor,omitempty"`
+	Window     string      `json:"window"`
+	Repeat     int         `json:"repeat"`
+	Contenders []Contender `json:"contenders"`
+	Samples    []Sample    `json:"samples"`
+}
+
+// Spread is a median with the least and the greatest.
+type Spread struct{ Median, Min, Max float64 }
+
+// SpreadOf returns the median, least and greatest of values, and false if there are none.
+func SpreadOf(values []float64) (Spread, bool) {
+	if len(values) == 0 {
+		return Spread{}, false
+	}
+	v := slices.Sorted(slices.Values(values))
+	n := len(v)
+	return Spread{Median: (v[(n-1)/2] + v[n/2]) / 2, Min: v[0], Max: v[n-1]}, true
+}
+
+// values returns what a contender's repetitions gave, by repetition.
+func (r *Result) values(column, contender, key string) map[int]float64 {
+	m := map[int]float64{}
+	for _, s := range r.Samples {
+		if v, ok := s.Values[key]; ok && s.Column == column && s.Contender == contender {
+			m[s.Repetition] = v
+		}
+	}
+	return m
+}
+
+// Value returns what a contender's repetitions gave in the middle.
+func (r *Result) Value(column, contender, key string) (Spread, bool) {
+	var v []float64
+	for _, x := range r.values(column, contender, key) {
+		v = append(v, x)
+	}
+	return SpreadOf(v)
+}
+
+// Ratio compares a contender with the better of the peers, within each repetition in which there was one.
+func (r *Result) Ratio(column, contender string, m Metric) (Spread, bool) {
+	var ratios []float64
+	best := map[int]float64{}
+	for _, p := range peers {
+		for rep, v := range r.values(column, p, m.Key) {
+			if old, ok := best[rep]; !ok || m.Less && v < old || !m.Less && v > old {
+				best[rep] = v
+			}
+		}
+	}
+	for rep, v := range r.values(column, contender, m.Key) {
+		if b, ok := best[rep]; ok && b > 0 {
+			ratios = append(ratios, v/b)
+		}
+	}
+	return SpreadOf(ratios)
+}
+
+func (r *Result) errors(column, contender string) uint64 {
+	var n uint64
+	for _, s := range r.Samples {
+		if s.Column == column && s.Contender == contender {
+			n += s.Errors
+		}
+	}
+	return n
+}
+
+// columns returns the columns that were run.
+func (r *Result) columns() []Column {
+	var out []Column
+	for _, c := range Columns {
+		if slices.ContainsFunc(r.Samples, func(s Sample) bool { return s.Column == c.Name }) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// cell shows a contender's median; "!" marks runs with errors.
+func (r *Result) cell(column, contender, key string) string {
+	v, ok := r.Value(column, contender, key)
+	if !ok {
+		return "–"
+	}
+	text := number(v.Median)
+	if r.errors(column, contender) > 0 {
+		text += " !"
+	}
+	return text
+}
+
+// Main is the table of what was measured, as Markdown.
+func (r *Result) Main() string {
+	head := []string{"", ""}
+	for _, c := range r.Contenders {
+		head = append(head, c.Label)
+	}
+	for _, c := range r.Contenders {
+		if c.Subject {
+			head = append(head, c.Label+" : the better of HAProxy and nginx", "target", "")
+		}
+	}
+	rows := [][]string{head}
+	for _, col := range r.columns() {
+		label := col.Label
+		for _, m := range col.Metrics {
+			row := []string{label, m.Label}
+			label = ""
+			for _, c := range r.Contenders {
+				row = append(row, r.cell(col.Name, c.Name, m.Key))
+			}
+			for _, c := range r.Contenders {
+				if c.Subject {
+					row = append(row, r.verdict(col.Name, c.Name, m)...)
+				}
+			}
+			rows = append(rows, row)
+		}
+	}
+	return table(rows)
+}
+
+// verdict returns the ratio, the target and whether it was met.
+func (r *Result) verdict(column, contender string, m Metric) []string {
+	ratio, compared := r.Ratio(column, contender, m)
+	value, measured := r.Value(column, contender, m.Key)
+	out := []string{"–", "", ""}
+	if compared {
+		out[0] = fmt.Sprintf("%.2f (%.2f–%.2f)", ratio.Median, ratio.Min, ratio.Max)
+	}
+	sign := map[bool]string{false: "≥ ", true: "≤ "}[m.Less]
+	var met bool
+	switch {
+	case m.Most != 0:
+		out[1] = sign + number(m.Most)
+		met, compared = value.Median <= m.Most, measured
+	case m.Ratio != 0:
+		out[1] = sign + number(m.Ratio)
+		met = m.Less && ratio.Median <= m.Ratio || !m.Less && ratio.Median >= m.Ratio
+	default:
+		return out
+	}
+	switch {
+	case !compared:
+	case met:
+		out[2] = "met"
+	default:
+		out[2] = "**lost**"
+	}
+	return out
+}
+
+// Processors is the table of who used the processors, as Markdown.
+func (r *Result) Processors() string {
+	head := []string{"", ""}
+	for _, c := range r.Contenders {
+		head = append(head, c.Label)
+	}
+	rows := [][]string{head}
+	for _, col := range r.columns() {
+		if col.Op == "" {
+			continue
+		}
+		unit := "µs per " + col.Op
+		if col.Op == "Gbit" {
+			unit = "ms per Gbit"
+		}
+		label := col.Label
+		for _, m := range []Metric{{Key: Client, Label: "client, " + unit}, {Key: Backend, Label: "backend, " + unit}, {Key: CPU, Label: "proxy, " + unit}, {Key: IdleShare, Label: "machine idle, %"}} {
+			row := []string{label, m.Label}
+			label = ""
+			for _, c := range r.Contenders {
+				row = append(row, r.cell(col.Name, c.Name, m.Key))
+			}
+			rows = append(rows, row)
+		}
+	}
+	if len(rows) == 1 {
+		return ""
+	}
+	return table(rows)
+}
+
+// Faults lists runs with errors.
+func (r *Result) Faults() []string {
+	var out []string
+	for _, s := range r.Samples {
+		if s.Errors > 0 {
+			out = append(out, fmt.Sprintf("%s, %s, repetition %d: %d errors: %s", s.Column, s.Contender, s.Repetition+1, s.Errors, s.Complaint))
+		}
+	}
+	return out
+}
+
+// number shows three digits, as people write them.
+func number(v float64) string {
+	switch a := math.Abs(v); {
+	case a >= 99.95:
+		text := fmt.Sprintf("%.0f", v)
+		for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
+			text = text[:i] + "," + text[i:]
+		}
+		return text
+	case a >= 9.995:
+		return fmt.Sprintf("%.1f", v)
+	case v == 0:
+		return "0"
+	default:
+		return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.2f", v), "0"), ".")
+	}
+}
+
+// table lays rows out as Markdown that can also be read as it is.
+func table(rows [][]string) string {
+	width := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			width[i] = max(width[i], utf8.RuneCountInString(cell))
+		}
+	}
+	var b strings.Builder
+	for n, row := range rows {
+		for i, cell := range row {
+			pad := strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell))
+			if i < 2 {
+				b.WriteString("| " + cell + pad + " ")
+			} else {
+				b.WriteString("| " + pad + cell + " ")
+			}
+		}
+		b.WriteString("|\n")
+		if n == 0 {
+			for i, w := range width {
+				if i < 2 {
+					b.WriteString("|" + strings.Repeat("-", w+2))
+				} else {
+					b.WriteString("|" + strings.Repeat("-", w+1) + ":")
+				}
+			}
+			b.WriteString("|\n")
+		}
+	}
+	return b.String()
+}
