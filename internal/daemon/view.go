@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"time"
 
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/relay"
@@ -20,41 +21,72 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 	here := make(map[edge.Door]bool, len(wanted))
 	for _, f := range wanted {
 		here[f.Door] = true
-		row := frontend(f.Name, f.Door, counted[f.Door])
+		s := counted[f.Door]
+		row := frontend(f.Name, f.Door, s)
 		row.Zone, row.Sources, row.Error = f.Zone, f.SourceRanges, errs[f.Door]
+		row.DrainTimeout, row.IdleTimeout = status.Duration(f.DrainTimeout), status.Duration(f.IdleTimeout)
+		row.MaxConnections, row.MaxConnectionsPerClient = f.MaxConnections, f.MaxConnectionsPerClient
 		perBackend := map[netip.AddrPort]relay.BackendStats{}
-		for _, b := range counted[f.Door].Backends {
+		for _, b := range s.Backends {
 			perBackend[b.Addr] = b
 		}
 		for _, b := range f.Backends {
 			s := perBackend[b.Addr]
 			row.Backends = append(row.Backends, status.Backend{
-				Addr: b.Addr.String(), Node: b.Node, State: b.State, Error: b.Error, Weight: b.Weight, Share: b.Share,
+				Addr: b.Addr.String(), Node: b.Node, State: b.State, Error: b.Error, Unprobed: !b.Probe.IsValid(), Weight: b.Weight, Share: b.Share,
 				Total: s.Connected, Active: s.Active, Failures: sum(s.Failures),
 			})
 			delete(perBackend, b.Addr)
 		}
-		for _, s := range counted[f.Door].Backends {
-			if _, left := perBackend[s.Addr]; left && s.Active > 0 {
-				row.Backends = append(row.Backends, status.Backend{Addr: s.Addr.String(), State: status.Draining, Total: s.Connected, Active: s.Active, Failures: sum(s.Failures)})
+		for _, b := range s.Backends {
+			if _, left := perBackend[b.Addr]; left && b.Active > 0 {
+				row.Backends = append(row.Backends, draining(b, status.DrainFrom(b.DrainingSince, f.DrainTimeout)))
 			}
 		}
 		rows = append(rows, row)
 	}
 	for _, s := range stats {
-		if s.Draining && !here[s.Door] {
-			row := frontend(s.Name, s.Door, s)
-			row.Zone, row.Draining = s.Zone, true
-			rows = append(rows, row)
+		if !s.Draining || here[s.Door] {
+			continue
 		}
+		row := frontend(s.Name, s.Door, s)
+		row.Zone, row.Drain = s.Zone, status.DrainFrom(s.DrainingSince, s.DrainTimeout)
+		for _, b := range s.Backends {
+			if b.Active > 0 {
+				// It may have left before the door did.
+				row.Backends = append(row.Backends, draining(b, status.DrainFrom(earlier(b.DrainingSince, s.DrainingSince), s.DrainTimeout)))
+			}
+		}
+		rows = append(rows, row)
 	}
 	return rows
+}
+
+// draining is a backend that is gone and has connections left.
+func draining(b relay.BackendStats, d status.Drain) status.Backend {
+	return status.Backend{Addr: b.Addr.String(), State: status.Draining, Drain: d, Total: b.Connected, Active: b.Active, Failures: sum(b.Failures)}
+}
+
+// earlier is the earlier of two times of which one may not be known.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 func frontend(name string, door edge.Door, s relay.Stats) status.Frontend {
 	row := status.Frontend{
 		Name: name, Protocol: door.Protocol, Listen: door.Listen.String(),
-		Accepted: s.Accepted, Active: s.Active, Received: s.BytesToBackend, Sent: s.BytesToClient,
+		Accepted: s.Accepted, Active: s.Active, Waiting: s.Waiting, AcceptErrors: s.AcceptErrors,
+		Received: s.BytesToBackend, Sent: s.BytesToClient,
+		Ended: map[status.Ending]uint64{
+			status.Finished: s.Finished, status.Reset: s.Resets, status.IdleTimeout: s.IdleTimeouts,
+			status.DrainTimeout: s.DrainTimeouts, status.Lost: s.Lost, status.Cut: s.Cut,
+		},
+	}
+	if door.Protocol == edge.UDP {
+		row.Packets = &status.Packets{Received: s.PacketsToBackend, Sent: s.PacketsToClient, Dropped: s.PacketsDropped}
 	}
 	if len(s.Failures) > 0 {
 		row.Failures = make(map[string]uint64, len(s.Failures))

@@ -1,6 +1,8 @@
 package web
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -33,21 +35,46 @@ var (
 	kubeSynced     = desc("kubernetes_synced", "1 when Services, EndpointSlices and Nodes were read at least once.")
 	kubeConnected  = desc("kubernetes_connected", "1 when the last request to the Kubernetes API went well.")
 	exposures      = desc("exposures", "Service ports and static frontends by zone and whether they are open.", "zone", "open")
-	accepted       = desc("frontend_connections_total", "Connections accepted.", "frontend", "zone", "listen")
-	active         = desc("frontend_connections_active", "Connections now, draining ones included.", "frontend", "zone", "listen")
-	received       = desc("frontend_received_bytes_total", "Bytes from clients, of connections that ended.", "frontend", "zone", "listen")
-	sent           = desc("frontend_sent_bytes_total", "Bytes to clients, of connections that ended.", "frontend", "zone", "listen")
-	failures       = desc("frontend_failures_total", "Connections that failed, by reason.", "frontend", "zone", "listen", "reason")
-	up             = desc("frontend_up", "1 when the frontend listens.", "frontend", "zone", "listen")
-	backendUp      = desc("backend_up", "1 when the backend is up.", "frontend", "zone", "listen", "backend")
-	backendTotal   = desc("backend_connections_total", "Connections given to the backend.", "frontend", "zone", "listen", "backend")
-	backendShare   = desc("backend_share_ratio", "Part of new connections the backend should get, 0 to 1.", "frontend", "zone", "listen", "backend")
+	// Of UDP, a session is a connection.
+	up              = frontendDesc("up", "1 when the frontend listens.")
+	accepted        = frontendDesc("connections_total", "Connections accepted.")
+	active          = frontendDesc("connections_active", "Connections now, draining ones included.")
+	waiting         = frontendDesc("connections_waiting", "Those of the active connections that have no backend yet.")
+	limit           = frontendDesc("connections_limit", "How many connections there may be at a time; no series: any number.")
+	clientLimit     = frontendDesc("client_connections_limit", "How many connections one client address may have at a time; no series: any number.")
+	idleTimeout     = frontendDesc("idle_timeout_seconds", "After how long without a byte a connection is closed; no series: never.")
+	drainTimeout    = frontendDesc("drain_timeout_seconds", "How long connections outlive a backend or frontend that is removed; no series: until they end by themselves.")
+	ended           = frontendDesc("connections_ended_total", "Connections that had a backend and ended: finished, reset by a side, after the idle_timeout or the drain_timeout, lost (a side did not answer any more), or cut when gatehouse stopped.", "how")
+	failures        = frontendDesc("failures_total", "Connections that got no backend, by reason.", "reason")
+	acceptErrors    = frontendDesc("accept_errors_total", "Failed attempts to accept a connection, for want of descriptors or memory.")
+	received        = frontendDesc("received_bytes_total", "Bytes from clients.")
+	sent            = frontendDesc("sent_bytes_total", "Bytes to clients.")
+	receivedPackets = frontendDesc("received_packets_total", "UDP packets from clients that went on to a backend.")
+	sentPackets     = frontendDesc("sent_packets_total", "UDP packets to clients.")
+	droppedPackets  = frontendDesc("dropped_packets_total", "UDP packets dropped for want of a session, a backend or room.")
+
+	backendUp       = backendDesc("up", "1 when the backend is up, or counts as up because nothing asks it.")
+	backendDraining = backendDesc("draining", "1 when the backend is gone and has connections left.")
+	backendTotal    = backendDesc("connections_total", "Connections given to the backend.")
+	backendActive   = backendDesc("connections_active", "Connections to the backend now.")
+	backendFailures = backendDesc("failures_total", "Attempts to connect to the backend that failed.")
+	backendShare    = backendDesc("share_ratio", "Part of new connections the backend should get, 0 to 1.")
 )
+
+func frontendDesc(name, help string, more ...string) *prometheus.Desc {
+	return desc("frontend_"+name, help, append([]string{"frontend", "zone", "protocol", "listen"}, more...)...)
+}
+
+func backendDesc(name, help string) *prometheus.Desc {
+	return desc("backend_"+name, help, "frontend", "zone", "protocol", "listen", "backend")
+}
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		buildInfo, ready, configCurrent, configLoaded, configProblems, problems, kubeSynced, kubeConnected, exposures,
-		accepted, active, received, sent, failures, up, backendUp, backendTotal, backendShare,
+		up, accepted, active, waiting, limit, clientLimit, idleTimeout, drainTimeout, ended, failures, acceptErrors,
+		received, sent, receivedPackets, sentPackets, droppedPackets,
+		backendUp, backendDraining, backendTotal, backendActive, backendFailures, backendShare,
 	} {
 		ch <- d
 	}
@@ -83,19 +110,41 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(exposures, float64(n), k.zone, map[bool]string{true: "true", false: "false"}[k.open])
 	}
 	for _, f := range s.Frontends {
-		labels := []string{f.Name, f.Zone, f.Listen}
-		gauge(up, number(f.Error == ""), labels...)
+		labels := []string{f.Name, f.Zone, string(f.Protocol), f.Listen}
+		set := func(d *prometheus.Desc, v float64) { // 0 is: not set
+			if v > 0 {
+				gauge(d, v, labels...)
+			}
+		}
+		gauge(up, number(f.Error == "" && !f.Draining), labels...)
 		counter(accepted, f.Accepted, labels...)
 		gauge(active, float64(f.Active), labels...)
-		counter(received, f.Received, labels...)
-		counter(sent, f.Sent, labels...)
+		gauge(waiting, float64(f.Waiting), labels...)
+		set(limit, float64(f.MaxConnections))
+		set(clientLimit, float64(f.MaxConnectionsPerClient))
+		set(idleTimeout, time.Duration(f.IdleTimeout).Seconds())
+		set(drainTimeout, time.Duration(f.DrainTimeout).Seconds())
+		for how, n := range f.Ended {
+			counter(ended, n, append(labels, string(how))...)
+		}
 		for reason, n := range f.Failures {
 			counter(failures, n, append(labels, reason)...)
+		}
+		counter(acceptErrors, f.AcceptErrors, labels...)
+		counter(received, f.Received, labels...)
+		counter(sent, f.Sent, labels...)
+		if p := f.Packets; p != nil {
+			counter(receivedPackets, p.Received, labels...)
+			counter(sentPackets, p.Sent, labels...)
+			counter(droppedPackets, p.Dropped, labels...)
 		}
 		for _, b := range f.Backends {
 			labels := append(labels, b.Addr)
 			gauge(backendUp, number(b.State == edge.Up), labels...)
+			gauge(backendDraining, number(b.Draining), labels...)
 			counter(backendTotal, b.Total, labels...)
+			gauge(backendActive, float64(b.Active), labels...)
+			counter(backendFailures, b.Failures, labels...)
 			gauge(backendShare, b.Share, labels...)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -27,6 +28,8 @@ var page = template.Must(template.New("page.html").Funcs(template.FuncMap{
 	"percent": func(share float64) string { return fmt.Sprintf("%.1f %%", 100*share) },
 	"bytes":   formatBytes,
 	"ago":     func(now, t time.Time) string { return now.Sub(t).Round(time.Second).String() },
+	"drain":   formatDrain,
+	"words":   func(label any) string { return strings.ReplaceAll(fmt.Sprint(label), "_", " ") },
 }).ParseFS(files, "page.html"))
 
 // Server serves the status that a function returns.
@@ -93,6 +96,14 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	if err := page.Execute(w, data); err != nil {
 		s.log.Debug("page not written", "err", err)
 	}
+}
+
+// formatDrain says when connections of what was removed are over.
+func formatDrain(now time.Time, d status.Drain) string {
+	if d.DrainingUntil.IsZero() {
+		return "until they end"
+	}
+	return "cut in " + max(d.DrainingUntil.Sub(now), 0).Round(time.Second).String()
 }
 
 // formatBytes prints decimal units, as network people count.

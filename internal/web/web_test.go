@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,14 +23,28 @@ func sample() status.Status {
 		Cluster: &status.Cluster{Synced: true, Services: 2, Nodes: 3},
 		Exposures: []desired.Exposure{
 			{Name: "shop/web:80", Service: "shop/web", Zone: "home", Port: 80, Open: true, Why: "service/shop/web"},
-			{Name: "shop/<b>:81", Service: "shop/b", Zone: "home", Port: 81, Reason: "UDP is not supported yet", Why: "service/shop/b"},
+			{Name: "shop/<b>:81", Service: "shop/b", Zone: "home", Port: 81, Reason: "SCTP is not supported yet", Why: "service/shop/b"},
 		},
 		Frontends: []status.Frontend{{
 			Name: "shop/web:80", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:80", Accepted: 7, Active: 2, Received: 1500, Sent: 3_000_000,
 			Failures: map[string]uint64{"no_backend": 4},
-			Backends: []status.Backend{{Addr: "10.0.0.101:30080", Node: "w1", State: edge.Up, Share: 0.25, Total: 3}, {Addr: "10.0.0.102:30080", State: edge.Down, Error: "connection refused"}},
+			Waiting:  1, AcceptErrors: 11, MaxConnections: 20000, MaxConnectionsPerClient: 2001, IdleTimeout: status.Duration(90 * time.Minute),
+			Ended: map[status.Ending]uint64{status.Finished: 21, status.Reset: 22, status.IdleTimeout: 23, status.DrainTimeout: 24, status.Lost: 25, status.Cut: 0},
+			Drain: status.Drain{DrainTimeout: status.Duration(5 * time.Minute)},
+			Backends: []status.Backend{
+				{Addr: "10.0.0.101:30080", Node: "w1", State: edge.Up, Share: 0.25, Total: 3, Active: 2, Failures: 6}, {Addr: "10.0.0.102:30080", State: edge.Down, Error: "connection refused"},
+				{Addr: "10.0.0.103:30080", State: status.Draining, Total: 9, Active: 8, Drain: status.DrainFrom(time.Now().Add(-time.Minute), 5*time.Minute)},
+				{Addr: "10.0.0.104:30080", State: status.Draining, Active: 7, Drain: status.DrainFrom(time.Now().Add(-time.Hour), 0)},
+			},
+		}, {
+			// On the same port: only the protocol tells the two apart.
+			Name: "shop/web:80", Zone: "home", Protocol: edge.UDP, Listen: "@eth1:80", Accepted: 31, IdleTimeout: status.Duration(30 * time.Second),
+			Failures: map[string]uint64{"client_limit": 32}, Packets: &status.Packets{Received: 33, Sent: 34, Dropped: 35},
+			Backends: []status.Backend{{Addr: "10.0.0.101:30080", State: edge.Up, Unprobed: true, Share: 1}},
+		}, {
+			Name: "old", Protocol: edge.TCP, Listen: "127.0.0.1:81", Active: 41, Drain: status.DrainFrom(time.Now().Add(-time.Second), time.Hour),
 		}},
-		Problems: []edge.Problem{{Object: "service/shop/b", What: "UDP is not supported yet"}},
+		Problems: []edge.Problem{{Object: "service/shop/b", What: "SCTP is not supported yet"}},
 	}
 }
 
@@ -65,20 +80,53 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_kubernetes_connected 1`,
 		`gatehouse_exposures{open="true",zone="home"} 1`,
 		`gatehouse_exposures{open="false",zone="home"} 1`,
-		`gatehouse_frontend_up{frontend="shop/web:80",listen="@eth1:80",zone="home"} 1`,
-		`gatehouse_frontend_connections_total{frontend="shop/web:80",listen="@eth1:80",zone="home"} 7`,
-		`gatehouse_frontend_connections_active{frontend="shop/web:80",listen="@eth1:80",zone="home"} 2`,
-		`gatehouse_frontend_received_bytes_total{frontend="shop/web:80",listen="@eth1:80",zone="home"} 1500`,
-		`gatehouse_frontend_sent_bytes_total{frontend="shop/web:80",listen="@eth1:80",zone="home"} 3e+06`,
-		`gatehouse_frontend_failures_total{frontend="shop/web:80",listen="@eth1:80",reason="no_backend",zone="home"} 4`,
-		`gatehouse_backend_up{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",zone="home"} 1`,
-		`gatehouse_backend_up{backend="10.0.0.102:30080",frontend="shop/web:80",listen="@eth1:80",zone="home"} 0`,
-		`gatehouse_backend_connections_total{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",zone="home"} 3`,
-		`gatehouse_backend_share_ratio{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",zone="home"} 0.25`,
+		`gatehouse_frontend_up{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1`,
+		`gatehouse_frontend_connections_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 7`,
+		`gatehouse_frontend_connections_active{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 2`,
+		`gatehouse_frontend_received_bytes_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1500`,
+		`gatehouse_frontend_sent_bytes_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 3e+06`,
+		`gatehouse_frontend_failures_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",reason="no_backend",zone="home"} 4`,
+		`gatehouse_backend_up{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1`,
+		`gatehouse_backend_up{backend="10.0.0.102:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 0`,
+		`gatehouse_backend_connections_total{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 3`,
+		`gatehouse_backend_share_ratio{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 0.25`,
+		`gatehouse_frontend_connections_waiting{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1`,
+		`gatehouse_frontend_connections_limit{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 20000`,
+		`gatehouse_frontend_client_connections_limit{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 2001`,
+		`gatehouse_frontend_idle_timeout_seconds{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 5400`,
+		`gatehouse_frontend_idle_timeout_seconds{frontend="shop/web:80",listen="@eth1:80",protocol="UDP",zone="home"} 30`,
+		`gatehouse_frontend_drain_timeout_seconds{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 300`,
+		`gatehouse_frontend_connections_ended_total{frontend="shop/web:80",how="finished",listen="@eth1:80",protocol="TCP",zone="home"} 21`,
+		`gatehouse_frontend_connections_ended_total{frontend="shop/web:80",how="reset",listen="@eth1:80",protocol="TCP",zone="home"} 22`,
+		`gatehouse_frontend_connections_ended_total{frontend="shop/web:80",how="idle_timeout",listen="@eth1:80",protocol="TCP",zone="home"} 23`,
+		`gatehouse_frontend_connections_ended_total{frontend="shop/web:80",how="drain_timeout",listen="@eth1:80",protocol="TCP",zone="home"} 24`,
+		`gatehouse_frontend_connections_ended_total{frontend="shop/web:80",how="lost",listen="@eth1:80",protocol="TCP",zone="home"} 25`,
+		`gatehouse_frontend_connections_ended_total{frontend="shop/web:80",how="cut",listen="@eth1:80",protocol="TCP",zone="home"} 0`,
+		`gatehouse_frontend_accept_errors_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 11`,
+		`gatehouse_frontend_connections_total{frontend="shop/web:80",listen="@eth1:80",protocol="UDP",zone="home"} 31`,
+		`gatehouse_frontend_failures_total{frontend="shop/web:80",listen="@eth1:80",protocol="UDP",reason="client_limit",zone="home"} 32`,
+		`gatehouse_frontend_received_packets_total{frontend="shop/web:80",listen="@eth1:80",protocol="UDP",zone="home"} 33`,
+		`gatehouse_frontend_sent_packets_total{frontend="shop/web:80",listen="@eth1:80",protocol="UDP",zone="home"} 34`,
+		`gatehouse_frontend_dropped_packets_total{frontend="shop/web:80",listen="@eth1:80",protocol="UDP",zone="home"} 35`,
+		`gatehouse_frontend_up{frontend="old",listen="127.0.0.1:81",protocol="TCP",zone=""} 0`,
+		`gatehouse_backend_connections_active{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 2`,
+		`gatehouse_backend_failures_total{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 6`,
+		`gatehouse_backend_draining{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 0`,
+		`gatehouse_backend_draining{backend="10.0.0.103:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1`,
+		`gatehouse_backend_up{backend="10.0.0.103:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 0`,
 		"go_goroutines ", "process_resident_memory_bytes ",
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("no %s", want)
+		}
+	}
+	// Nothing is said of what is not limited, and of packets where there are none.
+	for _, none := range []string{
+		`connections_limit{frontend="shop/web:80",listen="@eth1:80",protocol="UDP"`, `drain_timeout_seconds{frontend="shop/web:80",listen="@eth1:80",protocol="UDP"`,
+		`idle_timeout_seconds{frontend="old"`, `packets_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP"`,
+	} {
+		if strings.Contains(body, none) {
+			t.Errorf("there is %s", none)
 		}
 	}
 	if t.Failed() {
@@ -105,10 +153,34 @@ func TestPageEscapesWhatOthersWrote(t *testing.T) {
 	if code != 200 || strings.Contains(body, "<b>") || !strings.Contains(body, "shop/&lt;b&gt;:81") {
 		t.Errorf("got %d:\n%s", code, body)
 	}
-	for _, want := range []string{"UDP is not supported yet", "@eth1:80", "1.5 kB", "3.0 MB", "25.0 %", "connection refused"} {
+	for _, want := range []string{"SCTP is not supported yet", "@eth1:80", "1.5 kB", "3.0 MB", "25.0 %", "connection refused"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the page does not say %q", want)
 		}
+	}
+}
+
+func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
+	_, body := ask(t, sample(), "GET", "/")
+	text := strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(body, " ")), " ")
+	for _, want := range []string{
+		"TCP @eth1:80", "UDP @eth1:80", "idle ones are closed after 1h30m0s", "drains for 5m0s",
+		"22 reset", "23 idle timeout", "24 drain timeout", "25 lost", "4 no backend", "11 not accepted", "32 client limit",
+		"2 of 20000 2001 per client 1 waiting", "33 packets 35 dropped", "34 packets", "up , not probed 100.0 %", "up 25.0 %",
+		"10.0.0.103:30080 draining: 8 left, cut in (4m0|3m5.)s", "10.0.0.104:30080 draining: 7 left, until they end",
+		"closed; its last connections live on, cut in 59m5.s",
+	} {
+		if !regexp.MustCompile(want).MatchString(text) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+	for _, none := range []string{"finished", "0 cut", "0 waiting"} {
+		if strings.Contains(text, none) {
+			t.Errorf("the page says %q", none)
+		}
+	}
+	if t.Failed() {
+		t.Log(text)
 	}
 }
 
@@ -125,15 +197,44 @@ func TestNothingCanBeChanged(t *testing.T) {
 
 func TestStatusJSONIsTheStatus(t *testing.T) {
 	_, body := ask(t, sample(), "GET", "/status.json")
+	type drain struct {
+		Draining                     bool
+		ActiveConnections            uint64
+		DrainTimeout                 string
+		DrainingSince, DrainingUntil time.Time
+	}
 	var got struct {
 		Ready     bool
 		Exposures []struct{ Name, Zone, Reason string }
-		Frontends []struct{ AcceptedConnections uint64 }
+		Frontends []struct {
+			drain
+			AcceptedConnections, WaitingConnections, MaxConnections uint64
+			IdleTimeout, DrainTimeout                               string
+			EndedConnections, Packets                               map[string]uint64
+			Backends                                                []drain
+		}
 	}
 	if err := json.Unmarshal([]byte(body), &got); err != nil {
 		t.Fatal(err)
 	}
 	if !got.Ready || len(got.Exposures) != 2 || got.Exposures[1].Reason == "" || got.Frontends[0].AcceptedConnections != 7 {
 		t.Errorf("got %+v", got)
+	}
+	f, udp := got.Frontends[0], got.Frontends[1]
+	if f.WaitingConnections != 1 || f.MaxConnections != 20000 || f.IdleTimeout != "1h30m0s" || f.DrainTimeout != "5m0s" || f.EndedConnections["lost"] != 25 || f.Draining {
+		t.Errorf("got %+v", f)
+	}
+	if f.Packets != nil || udp.Packets["dropped"] != 35 || udp.DrainTimeout != "" {
+		t.Errorf("packets: %v and %v", f.Packets, udp.Packets)
+	}
+	if b := f.Backends[0]; b != (drain{ActiveConnections: 2}) {
+		t.Errorf("a backend that is there: %+v", b)
+	}
+	b := f.Backends[2]
+	if !b.Draining || b.ActiveConnections != 8 || b.DrainTimeout != "5m0s" || b.DrainingUntil.Sub(b.DrainingSince) != 5*time.Minute {
+		t.Errorf("a draining backend: %+v", b)
+	}
+	if b := f.Backends[3]; !b.Draining || b.DrainTimeout != "" || b.DrainingSince.IsZero() || !b.DrainingUntil.IsZero() {
+		t.Errorf("a backend that drains until its connections end: %+v", b)
 	}
 }
