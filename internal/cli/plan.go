@@ -136,8 +136,16 @@ func titleOf(e desired.Exposure) string {
 }
 
 func printExposure(w io.Writer, e desired.Exposure) {
-	listens, addresses := join(e.Listens), join(e.Addresses)
-	first := fmt.Sprintf("%s\t%s\t%s\t%s\t%s", orDash(e.Zone), e.Name, listens, orDash(addresses), e.Target)
+	var listens []string
+	for _, l := range e.Listens {
+		listen := l.String()
+		if e.Protocol != edge.TCP {
+			listen += "/" + string(e.Protocol)
+		}
+		listens = append(listens, listen)
+	}
+	addresses := join(e.Addresses)
+	first := fmt.Sprintf("%s\t%s\t%s\t%s\t%s", orDash(e.Zone), e.Name, strings.Join(listens, " "), orDash(addresses), e.Target)
 	if len(e.Backends) == 0 {
 		fmt.Fprintf(w, "%s\t-\t-\t-\t-\n", first)
 	}

@@ -130,6 +130,10 @@ func announceable(all []edge.Frontend) (frontends []edge.Frontend, left []edge.P
 			continue // of a file: who keeps l4proxy has these in its own file
 		}
 		object := "service/" + f.Name
+		if f.Protocol != edge.TCP {
+			left = append(left, edge.Problem{Object: object, What: "left out: l4proxy speaks TCP only", Remedy: "use gatehouse run for it"})
+			continue
+		}
 		if f.SourceRanges != nil {
 			left = append(left, edge.Problem{Object: object, What: "left out: l4proxy knows no source ranges, and would open it to everybody", Remedy: "use gatehouse run for it"})
 			continue
