@@ -132,7 +132,7 @@ func TestBackendThatRefusesIsFollowedByTheNext(t *testing.T) {
 	}})
 	dead := []edge.Backend{upAt(refusing(t)), upAt(refusing(t))}
 	alive := upAt(greeter(t, "alive"))
-	addr := open(t, r, loopback(dead[0], dead[1], alive))
+	addr := openDoor(t, r, loopback(dead[0], dead[1], alive))
 	const n = 50
 	for range n {
 		if got, err := ask(t, addr); got != "alive" || err != nil {
@@ -170,7 +170,7 @@ func TestWithoutBackendTheClientIsResetAtOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRelay(t, Options{})
-			addr := open(t, r, loopback(c.backends...))
+			addr := openDoor(t, r, loopback(c.backends...))
 			began := time.Now()
 			if got, err := ask(t, addr); got != "" || !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("got %q, %v; want a reset", got, err)
@@ -189,7 +189,7 @@ func TestPendingBackendIsWaitedFor(t *testing.T) {
 	late := refusing(t)
 	failed := make(chan struct{}, 1000)
 	r := newRelay(t, Options{OnDialError: func(netip.AddrPort, error) { failed <- struct{}{} }})
-	addr := open(t, r, loopback(inState(upAt(late), edge.Pending)))
+	addr := openDoor(t, r, loopback(inState(upAt(late), edge.Pending)))
 	c := dial(t, addr)
 	for range 3 {
 		<-failed
@@ -204,10 +204,10 @@ func TestWaitingConnectionSeesTheNewTable(t *testing.T) {
 	failed := make(chan struct{}, 1000)
 	r := newRelay(t, Options{OnDialError: func(netip.AddrPort, error) { failed <- struct{}{} }})
 	dead := inState(upAt(refusing(t)), edge.Pending)
-	addr := open(t, r, loopback(dead))
+	addr := openDoor(t, r, loopback(dead))
 	c := dial(t, addr)
 	<-failed
-	open(t, r, loopback(inState(dead, edge.Down), upAt(server(t, echo))))
+	openDoor(t, r, loopback(inState(dead, edge.Down), upAt(server(t, echo))))
 	say(t, c, "hello")
 }
 
@@ -215,11 +215,11 @@ func TestWaitingForPendingEndsWhenNothingIsLeft(t *testing.T) {
 	failed := make(chan struct{}, 1000)
 	r := newRelay(t, Options{OnDialError: func(netip.AddrPort, error) { failed <- struct{}{} }})
 	dead := inState(upAt(refusing(t)), edge.Pending)
-	addr := open(t, r, loopback(dead))
+	addr := openDoor(t, r, loopback(dead))
 	began := time.Now()
 	c := dial(t, addr)
 	<-failed
-	open(t, r, loopback(inState(dead, edge.Down)))
+	openDoor(t, r, loopback(inState(dead, edge.Down)))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read: %v, want a reset", err)
 	}
@@ -254,7 +254,7 @@ func TestHeldClientsAreUnderTheRulesOfNow(t *testing.T) {
 			r := newRelay(t, Options{})
 			late := refusing(t)
 			f := loopback(inState(upAt(late), edge.Pending))
-			addr := open(t, r, f)
+			addr := openDoor(t, r, f)
 			client := dial(t, addr)
 			netnstest.Eventually(t, patience, "the client is held", func() bool { s := r.Stats(); return len(s) > 0 && s[0].Active == 1 })
 			r.Apply(change(f))

@@ -1,349 +1,470 @@
 package relay
 
 import (
-	"errors"
-	"io"
-	"math"
-	"math/rand/v2"
-	"net"
 	"net/netip"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"e13.dev/gatehouse/internal/edge"
 )
 
 const (
-	// While every backend is pending a connection waits for one, this long in
-	// all: a node drops the SYNs of a Service that it has not programmed yet,
-	// for up to a second.
-	pendingWindow = 5 * time.Second
-	// A SYN that was dropped is sent again after a second by itself: a new
-	// attempt by then, with another backend if there is one, is no later.
-	pendingAttempt = 250 * time.Millisecond
-	pendingPause   = 50 * time.Millisecond
+	// What is watched on every socket of a connection, as edges. EPOLLOUT is
+	// added when a write has first had to wait. EPOLLPRI because a read stops at
+	// urgent data, and must not be taken for one that has read everything.
+	watched = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
 
-	maxAcceptPause = 100 * time.Millisecond
+	// A direction that has moved so many bytes lets others have their turn.
+	fairShare = 4 << 20
+
+	// So many reads in a row that filled the buffer make a flow bulky: it is
+	// spliced, until it has so often moved less at a time than would have
+	// fitted into the buffer. To splice pays from about a buffer on, and costs
+	// two system calls more for a small message.
+	bulkAfter, bulkUntil = 3, 8
+
+	// How often an open connection is looked after. The first time is when its
+	// dial would have timed out: short ones never see it.
+	lookInterval = 30 * time.Second
+
+	// A peer that has acknowledged nothing for so long, with something to
+	// acknowledge, is lost. Not TCP_USER_TIMEOUT: that also ends connections
+	// whose reader just keeps its window closed (since Linux 5.11), such as a
+	// video that is paused. One with nothing to acknowledge is found by
+	// keepalives in about the same time.
+	lostAfter         = 2 * time.Minute
+	keepaliveIdle     = 60 // seconds
+	keepaliveInterval = 15 // seconds
+	keepaliveProbes   = 4
+
+	// When a side has reset the connection, the other one is reset once it has
+	// been given what was said before; it is waited for this long.
+	resetPatience = 10 * time.Second
 )
 
-// acceptAll accepts until the listener is closed.
-func (r *Relay) acceptAll(d *door, l *net.TCPListener) {
-	defer r.running.Done()
-	defer d.acceptLoops(-1)
-	var pause time.Duration
-	for {
-		client, err := l.AcceptTCP()
-		switch {
-		case err == nil:
-			pause = 0
-			d.accepted()
-			r.running.Add(1)
-			go r.serve(d, client)
-		case errors.Is(err, net.ErrClosed):
-			return
-		default:
-			// Out of descriptors or memory: the client waits in the queue of the
-			// socket, and there is nothing to do until something is given back.
-			d.acceptFailed()
-			if suppressed, ok := d.complain(time.Now()); ok {
-				r.log.Error("accepting failed", "door", d.key.String(), "err", err, "suppressed", suppressed)
-			}
-			pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
-			time.Sleep(pause)
-		}
-	}
-}
+// state is where a connection stands.
+type state uint8
 
-// serve takes one accepted connection to its end.
-func (r *Relay) serve(d *door, client *net.TCPConn) {
-	defer r.running.Done()
-	if !d.table.Load().allows(sourceOf(client)) {
-		abort(client)
-		d.failed(SourceRange)
-		return
-	}
-	c := &conn{client: client}
-	r.enter(c)
-	defer r.leave(c)
-
-	server, b, why := r.dialAny(d, sourceOf(client))
-	if why != "" {
-		c.reset()
-		d.failed(why)
-		if suppressed, ok := d.complain(time.Now()); ok && why != Stopping {
-			r.log.Warn("no backend took a connection", "door", d.key.String(), "frontend", d.table.Load().name,
-				"client", sourceOf(client).String(), "reason", string(why), "suppressed", suppressed)
-		}
-		return
-	}
-	d.connected(b)
-	c.attach(server)
-	d.ended(b, c.relay(d, b, d.table.Load().idleTimeout))
-}
-
-// dialAny connects to a backend: one after the other, by weight, until one
-// takes the connection. Its reason is empty if one did. A client that is held
-// meanwhile is under the rules of the moment at which it is let through.
-func (r *Relay) dialAny(d *door, client netip.Addr) (*net.TCPConn, *backend, Reason) {
-	deadline := time.Now().Add(pendingWindow)
-	var tried []netip.AddrPort
-	why := NoBackend
-	for {
-		// Each time anew: what has come up meanwhile can be used.
-		t := d.table.Load()
-		if d.gone.Load() {
-			return nil, nil, Closed
-		}
-		if !t.allows(client) {
-			return nil, nil, SourceRange
-		}
-		chosen, ok := t.choose(tried, rand.Uint64N)
-		left := time.Until(deadline)
-		switch {
-		case !ok && (len(t.up) > 0 || len(t.pending) == 0 || left <= 0):
-			return nil, nil, why
-		case !ok:
-			if !r.pause(min(left, pendingPause)) {
-				return nil, nil, Stopping
-			}
-			tried = tried[:0]
-			continue
-		}
-		timeout := t.connectTimeout
-		if chosen.State == edge.Pending {
-			if left <= 0 {
-				return nil, nil, why
-			}
-			timeout = min(timeout, pendingAttempt, left)
-		}
-
-		b := d.dialling(chosen.Addr)
-		dialer := net.Dialer{Timeout: timeout}
-		server, err := dialer.DialContext(r.dialing, "tcp", chosen.Addr.String())
-		if err == nil && (d.gone.Load() || !d.table.Load().allows(client)) {
-			abort(server.(*net.TCPConn))
-			d.dialFailed(b, Closed)
-			return nil, nil, Closed
-		}
-		if err == nil {
-			return server.(*net.TCPConn), b, ""
-		}
-		why = reasonOf(err)
-		d.dialFailed(b, why)
-		if why == Stopping {
-			return nil, nil, why
-		}
-		if r.opts.OnDialError != nil && why != Exhausted {
-			r.opts.OnDialError(chosen.Addr, err)
-		}
-		tried = append(tried, chosen.Addr)
-	}
-}
-
-// pause waits, and returns false if the relay is closed meanwhile.
-func (r *Relay) pause(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-r.dialing.Done():
-		return false
-	}
-}
-
-func (r *Relay) enter(c *conn) {
-	r.connsMu.Lock()
-	defer r.connsMu.Unlock()
-	r.conns[c] = struct{}{}
-	if r.cut {
-		c.cut()
-	}
-}
-
-func (r *Relay) leave(c *conn) {
-	r.connsMu.Lock()
-	defer r.connsMu.Unlock()
-	delete(r.conns, c)
-}
+const (
+	held     state = iota // waits for a backend
+	dialling              // waits for one to answer
+	open
+	dying // reset by one side; the other is still given what was said before
+	ended
+)
 
 // ending is how a connection came to its end.
-type ending int32
+type ending uint8
 
 const (
 	endedWell ending = iota
 	endedReset
 	endedIdle
+	endedDrained
+	endedLost
 	endedCut
 )
 
 // conn is a client's connection and, once there is one, the backend's.
 type conn struct {
-	how atomic.Int32 // ending
+	r        *Relay
+	d        *door
+	tally    *tally
+	backend  *backend
+	attempts *attempts // while there is no backend, and only if one has failed
+	from     netip.AddrPort
+	timer    timer
+	active   time.Duration // when a byte last moved
+	died     time.Duration // when a side was found to be reset
+	state    state
+	limited  bool   // counted by door.clients
+	kept     bool   // the server's keepalives are set
+	how      ending // of a dying one
 
-	mu             sync.Mutex
-	client, server *net.TCPConn
-	down           bool // reset or closed: what is attached later is reset
+	client, server side
 }
 
-// attach adds the backend's side.
-func (c *conn) attach(server *net.TCPConn) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.server = server
-	if c.down {
-		abort(server)
+// side is one socket of a connection, and what waits to be written to it.
+type side struct {
+	c          *conn
+	pending    []byte // read from the other side
+	pipe       *pipe  // likewise, if that is spliced
+	fd         int32
+	bulk       uint8 // > 0: what is read from it is spliced
+	full       uint8 // reads in a row that filled the buffer
+	readable   bool  // a read would not, as far as is known, have to wait
+	hungUp     bool  // there is an end to be read, or was
+	urgent     bool  // a short read does not mean that everything was read
+	said       bool  // everything has been read from it
+	shut       bool  // its peer has been told that there is no more
+	dead       bool  // reset: nothing can be written to it
+	watchesOut bool
+	queued     bool // in loop.again
+}
+
+func (s *side) other() *side {
+	if s == &s.c.client {
+		return &s.c.server
+	}
+	return &s.c.client
+}
+
+// note takes in what epoll has said.
+func (s *side) note(events uint32) {
+	if events&^unix.EPOLLOUT != 0 {
+		s.readable = true
+	}
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.hungUp = true
+	}
+	if events&unix.EPOLLPRI != 0 {
+		s.urgent = true
 	}
 }
 
-// relay copies both ways until both directions have ended.
-func (c *conn) relay(d *door, b *backend, idleTimeout time.Duration) ending {
-	if idleTimeout > 0 {
-		w := &idleWatch{conn: c, timeout: idleTimeout}
-		// Set going only once look can see it.
-		w.timer = time.AfterFunc(math.MaxInt64, w.look)
-		w.timer.Reset(idleTimeout)
-		defer w.timer.Stop()
+func (s *side) ready(l *loop, events uint32) {
+	c := s.c
+	s.queued = false
+	switch c.state {
+	case ended:
+		return
+	case held, dialling:
+		if s == &c.server {
+			c.dialEvent(l, events)
+			return
+		}
+		s.note(events)
+		if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+			c.abandonDial(l, ClientGone)
+			c.turnAway(l, ClientGone)
+		}
+		return
+	case open, dying:
 	}
-	toClient := make(chan struct{})
-	go c.relayToClient(d, b, toClient)
-	d.moved(b, c.copy(c.server, c.client), 0)
-	<-toClient
-	if ending(c.how.Load()) == endedReset {
-		c.reset()
-	}
-	c.close()
-	return ending(c.how.Load())
-}
-
-func (c *conn) relayToClient(d *door, b *backend, done chan<- struct{}) {
-	defer close(done)
-	d.moved(b, 0, c.copy(c.client, c.server))
-}
-
-// copy moves bytes one way until there is an end or an error, and passes that
-// on. Its arguments are of this type, and go to io.Copy as they are, because
-// only then are the bytes spliced and never seen by this process.
-func (c *conn) copy(to, from *net.TCPConn) (n int64) {
-	n, err := io.Copy(to, from)
-	if err == nil && ending(c.how.Load()) == endedReset {
-		return n // the end of a socket that was reset: not one to pass on
-	}
-	if err == nil {
-		// The other direction lives on: a half-closed connection is a
-		// connection (RFC 9293, section 3.6).
-		err = to.CloseWrite()
-	}
-	if err == nil {
-		return n
-	}
-	c.end(endedReset)
-	// A side that reset the connection may have said something before, such as
-	// an answer to a request too large to be read: the other direction still
-	// passes that on, finds the end, and relay resets what is left.
-	if !isClosed(to) || isClosed(from) {
-		c.reset()
-	}
-	return n
-}
-
-// end notes how the connection ends; what comes first counts.
-func (c *conn) end(how ending) { c.how.CompareAndSwap(int32(endedWell), int32(how)) }
-
-// cut resets the connection because nobody waits for it any longer.
-func (c *conn) cut() {
-	c.end(endedCut)
-	c.reset()
-}
-
-// reset closes both sides so that their peers see a reset.
-func (c *conn) reset() {
-	c.shut(abort)
-}
-
-// close closes both sides.
-func (c *conn) close() {
-	c.shut(func(side *net.TCPConn) { _ = side.Close() })
-}
-
-func (c *conn) shut(shut func(*net.TCPConn)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.down = true
-	shut(c.client)
-	if c.server != nil {
-		shut(c.server)
+	c.active = l.now
+	s.note(events)
+	c.pump(l, s, s.other())
+	if events&unix.EPOLLOUT != 0 && c.state != ended {
+		c.pump(l, s.other(), s)
 	}
 }
 
-// abort closes a side by a reset: its peer learns at once that the connection
-// has failed, and does not take it for a complete one. Errors mean that the
-// side is closed already.
-func abort(side *net.TCPConn) {
-	_ = side.SetLinger(0)
-	_ = side.Close()
-}
-
-// isClosed says whether the kernel has given up a socket: its peer reset it.
-func isClosed(side *net.TCPConn) bool {
-	info, err := tcpInfo(side)
-	const tcpClose = 7 // TCP_CLOSE in the kernel's include/net/tcp_states.h
-	return err != nil || info.State == tcpClose
-}
-
-func tcpInfo(side *net.TCPConn) (*unix.TCPInfo, error) {
-	raw, err := side.SyscallConn()
-	if err != nil {
-		return nil, err
+// pump moves bytes one way for as long as there are some and they are taken,
+// and passes the end on.
+func (c *conn) pump(l *loop, from, to *side) {
+	for moved := 0; ; {
+		if to.dead || to.holds() && !c.flush(l, to) {
+			return
+		}
+		if from.said {
+			c.passEnd(l, from, to)
+			return
+		}
+		if !from.readable {
+			return
+		}
+		if moved >= fairShare {
+			if !from.queued {
+				from.queued = true
+				l.later(from)
+			}
+			return
+		}
+		n, errno := c.move(l, from, to)
+		switch {
+		case errno == unix.EAGAIN:
+			from.readable = false
+			return
+		case errno == unix.EINTR:
+		case errno != 0:
+			c.broken(l, from, errno)
+			return
+		case n == 0:
+			from.said = true
+		}
+		if c.state == ended {
+			return
+		}
+		moved += n
 	}
-	var info *unix.TCPInfo
-	var infoErr error
-	err = raw.Control(func(fd uintptr) {
-		info, infoErr = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+}
+
+// move moves some bytes, and returns how many were read; 0: that was the end.
+func (c *conn) move(l *loop, from, to *side) (int, unix.Errno) {
+	if from.bulk > 0 && !from.urgent { // a splice does not get past urgent data
+		if p, err := l.pipes.borrow(); err == nil {
+			return c.moveBulk(l, from, to, p)
+		}
+	}
+	n, errno := read(from.fd, l.buffer)
+	if errno != 0 || n == 0 {
+		return n, errno
+	}
+	if n == len(l.buffer) {
+		if from.full++; from.full >= bulkAfter {
+			from.bulk, from.full = bulkUntil, 0
+		}
+	} else {
+		from.full = 0
+		// Less than there was room for: that was all, and what comes later is
+		// another edge. An end that has been announced is still to be read.
+		from.readable = from.hungUp || from.urgent
+	}
+	written, errno := write(to.fd, l.buffer[:n])
+	c.moved(to, written)
+	switch {
+	case errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR:
+		c.broken(l, to, errno)
+	case written < n:
+		to.pending = append([]byte(nil), l.buffer[written:n]...)
+		c.awaitRoom(l, to)
+	}
+	return n, 0
+}
+
+// moveBulk is move by way of a pipe, which is given back unless bytes are left
+// in it.
+func (c *conn) moveBulk(l *loop, from, to *side, p *pipe) (int, unix.Errno) {
+	n, errno := splice(from.fd, p.in, pipeSize)
+	if errno != 0 || n == 0 {
+		l.pipes.giveBack(p)
+		return n, errno
+	}
+	if n < bufferSize {
+		from.bulk--
+	} else {
+		from.bulk = bulkUntil
+	}
+	p.held = n
+	to.pipe = p
+	c.flush(l, to)
+	return n, 0
+}
+
+func (s *side) holds() bool { return len(s.pending) > 0 || s.pipe != nil }
+
+// flush writes what waits for a side, and says whether that was all.
+func (c *conn) flush(l *loop, to *side) bool {
+	for to.holds() {
+		var n int
+		var errno unix.Errno
+		if to.pipe != nil {
+			n, errno = splice(to.pipe.out, to.fd, to.pipe.held)
+			to.pipe.held -= n
+		} else {
+			n, errno = write(to.fd, to.pending)
+			to.pending = to.pending[n:]
+		}
+		c.moved(to, n)
+		switch {
+		case errno == unix.EAGAIN:
+			c.awaitRoom(l, to)
+			return false
+		case errno == unix.EINTR:
+		case errno != 0:
+			c.broken(l, to, errno)
+			return false
+		}
+		if to.pipe != nil && to.pipe.held == 0 {
+			l.pipes.giveBack(to.pipe)
+			to.pipe = nil
+		}
+		if len(to.pending) == 0 {
+			to.pending = nil
+		}
+	}
+	return true
+}
+
+// awaitRoom sees that an event comes once the side can be written to. To ask
+// for it reports one at once if that is so already.
+func (c *conn) awaitRoom(l *loop, to *side) {
+	if !to.watchesOut {
+		to.watchesOut = true
+		epollChange(l.epoll, to.fd, watched|unix.EPOLLOUT, l.slots[to.fd].serial)
+	}
+}
+
+func (c *conn) moved(to *side, n int) {
+	if to == &c.server {
+		c.backend.count.BytesToBackend += uint64(n)
+		c.tally.count.BytesToBackend += uint64(n)
+	} else {
+		c.backend.count.BytesToClient += uint64(n)
+		c.tally.count.BytesToClient += uint64(n)
+	}
+}
+
+// passEnd tells a side that the other has said all it wanted, and that was
+// written. The other direction lives on: a half-closed connection is a
+// connection (RFC 9293, section 3.6).
+func (c *conn) passEnd(l *loop, from, to *side) {
+	switch {
+	case from.dead:
+		c.resetWhenDelivered(l, to)
+	case to.shut:
+	case from.shut:
+		// Both have, and to close is to tell the second one.
+		c.end(l, endedWell)
+	default:
+		to.shut = true
+		if errno := shutdownWrite(to.fd); errno != 0 {
+			c.broken(l, to, errno)
+		}
+	}
+}
+
+// broken is told that a side was reset by its peer, or given up by the kernel.
+// The side may have said something before, such as an answer to a request too
+// large to be read: the other one is still given that, and then it is reset.
+func (c *conn) broken(l *loop, s *side, errno unix.Errno) {
+	if s.dead {
+		// Its last words have been read.
+		s.said = true
+	}
+	if c.state != dying {
+		c.state, c.died, c.how = dying, l.now, endedReset
+		if errno == unix.ETIMEDOUT || errno == unix.EHOSTUNREACH {
+			c.how = endedLost
+		}
+		l.set(&c.timer, resetPatience)
+	}
+	c.drop(l, s)
+	s.dead, s.readable, s.hungUp = true, true, true
+	if s.other().dead {
+		c.end(l, c.how)
+		return
+	}
+	c.pump(l, s, s.other())
+}
+
+// drop forgets what waits to be written to a side.
+func (c *conn) drop(l *loop, s *side) {
+	s.pending = nil
+	if s.pipe != nil {
+		l.pipes.giveBack(s.pipe)
+		s.pipe = nil
+	}
+}
+
+// resetWhenDelivered ends a dying connection once its other side has been
+// given everything: a reset throws away what the kernel has not sent yet.
+func (c *conn) resetWhenDelivered(l *loop, to *side) {
+	left := resetPatience - (l.now - c.died)
+	if left <= 0 || unsent(to.fd) == 0 {
+		c.end(l, c.how)
+		return
+	}
+	l.set(&c.timer, min(left, tickLength))
+}
+
+func (c *conn) expired(l *loop) {
+	switch c.state {
+	case held:
+		c.dial(l)
+	case dialling:
+		c.dialExpired(l)
+	case open:
+		c.look(l)
+	case dying:
+		survivor := &c.client
+		if survivor.dead {
+			survivor = &c.server
+		}
+		if l.now-c.died >= resetPatience {
+			c.end(l, c.how)
+			return
+		}
+		l.set(&c.timer, resetPatience-(l.now-c.died))
+		c.pump(l, survivor.other(), survivor)
+	case ended:
+	}
+}
+
+// look is taken at a connection now and then.
+func (c *conn) look(l *loop) {
+	if !c.kept {
+		// The client's socket has this from its door's.
+		c.kept = true
+		keepAlive(c.server.fd)
+	}
+	idle := l.now - c.active
+	next := lookInterval
+	if timeout := c.d.table.Load().idleTimeout; timeout > 0 {
+		if idle >= timeout {
+			// The kernel may still be sending what it was given long ago.
+			idle = min(idle, unmoved(c.client.fd), unmoved(c.server.fd))
+		}
+		if idle >= timeout {
+			// A plain close, as servers do it with idle connections: nothing failed.
+			c.end(l, endedIdle)
+			return
+		}
+		next = min(next, timeout-idle)
+	}
+	if idle >= lookInterval && (unheard(c.client.fd) > lostAfter || unheard(c.server.fd) > lostAfter) {
+		c.end(l, endedLost)
+		return
+	}
+	l.set(&c.timer, next)
+}
+
+// end closes both sides: by a reset, unless all is well.
+func (c *conn) end(l *loop, how ending) {
+	c.tally.ended(c.backend, how)
+	shut := abort
+	if how == endedWell || how == endedIdle {
+		shut = closeFD
+	}
+	c.closeSides(l, shut)
+	c.leave(l)
+}
+
+func (c *conn) closeSides(l *loop, shut func(fd int32)) {
+	for _, s := range []*side{&c.client, &c.server} {
+		c.drop(l, s)
+		if s.fd >= 0 {
+			l.forget(int(s.fd))
+			shut(s.fd)
+			s.fd = -1
+		}
+	}
+}
+
+// leave is the last that a connection does.
+func (c *conn) leave(l *loop) {
+	c.state = ended
+	l.clear(&c.timer)
+	l.load.Add(-1)
+	c.d.release(c.from.Addr(), c.limited)
+	c.r.left()
+}
+
+// cut ends a connection because nobody waits for it any longer.
+func (c *conn) cut(l *loop) {
+	switch c.state {
+	case held, dialling:
+		c.abandonDial(l, Stopping)
+		c.turnAway(l, Stopping)
+	case open, dying:
+		c.end(l, endedCut)
+	case ended:
+	}
+}
+
+// eachConn calls f for the connections of a loop.
+func (l *loop) eachConn(f func(*conn)) {
+	for i := range l.slots {
+		if s, ok := l.slots[i].source.(*side); ok && s == &s.c.client {
+			f(s.c)
+		}
+	}
+}
+
+// drained resets the connections to a backend whose drain time is over.
+func (l *loop) drained(d *door, addr netip.AddrPort) {
+	l.eachConn(func(c *conn) {
+		if c.d == d && c.backend != nil && c.backend.count.Addr == addr && (c.state == open || c.state == dying) {
+			c.end(l, endedDrained)
+		}
 	})
-	return info, errors.Join(err, infoErr)
-}
-
-// idleWatch closes a connection that nothing has moved through for a while. It
-// asks the kernel when a byte was last sent or received: spliced bytes are not
-// seen here, and a deadline on the sockets would have to be moved for each.
-type idleWatch struct {
-	conn    *conn
-	timeout time.Duration
-	timer   *time.Timer
-}
-
-// look closes the connection, or comes back when it could be idle at the
-// earliest. With the connection closed there is nothing to come back for.
-func (w *idleWatch) look() {
-	idle, err := w.conn.idle()
-	if err != nil {
-		return
-	}
-	if left := w.timeout - idle; left > 0 {
-		w.timer.Reset(left)
-		return
-	}
-	// A plain close, as servers do it with idle connections: nothing failed.
-	w.conn.end(endedIdle)
-	w.conn.close()
-}
-
-// idle is for how long neither side has sent or received.
-func (c *conn) idle() (time.Duration, error) {
-	var idle time.Duration
-	for i, side := range []*net.TCPConn{c.client, c.server} {
-		info, err := tcpInfo(side)
-		if err != nil {
-			return 0, err
-		}
-		since := time.Duration(min(info.Last_data_sent, info.Last_data_recv)) * time.Millisecond
-		if i == 0 || since < idle {
-			idle = since
-		}
-	}
-	return idle, nil
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/netnstest"
 )
 
 // through opens a connection and returns both of its ends.
@@ -29,7 +30,7 @@ func through(t testing.TB, r *Relay, change func(*edge.Frontend)) (client, backe
 	if change != nil {
 		change(&f)
 	}
-	client = dial(t, open(t, r, f))
+	client = dial(t, openDoor(t, r, f))
 	l.SetDeadline(time.Now().Add(patience))
 	backend, err := l.AcceptTCP()
 	if err != nil {
@@ -146,7 +147,7 @@ func TestAnswerBeforeAResetArrives(t *testing.T) {
 func TestEveryByteArrives(t *testing.T) {
 	r := newRelay(t, Options{})
 	l := listenLoopback(t)
-	addr := open(t, r, loopback(upAt(addrOf(l))))
+	addr := openDoor(t, r, loopback(upAt(addrOf(l))))
 	var wantToBackend, wantToClient uint64
 	for seed := range uint64(40) {
 		client := dial(t, addr)
@@ -276,7 +277,7 @@ func TestSourceRangesAreAWall(t *testing.T) {
 			f.SourceRanges = append(f.SourceRanges, netip.MustParsePrefix(p))
 		}
 		r := newRelay(t, Options{})
-		port := open(t, r, f).Port()
+		port := openDoor(t, r, f).Port()
 		got, err := ask(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))
 		if c.allows && (got != "hello" || err != nil) {
 			t.Errorf("%+v: got %q, %v; want the greeting", c, got, err)
@@ -336,7 +337,7 @@ func TestSlowReaderIsNotIdle(t *testing.T) {
 	narrow := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10) })
 	}}
-	client, err := narrow.Dial("tcp", open(t, r, f).String())
+	client, err := narrow.Dial("tcp", openDoor(t, r, f).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,40 +366,47 @@ func TestSlowReaderIsNotIdle(t *testing.T) {
 	}
 }
 
+// The backend's socket is made ready for waiting only once the connection is
+// no short one: when its dial would have timed out.
 func TestSocketsAreTunedForWaiting(t *testing.T) {
 	r := newRelay(t, Options{})
-	client, backend := through(t, r, nil)
+	client, backend := through(t, r, func(f *edge.Frontend) { f.ConnectTimeout = 200 * time.Millisecond })
 	io.WriteString(client, "x")
 	io.ReadFull(backend, make([]byte, 1))
-	options := func(side syscall.Conn) (noDelay, keepAlive, protocol int) {
-		raw, err := side.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
+	options := func(fd int32) string {
+		value := func(level, option int) int {
+			n, err := unix.GetsockoptInt(int(fd), level, option)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
 		}
-		raw.Control(func(fd uintptr) {
-			noDelay, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY)
-			keepAlive, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE)
-			protocol, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
-		})
-		return noDelay, keepAlive, protocol
+		return fmt.Sprint(value(unix.SOL_SOCKET, unix.SO_PROTOCOL), value(unix.IPPROTO_TCP, unix.TCP_NODELAY),
+			value(unix.SOL_SOCKET, unix.SO_KEEPALIVE), value(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE),
+			value(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), value(unix.IPPROTO_TCP, unix.TCP_KEEPCNT))
 	}
+	want := fmt.Sprint(unix.IPPROTO_TCP, 1, 1, keepaliveIdle, keepaliveInterval, keepaliveProbes)
+	for _, name := range []string{"client", "server"} {
+		var got string
+		netnstest.Eventually(t, patience, name+" is tuned", func() bool {
+			eachConn(r, func(c *conn) {
+				s := c.client
+				if name == "server" {
+					s = c.server
+				}
+				got = options(s.fd)
+			})
+			return got == want
+		})
+	}
+}
+
+// eachConn calls f for every connection, in its loop's thread.
+func eachConn(r *Relay, f func(*conn)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, d := range r.doors {
-		if _, _, protocol := options(d.listener); protocol != unix.IPPROTO_TCP {
-			t.Errorf("the door's protocol is %d, want TCP", protocol)
-		}
-	}
-	r.connsMu.Lock()
-	defer r.connsMu.Unlock()
-	for c := range r.conns {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for name, side := range map[string]*net.TCPConn{"client": c.client, "server": c.server} {
-			if noDelay, keepAlive, protocol := options(side); noDelay != 1 || keepAlive != 1 || protocol != unix.IPPROTO_TCP {
-				t.Errorf("%s: TCP_NODELAY %d, SO_KEEPALIVE %d, SO_PROTOCOL %d", name, noDelay, keepAlive, protocol)
-			}
-		}
+	for _, l := range r.loops {
+		l.call(func() { l.eachConn(f) })
 	}
 }
 
@@ -422,7 +430,7 @@ func BenchmarkPingPong(b *testing.B) {
 	for _, size := range []int{64, 16 << 10} {
 		b.Run(fmt.Sprintf("bytes=%d", size), func(b *testing.B) {
 			r := newRelay(b, Options{})
-			c := dial(b, open(b, r, loopback(upAt(server(b, func(c *net.TCPConn) {
+			c := dial(b, openDoor(b, r, loopback(upAt(server(b, func(c *net.TCPConn) {
 				buf := make([]byte, size)
 				for {
 					if _, err := io.ReadFull(c, buf); err != nil {
@@ -446,7 +454,7 @@ func BenchmarkPingPong(b *testing.B) {
 
 func BenchmarkConnect(b *testing.B) {
 	r := newRelay(b, Options{})
-	addr := open(b, r, loopback(upAt(greeter(b, "hello"))))
+	addr := openDoor(b, r, loopback(upAt(greeter(b, "hello"))))
 	for b.Loop() {
 		if got, err := ask(b, addr); got != "hello" || err != nil {
 			b.Fatal(got, err)

@@ -2,9 +2,7 @@ package relay
 
 import (
 	"maps"
-	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,171 +10,301 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// door is a listening socket, the table that its connections go by and what
-// has been counted. It outlives its socket while connections drain.
+// door is a frontend's place in the machine: its sockets, and the table that
+// what comes through them goes by. It outlives its sockets while connections
+// drain. What it counts is kept by the loops, in a tally each.
 type door struct {
 	key   edge.Door
 	table atomic.Pointer[table]
 	gone  atomic.Bool // closed: who is held gets no backend any more
 
 	// Guarded by Relay.mu.
-	wanted   bool
-	listener *net.TCPListener
-	ifindex  int // that the listener is bound to; 0: none
+	wanted  bool
+	sockets []int    // TCP: one, that all loops accept from; UDP: one for each loop
+	servers []doorServer // of the loops, in their order
+	ifindex int      // that the sockets are bound to; 0: none
+	addr    netip.AddrPort
+	left    map[netip.AddrPort]time.Time // backends that have left the table, and since when
+	closed  time.Time                    // since when the door is not wanted
 
-	mu       sync.Mutex
-	loops    int // accept loops that run
-	count    Stats
-	backends map[netip.AddrPort]*backend
-	mutter   limiter
-}
+	active  atomic.Int64 // connections or sessions, of all loops
+	clients clients
 
-// backend is what a door has counted of one backend. It is kept while the
-// table has the backend or a connection uses it.
-type backend struct {
-	users int // connections and dials
-	count BackendStats
+	mu     sync.Mutex // guards mutter
+	mutter limiter
 }
 
 func newDoor(key edge.Door) *door {
-	return &door{
-		key:      key,
-		count:    Stats{Door: key, Failures: map[Reason]uint64{}},
-		backends: map[netip.AddrPort]*backend{},
+	return &door{key: key, left: map[netip.AddrPort]time.Time{}}
+}
+
+// doorServer is a door's part in one loop: the source of its socket. Its methods
+// are called in the loop's thread.
+type doorServer interface {
+	start(l *loop) error
+	// shut ends it. The socket is closed by others.
+	shut(l *loop)
+}
+
+func (d *door) open() bool { return d.sockets != nil }
+
+func (d *door) setSockets(fds []int, addr netip.AddrPort, loops int) {
+	d.sockets, d.addr, d.servers = fds, addr, make([]doorServer, loops)
+}
+
+// serve starts the door in a loop.
+func (d *door) serve(r *Relay, l *loop, i int) error {
+	if d.key.Protocol == edge.UDP {
+		d.servers[i] = newUDPSocket(r, d, d.sockets[i])
+	} else {
+		d.servers[i] = &acceptor{r: r, d: d, fd: d.sockets[0]}
+	}
+	return d.servers[i].start(l)
+}
+
+// want notes since when the door is not wanted, if it is not.
+func (d *door) want(wanted bool) {
+	if d.wanted && !wanted {
+		d.closed = time.Now()
+		for _, b := range d.table.Load().backends {
+			d.leave(b.Addr)
+		}
+	} else if wanted {
+		d.closed = time.Time{}
+	}
+	d.wanted = wanted
+}
+
+// setTable notes which backends have left with the table before.
+func (d *door) setTable(t *table) {
+	if before := d.table.Swap(t); before != nil {
+		for _, b := range before.backends {
+			d.leave(b.Addr)
+		}
+	}
+	maps.DeleteFunc(d.left, func(addr netip.AddrPort, _ time.Time) bool { return t.serves(addr) })
+}
+
+// leave notes since when a backend gets no new connections; setTable takes
+// back those that still do.
+func (d *door) leave(addr netip.AddrPort) {
+	if _, already := d.left[addr]; !already {
+		d.left[addr] = time.Now()
 	}
 }
 
-func (d *door) acceptLoops(delta int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.loops += delta
+// admit says whether one more connection of a client may come, and counts it
+// if so: release takes it back. limited says whether the client was counted,
+// and goes to release.
+func (d *door) admit(t *table, client netip.Addr) (why Reason, limited bool) {
+	if !t.allows(client) {
+		d.active.Add(1)
+		return SourceRange, false
+	}
+	if n := d.active.Add(1); t.maxConnections > 0 && n > int64(t.maxConnections) {
+		return Limit, false
+	}
+	if t.maxPerClient > 0 {
+		if !d.clients.add(client, t.maxPerClient) {
+			return ClientLimit, false
+		}
+		return "", true
+	}
+	return "", false
 }
 
-// inUse says whether a connection lives or may still come. An accept loop
-// counts what it has accepted before it ends.
-func (d *door) inUse() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.loops > 0 || d.count.Active > 0
+// release undoes admit, whatever that has said.
+func (d *door) release(client netip.Addr, limited bool) {
+	d.active.Add(-1)
+	if limited {
+		d.clients.remove(client)
+	}
 }
 
-func (d *door) draining() uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.count.Active
+// clients counts the connections of each client.
+type clients struct {
+	mu sync.Mutex
+	of map[netip.Addr]int
 }
 
-func (d *door) accepted() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.count.Accepted++
-	d.count.Active++
+func (c *clients) add(client netip.Addr, most int) bool {
+	key := clientKey(client)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of == nil {
+		c.of = map[netip.Addr]int{}
+	}
+	if c.of[key] >= most {
+		return false
+	}
+	c.of[key]++
+	return true
 }
 
-func (d *door) acceptFailed() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.count.AcceptErrors++
+func (c *clients) remove(client netip.Addr) {
+	key := clientKey(client)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of[key]--; c.of[key] == 0 {
+		delete(c.of, key)
+	}
+}
+
+// clientKey is what counts as one client: an IPv4 address, or the /64 that an
+// IPv6 host picks its addresses from (RFC 8981).
+func clientKey(client netip.Addr) netip.Addr {
+	if client.Is6() {
+		if p, err := client.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return client
+}
+
+// tally is what one loop has counted of one door. It belongs to the loop.
+type tally struct {
+	count    Stats // only the counters
+	backends map[netip.AddrPort]*backend
+}
+
+// backend is what a loop has counted of one backend of a door. It is kept
+// while the table has the backend or a connection uses it.
+type backend struct {
+	users int // connections, sessions and dials
+	count BackendStats
+}
+
+// tally returns the loop's counters of a door.
+func (l *loop) tally(d *door) *tally {
+	t := l.doors[d]
+	if t == nil {
+		t = &tally{count: Stats{Failures: map[Reason]uint64{}}, backends: map[netip.AddrPort]*backend{}}
+		l.doors[d] = t
+	}
+	return t
+}
+
+func (t *tally) backend(addr netip.AddrPort) *backend {
+	b := t.backends[addr]
+	if b == nil {
+		b = &backend{count: BackendStats{Addr: addr, Failures: map[Reason]uint64{}}}
+		t.backends[addr] = b
+	}
+	return b
+}
+
+// accepted counts a connection that is there, and has no backend yet.
+func (t *tally) accepted() {
+	t.count.Accepted++
+	t.count.Active++
+	t.count.Waiting++
 }
 
 // failed ends a connection that never got a backend.
-func (d *door) failed(why Reason) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.count.Active--
-	d.count.Failures[why]++
+func (t *tally) failed(why Reason) {
+	t.count.Active--
+	t.count.Waiting--
+	t.count.Failures[why]++
 }
 
-// dialling says that a connection is about to use a backend: settle its
-// outcome with connected and ended, or with dialFailed.
-func (d *door) dialling(addr netip.AddrPort) *backend {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	b := d.backendLocked(addr)
-	b.users++
-	return b
-}
-
-func (d *door) backendLocked(addr netip.AddrPort) *backend {
-	b := d.backends[addr]
-	if b == nil {
-		b = &backend{count: BackendStats{Addr: addr, Failures: map[Reason]uint64{}}}
-		d.backends[addr] = b
-	}
-	return b
-}
-
-func (d *door) dialFailed(b *backend, why Reason) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// dialFailed ends the use of a backend that was being dialled.
+func (t *tally) dialFailed(b *backend, why Reason) {
 	b.users--
 	b.count.Failures[why]++
 }
 
-func (d *door) connected(b *backend) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+func (t *tally) connected(b *backend) {
+	t.count.Waiting--
 	b.count.Connected++
 	b.count.Active++
 }
 
-// moved adds the bytes that one direction of a connection has moved.
-func (d *door) moved(b *backend, toBackend, toClient int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	b.count.BytesToBackend += uint64(toBackend)
-	b.count.BytesToClient += uint64(toClient)
-	d.count.BytesToBackend += uint64(toBackend)
-	d.count.BytesToClient += uint64(toClient)
-}
-
-func (d *door) ended(b *backend, how ending) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// ended ends a connection that had a backend.
+func (t *tally) ended(b *backend, how ending) {
 	b.users--
 	b.count.Active--
-	d.count.Active--
+	t.count.Active--
 	switch how {
 	case endedIdle:
-		d.count.IdleTimeouts++
+		t.count.IdleTimeouts++
 	case endedReset:
-		d.count.Resets++
+		t.count.Resets++
+	case endedDrained:
+		t.count.DrainTimeouts++
+	case endedLost:
+		t.count.Lost++
 	case endedCut:
-		d.count.Cut++
+		t.count.Cut++
 	default:
-		d.count.Finished++
+		t.count.Finished++
 	}
 }
 
 // forgetBackends drops the counters of backends that the table does not name
 // any more, once nothing uses them.
-func (d *door) forgetBackends() {
-	t := d.table.Load()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	maps.DeleteFunc(d.backends, func(addr netip.AddrPort, b *backend) bool {
-		return b.users == 0 && !t.has(addr)
+func (t *tally) forgetBackends(current *table) {
+	maps.DeleteFunc(t.backends, func(addr netip.AddrPort, b *backend) bool {
+		return b.users == 0 && !current.has(addr)
 	})
 }
 
-func (d *door) stats() Stats {
+// sum is what all loops together have counted of one door.
+type sum struct {
+	Stats
+	at map[netip.AddrPort]int // in Backends
+}
+
+func newSum(d *door) sum {
 	t := d.table.Load()
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	s := sum{Stats{Door: d.key, Name: t.name, Zone: t.zone, Failures: map[Reason]uint64{}}, map[netip.AddrPort]int{}}
 	for _, b := range t.backends {
-		d.backendLocked(b.Addr)
+		s.backend(b.Addr)
 	}
-	s := d.count
-	s.Name, s.Zone = t.name, t.zone
-	s.Failures = maps.Clone(s.Failures)
-	for _, b := range d.backends {
-		c := b.count
-		c.Failures = maps.Clone(c.Failures)
-		c.Draining = !t.has(c.Addr)
-		s.Backends = append(s.Backends, c)
-	}
-	slices.SortFunc(s.Backends, func(a, b BackendStats) int { return a.Addr.Compare(b.Addr) })
 	return s
+}
+
+func (s *sum) backend(addr netip.AddrPort) *BackendStats {
+	i, ok := s.at[addr]
+	if !ok {
+		i = len(s.Backends)
+		s.at[addr] = i
+		s.Backends = append(s.Backends, BackendStats{Addr: addr, Failures: map[Reason]uint64{}})
+	}
+	return &s.Backends[i]
+}
+
+func (s *sum) add(t *tally) {
+	c := &t.count
+	s.Accepted += c.Accepted
+	s.Active += c.Active
+	s.Waiting += c.Waiting
+	s.Finished += c.Finished
+	s.Resets += c.Resets
+	s.IdleTimeouts += c.IdleTimeouts
+	s.DrainTimeouts += c.DrainTimeouts
+	s.Lost += c.Lost
+	s.Cut += c.Cut
+	s.AcceptErrors += c.AcceptErrors
+	s.BytesToBackend += c.BytesToBackend
+	s.BytesToClient += c.BytesToClient
+	s.PacketsToBackend += c.PacketsToBackend
+	s.PacketsToClient += c.PacketsToClient
+	s.PacketsDropped += c.PacketsDropped
+	addReasons(s.Failures, c.Failures)
+	for addr, b := range t.backends {
+		of := s.backend(addr)
+		of.Connected += b.count.Connected
+		of.Active += b.count.Active
+		of.BytesToBackend += b.count.BytesToBackend
+		of.BytesToClient += b.count.BytesToClient
+		addReasons(of.Failures, b.count.Failures)
+	}
+}
+
+func addReasons(to, from map[Reason]uint64) {
+	for why, n := range from {
+		to[why] += n
+	}
 }
 
 // complain says whether a line about this door may be logged now, and how many

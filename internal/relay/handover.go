@@ -1,10 +1,12 @@
 package relay
 
 import (
-	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -30,6 +32,7 @@ type HandedSession struct {
 	Client  netip.AddrPort `json:"client"`
 	Local   netip.Addr     `json:"local"` // the address that the client spoke to
 	Ifindex int            `json:"ifindex,omitempty"`
+	Socket  int            `json:"socket"` // of the door's, in their order
 	Backend netip.AddrPort `json:"backend"`
 	Idle    time.Duration  `json:"idle"`
 	File    *os.File       `json:"-"`
@@ -50,8 +53,75 @@ func (h *Handover) Close() {
 // been given them, until Resume; TCP doors go on accepting. When the next
 // process accepts, Close this relay.
 func (r *Relay) Handover() (Handover, error) {
-	return Handover{}, errors.New("not handed over: not built yet")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var h Handover
+	for _, d := range r.doors {
+		for _, fd := range d.sockets {
+			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				h.Close()
+				return Handover{}, fmt.Errorf("relay: hand over %s: %w", d.key, os.NewSyscallError("fcntl", err))
+			}
+			h.Doors = append(h.Doors, HandedDoor{Door: d.key, Ifindex: d.ifindex, File: os.NewFile(uintptr(dup), d.key.String())})
+		}
+	}
+	for i, l := range r.loops {
+		l.call(func() {
+			r.eachUDPLocked(i, func(u *udpSocket) {
+				u.pause(l)
+				for _, s := range u.sessions(l) {
+					s.Socket = i
+					h.Sessions = append(h.Sessions, s)
+				}
+			})
+		})
+	}
+	return h, nil
 }
 
 // Resume takes back what Handover has given up: the next process did not start.
-func (r *Relay) Resume() {}
+func (r *Relay) Resume() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, l := range r.loops {
+		l.call(func() { r.eachUDPLocked(i, func(u *udpSocket) { u.unpause(l) }) })
+	}
+}
+
+func (r *Relay) eachUDPLocked(i int, f func(*udpSocket)) {
+	for _, d := range r.doors {
+		if d.open() {
+			if u, ok := d.servers[i].(*udpSocket); ok {
+				f(u)
+			}
+		}
+	}
+}
+
+// udpSockets is how many sockets each UDP door has. The kernel spreads clients
+// over them: whoever takes them over needs as many loops.
+func (h *Handover) udpSockets() int {
+	n := map[edge.Door]int{}
+	most := 0
+	for _, d := range h.Doors {
+		if d.Door.Protocol == edge.UDP {
+			n[d.Door]++
+			most = max(most, n[d.Door])
+		}
+	}
+	return most
+}
+
+// take returns the sockets of a door, or nil: none fits.
+func (h *Handover) take(key edge.Door, ifindex int) (fds []int) {
+	for _, d := range h.Doors {
+		if d.Door != key || d.Ifindex != ifindex {
+			continue
+		}
+		if fd, err := duplicate(d.File); err == nil {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}

@@ -46,8 +46,8 @@ func inState(b edge.Backend, state edge.BackendState) edge.Backend {
 	return b
 }
 
-// open applies one frontend and returns where its door is.
-func open(t testing.TB, r *Relay, f edge.Frontend) netip.AddrPort {
+// openDoor applies one frontend and returns where its door is.
+func openDoor(t testing.TB, r *Relay, f edge.Frontend) netip.AddrPort {
 	t.Helper()
 	doors := r.Apply([]edge.Frontend{f})
 	if len(doors) != 1 || doors[0].Error != "" {
@@ -177,4 +177,8 @@ func startAt(t testing.TB, addr netip.AddrPort, handle func(*net.TCPConn)) {
 	}
 	t.Cleanup(func() { l.Close() })
 	go serveAll(l, handle)
+}
+
+func addrOf(l *net.TCPListener) netip.AddrPort {
+	return l.Addr().(*net.TCPAddr).AddrPort()
 }

@@ -77,12 +77,12 @@ func deviceIndex(device string) int {
 
 // listen opens the socket. Its errors are for operators: they name what is in
 // the way.
-func listen(at edge.Listen, m *machine) (*net.TCPListener, error) {
+func listen(at edge.Listen, m *machine) (fds []int, addr netip.AddrPort, err error) {
 	if at.Device != "" && m.device(at.Device) == 0 {
-		return nil, fmt.Errorf("listen on %s: there is no interface %s", at, at.Device)
+		return nil, netip.AddrPort{}, fmt.Errorf("listen on %s: there is no interface %s", at, at.Device)
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return bindToDevice(c, at.Device)
+		return errors.Join(bindToDevice(c, at.Device), prepare(c))
 	}}
 	// Go listens on MPTCP sockets by default since 1.24; splice and TCP_INFO are
 	// what relay relies on, and what it knows of them is true of TCP.
@@ -98,9 +98,45 @@ func listen(at edge.Listen, m *machine) (*net.TCPListener, error) {
 	}
 	l, err := lc.Listen(context.Background(), network, net.JoinHostPort(host, strconv.Itoa(int(at.Port))))
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", at, explainListen(err, at, m))
+		return nil, netip.AddrPort{}, fmt.Errorf("listen on %s: %w", at, explainListen(err, at, m))
 	}
-	return l.(*net.TCPListener), nil
+	defer l.Close()
+	a := l.Addr().(*net.TCPAddr).AddrPort()
+	fd, err := duplicate(l.(*net.TCPListener))
+	return []int{fd}, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), err
+}
+
+// boundTo is the address of a socket that was made elsewhere.
+func boundTo(fd int) netip.AddrPort {
+	switch sa, _ := unix.Getsockname(fd); sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	default:
+		return netip.AddrPort{}
+	}
+}
+
+// prepare sets what the sockets of accepted connections are to have: they
+// inherit it.
+func prepare(c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) {
+		setOption(int32(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		keepAlive(int32(fd))
+	})
+}
+
+// duplicate takes a descriptor out of the hands of Go's own poller.
+func duplicate(s syscall.Conn) (fd int, err error) {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	controlErr := raw.Control(func(from uintptr) {
+		fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return fd, errors.Join(controlErr, err)
 }
 
 // bindToDevice is what makes a zone a wall: Linux accepts a packet for any of
@@ -134,11 +170,4 @@ func explainListen(err error, at edge.Listen, m *machine) error {
 		return op.Err
 	}
 	return err
-}
-
-// sourceOf is the address that a connection comes from, without what the
-// socket's family adds to it: ::ffff:10.0.0.1 is 10.0.0.1, fe80::1%eth0 is
-// fe80::1 (a prefix with a zone contains nothing).
-func sourceOf(c *net.TCPConn) netip.Addr {
-	return c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone("")
 }

@@ -76,10 +76,10 @@ func TestNetnsDeviceIsAWall(t *testing.T) {
 		// open to the internet.
 		byAddress := atDevice(t, "")
 		byAddress.Listen.Addr = netip.MustParseAddr(homeEdge4)
-		open(t, r, byAddress)
+		openDoor(t, r, byAddress)
 		from(t, internet, "the internet", homeEdge4+":80", true)
 
-		open(t, r, atDevice(t, "eth1"))
+		openDoor(t, r, atDevice(t, "eth1"))
 		for _, addr := range []string{homeEdge4 + ":80", "[" + homeEdge6 + "]:80", internetEdge4 + ":80", "[" + internetEdge6 + "]:80"} {
 			from(t, home, "home", addr, true)
 			from(t, internet, "the internet", addr, false)
@@ -87,7 +87,7 @@ func TestNetnsDeviceIsAWall(t *testing.T) {
 
 		both := atDevice(t, "eth1")
 		both.Listen.Addr = netip.MustParseAddr(homeEdge4)
-		open(t, r, both)
+		openDoor(t, r, both)
 		from(t, home, "home", homeEdge4+":80", true)
 		from(t, home, "home", internetEdge4+":80", false)
 		from(t, home, "home", "["+homeEdge6+"]:80", false)
@@ -114,9 +114,9 @@ func TestNetnsTwoZonesShareAPort(t *testing.T) {
 		})
 		// From everywhere to one interface, in one call.
 		wide := atDevice(t, "")
-		open(t, r, wide)
+		openDoor(t, r, wide)
 		from(t, nil, "the edge itself", internetEdge4+":80", true)
-		open(t, r, inside)
+		openDoor(t, r, inside)
 		from(t, home, "home", homeEdge4+":80", true)
 		from(t, internet, "the internet", homeEdge4+":80", false)
 	})
@@ -127,7 +127,7 @@ func TestNetnsInterfaceGoesAndComesBack(t *testing.T) {
 		home, _ := newSite(t)
 		r := newRelay(t, Options{})
 		f := atDevice(t, "eth1")
-		open(t, r, f)
+		openDoor(t, r, f)
 		from(t, home, "home", homeEdge4+":80", true)
 
 		netnstest.LinkDel(t, nil, "eth1")
@@ -136,13 +136,13 @@ func TestNetnsInterfaceGoesAndComesBack(t *testing.T) {
 			t.Errorf("without its interface the door is %+v, want error %q", doors[0], want)
 		}
 		cableHome(t, home)
-		open(t, r, f)
+		openDoor(t, r, f)
 		from(t, home, "home", homeEdge4+":80", true)
 
 		// Both between two calls: nothing but the index tells.
 		netnstest.LinkDel(t, nil, "eth1")
 		cableHome(t, home)
-		open(t, r, f)
+		openDoor(t, r, f)
 		from(t, home, "home", homeEdge4+":80", true)
 		if s := r.Stats(); len(s) != 1 || s[0].Accepted != 3 {
 			t.Errorf("Stats = %+v, want the three connections counted on", s)
@@ -155,16 +155,16 @@ func TestNetnsAddressOfADeviceChanges(t *testing.T) {
 		home, _ := newSite(t)
 		r := newRelay(t, Options{})
 		f := atDevice(t, "eth1")
-		open(t, r, f)
+		openDoor(t, r, f)
 		var c net.Conn
 		f.Backends = []edge.Backend{upAt(server(t, echo))}
-		open(t, r, f)
+		openDoor(t, r, f)
 		home.Do(t, func() { c = dial(t, netip.MustParseAddrPort("["+homeEdge6+"]:80")) })
 		say(t, c.(*net.TCPConn), "before")
 		f.Backends = []edge.Backend{upAt(greeter(t, "hello"))}
 		netnstest.AddrDel(t, nil, "eth1", homeEdge4+"/24")
 		netnstest.Addr(t, nil, "eth1", "10.11.12.99/24")
-		open(t, r, f)
+		openDoor(t, r, f)
 		from(t, home, "home", "10.11.12.99:80", true)
 		say(t, c.(*net.TCPConn), "after")
 
@@ -174,7 +174,7 @@ func TestNetnsAddressOfADeviceChanges(t *testing.T) {
 			t.Fatal("a door opened at an address that the machine does not have")
 		}
 		netnstest.Addr(t, nil, "eth1", "10.11.12.100/24")
-		open(t, r, f)
+		openDoor(t, r, f)
 		from(t, home, "home", "10.11.12.100:81", true)
 	})
 }
@@ -189,7 +189,7 @@ func TestNetnsSourceRangesSeeTheClient(t *testing.T) {
 			v4, v6  bool
 		}{{"10.11.12.0/24", true, false}, {"fd12::7/128", false, true}, {"10.11.13.0/24", false, false}} {
 			f.SourceRanges = []netip.Prefix{netip.MustParsePrefix(c.sources)}
-			open(t, r, f)
+			openDoor(t, r, f)
 			home.Do(t, func() {
 				_, err4 := ask(t, netip.MustParseAddrPort(homeEdge4+":80"))
 				_, err6 := ask(t, netip.MustParseAddrPort("["+homeEdge6+"]:80"))

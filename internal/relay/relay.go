@@ -1,7 +1,7 @@
-// Package relay is the userspace TCP data plane: it owns the listening sockets
-// of the frontends it is given and the connections that come through them. What
-// should be open, and which backends are up, is decided elsewhere; relay never
-// reads a configuration.
+// Package relay is the userspace data plane for TCP and UDP: it owns the
+// sockets of the frontends it is given, and the connections and sessions that
+// come through them. What should be open, and which backends are up, is
+// decided elsewhere; relay never reads a configuration.
 //
 //	r := relay.New(log, relay.Options{OnDialError: hurry})
 //	for _, door := range r.Apply(frontends) { // as often as the frontends change
@@ -10,7 +10,36 @@
 //	defer r.Close(ctx) // drains until ctx ends
 //
 // A connection keeps the backend it was given for as long as it lives: no
-// Apply cuts it, not even one that removes its frontend.
+// Apply cuts it, not even one that removes its frontend, unless that has a
+// drain time.
+//
+// # The engine
+//
+// There is one loop (loop.go) for each core: a thread that waits in epoll_wait
+// and hands each event to the source that the descriptor belongs to. A source
+// is a door's socket (acceptor, udpSocket), one side of a connection, or a
+// session. What a loop has accepted it keeps to its end, with its counters, so
+// that nothing on the way of a byte needs a lock.
+//
+//	           Apply, Stats, Close: any goroutine
+//	               │ post, call
+//	┌──────────────▼─────────────────────────── loop, one per core ─┐
+//	│ epoll ──► acceptor ──► conn: held ◄─► dialling ──► open        │
+//	│   │        admit        begin     dial             │           │
+//	│   │                                                ▼           │
+//	│   ├─────► side.ready ───────────► pump: read, write; or, for   │
+//	│   │                                bulky flows, splice ─► pipe │
+//	│   ├─────► udpSocket ──► session                                │
+//	│   └─────► wakeup (the inbox)                                   │
+//	│ wheel ──► expired: dials, waiting, looking after, dying        │
+//	│ tally: counters of each door and backend                       │
+//	└────────────────────────────────────────────────────────────────┘
+//
+// pump is the heart: it moves bytes from one side to the other until there are
+// none, the other side takes no more, or others should have their turn. What
+// was read and not taken (at most a buffer, or a pipe) is kept in the side that
+// it is for, and nothing more is read for it: that is the back-pressure. An end
+// is passed on as an end, a reset as a reset, each after what was said before.
 package relay
 
 import (
@@ -20,10 +49,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
+	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"e13.dev/gatehouse/internal/edge"
@@ -32,8 +63,8 @@ import (
 // Options are what a Relay can be told once. The zero Options work.
 type Options struct {
 	// OnDialError is called, if set, each time a backend could not be dialled,
-	// from the goroutine of the connection: it must not block. Failures that
-	// are this machine's (no descriptor or port left) are not reported.
+	// by a loop: it must not block. Failures that are this machine's (no
+	// descriptor or port left) are not reported.
 	OnDialError func(addr netip.AddrPort, err error)
 
 	// Adopt is what the process before this one has handed over. Apply uses its
@@ -50,34 +81,63 @@ type DoorStatus struct {
 	Error string         `json:"error,omitempty"` // why nothing listens
 }
 
-// Relay relays TCP connections from doors to backends. Its methods may be
-// called from any goroutine.
+// Relay relays connections and datagrams from doors to backends. Its methods
+// may be called from any goroutine.
 type Relay struct {
 	log  *slog.Logger
 	opts Options
 
-	// dialing ends when Close has waited long enough.
-	dialing     context.Context
-	stopDialing context.CancelFunc
-	running     sync.WaitGroup // accept loops and connections
+	// live is how many TCP connections there are. Once closing, whoever makes it
+	// zero closes drained.
+	live     atomic.Int64
+	closing  atomic.Bool
+	drained  chan struct{}
+	sayDrain sync.Once
+
+	loops []*loop // set by the first Apply; read by the loops
 
 	mu     sync.Mutex
 	closed bool
 	doors  map[edge.Door]*door // wanted ones, and removed ones with connections left
 	status []DoorStatus        // of the frontends of the last Apply, in their order
+	drain  *time.Timer         // set if something's drain time runs
 
 	holders map[edge.Listen]holders // of taken ports
-
-	connsMu sync.Mutex
-	cut     bool
-	conns   map[*conn]struct{}
 }
 
 // New returns a Relay without doors. It starts nothing.
 func New(log *slog.Logger, opts Options) *Relay {
-	r := &Relay{log: log, opts: opts, doors: map[edge.Door]*door{}, holders: map[edge.Listen]holders{}, conns: map[*conn]struct{}{}}
-	r.dialing, r.stopDialing = context.WithCancel(context.Background())
-	return r
+	return &Relay{
+		log: log, opts: opts, drained: make(chan struct{}),
+		doors: map[edge.Door]*door{}, holders: map[edge.Listen]holders{},
+	}
+}
+
+// A machine with more cores than this has better uses for them.
+const maxLoops = 16
+
+// startLocked starts the loops, once there is something for them to do.
+func (r *Relay) startLocked() error {
+	if r.loops != nil {
+		return nil
+	}
+	began := time.Now()
+	var loops []*loop
+	for range cmp.Or(r.opts.Adopt.udpSockets(), min(runtime.GOMAXPROCS(0), maxLoops)) {
+		l, err := newLoop(began, rand.Uint64N)
+		if err != nil {
+			for _, l := range loops {
+				l.close()
+			}
+			return err
+		}
+		loops = append(loops, l)
+	}
+	r.loops = loops
+	for _, l := range loops {
+		go l.run()
+	}
+	return nil
 }
 
 // Apply makes the doors of the frontends, and no others, accept connections.
@@ -99,91 +159,188 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 	}
 	m := newMachine(r.holders)
 	// Close first: a port may move from one interface to another in one call.
+	removed, moved := map[*door]bool{}, map[*door]bool{}
 	for key, d := range r.doors {
 		switch {
 		case !wanted[key] || r.closed:
 			d.gone.Store(true)
-			r.shutLocked(d, "removed")
-		case d.listener != nil && key.Listen.Device != "" && d.ifindex != m.device(key.Listen.Device):
-			r.shutLocked(d, "interface has gone or changed")
+			removed[d] = true
+		case d.open() && key.Listen.Device != "" && d.ifindex != m.device(key.Listen.Device):
+			moved[d] = true
 		}
-		d.wanted = wanted[key] && !r.closed
+		d.want(wanted[key] && !r.closed)
 	}
+	r.shutLocked(removed, "removed")
+	r.shutLocked(moved, "interface has gone or changed")
 
+	var opened []*door
 	r.status = make([]DoorStatus, 0, len(frontends))
 	seen := make(map[edge.Door]string, len(frontends))
 	for _, f := range frontends {
 		s := DoorStatus{Door: f.Door, Name: f.Name}
 		if first, again := seen[f.Door]; again {
 			s.Error = fmt.Sprintf("%s is already the door of %s", f.Door, first)
-		} else if addr, err := r.openLocked(f, m); err != nil {
+		} else if d, fresh, err := r.openLocked(f, m); err != nil {
 			s.Error = err.Error()
 		} else {
-			s.Addr = addr
+			s.Addr = d.addr
+			if fresh {
+				opened = append(opened, d)
+				r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "why", f.Why)
+			}
 		}
 		seen[f.Door] = cmp.Or(seen[f.Door], f.Name, "another frontend")
 		r.status = append(r.status, s)
 	}
+	r.serveLocked(opened)
+	r.adoptSessionsLocked()
+	r.opts.Adopt.Close()
+	r.opts.Adopt = Handover{}
 	maps.DeleteFunc(r.holders, func(_ edge.Listen, h holders) bool { return time.Since(h.seen) > holdersAge })
-	r.forgetLocked()
+	r.collectLocked()
+	r.drainLocked()
 	return slices.Clone(r.status)
 }
 
-// openLocked gives the frontend's door its new table and sees that it accepts.
-func (r *Relay) openLocked(f edge.Frontend, m *machine) (netip.AddrPort, error) {
+// openLocked gives the frontend's door its new table and sees that it has its
+// sockets. fresh says that they are new, and serveLocked is to be called.
+func (r *Relay) openLocked(f edge.Frontend, m *machine) (d *door, fresh bool, err error) {
 	if r.closed {
-		return netip.AddrPort{}, errors.New("the relay is closed")
+		return nil, false, errors.New("the relay is closed")
 	}
-	if f.Protocol != edge.TCP {
-		return netip.AddrPort{}, fmt.Errorf("the relay does not speak %s", f.Protocol)
+	if err := r.startLocked(); err != nil {
+		return nil, false, err
 	}
-	d := r.doors[f.Door]
+	d = r.doors[f.Door]
 	if d == nil {
 		d = newDoor(f.Door)
 		r.doors[f.Door] = d
 	}
-	d.wanted = true
-	d.gone.Store(false)
+	d.want(true)
 	// The table before the socket: the first connection must find it.
-	d.table.Store(newTable(f))
-	if d.listener != nil {
-		return addrOf(d.listener), nil
+	d.setTable(newTable(f))
+	d.gone.Store(false)
+	if d.open() {
+		return d, false, nil
 	}
-	l, err := listen(f.Listen, m)
+	d.ifindex = m.device(f.Listen.Device)
+	if fds := r.opts.Adopt.take(f.Door, d.ifindex); fds != nil {
+		d.setSockets(fds, boundTo(fds[0]), len(r.loops))
+		return d, true, nil
+	}
+	var fds []int
+	var addr netip.AddrPort
+	switch f.Protocol {
+	case edge.TCP:
+		fds, addr, err = listen(f.Listen, m)
+	case edge.UDP:
+		fds, addr, err = listenUDP(f.Listen, m, len(r.loops))
+	default:
+		err = fmt.Errorf("the relay does not speak %s", f.Protocol)
+	}
 	if err != nil {
-		return netip.AddrPort{}, err
+		return nil, false, err
 	}
-	d.listener, d.ifindex = l, m.devices[f.Listen.Device]
-	d.acceptLoops(+1)
-	r.running.Add(1)
-	go r.acceptAll(d, l)
-	r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "why", f.Why)
-	return addrOf(l), nil
+	d.setSockets(fds, addr, len(r.loops))
+	return d, true, nil
 }
 
-// shutLocked closes the door's socket; its connections live on.
-func (r *Relay) shutLocked(d *door, why string) {
-	if d.listener == nil {
+// serveLocked has the loops serve doors that have been opened.
+func (r *Relay) serveLocked(doors []*door) {
+	for i, l := range r.loops {
+		l.call(func() {
+			for _, d := range doors {
+				if err := d.serve(r, l, i); err != nil {
+					// Out of memory, or of what a user may watch (max_user_watches).
+					r.log.Error("a loop cannot serve a frontend", "door", d.key.String(), "err", err)
+				}
+			}
+		})
+	}
+}
+
+// adoptSessionsLocked gives the UDP sessions that were handed over to the loops
+// that hear their clients.
+func (r *Relay) adoptSessionsLocked() {
+	for i, l := range r.loops {
+		l.call(func() {
+			for _, s := range r.opts.Adopt.Sessions {
+				if d := r.doors[s.Door]; s.Socket == i && d != nil && d.open() {
+					d.servers[i].(*udpSocket).adopt(l, s)
+				}
+			}
+		})
+	}
+}
+
+// shutLocked closes the doors' sockets; their connections live on. Nothing is
+// accepted afterwards.
+func (r *Relay) shutLocked(doors map[*door]bool, why string) {
+	maps.DeleteFunc(doors, func(d *door, _ bool) bool { return !d.open() })
+	if len(doors) == 0 {
 		return
 	}
-	// Returns when the descriptor is closed: nothing is accepted afterwards.
-	if err := d.listener.Close(); err != nil {
-		r.log.Warn("closing a door failed", "door", d.key.String(), "err", err)
+	for i, l := range r.loops {
+		l.call(func() {
+			for d := range doors {
+				d.servers[i].shut(l)
+			}
+		})
 	}
-	d.listener, d.ifindex = nil, 0
-	r.log.Info("frontend closed", "frontend", d.table.Load().name, "listen", d.key.String(), "reason", why,
-		"draining", d.draining())
+	for d := range doors {
+		for _, fd := range d.sockets {
+			closeFD(int32(fd))
+		}
+		d.sockets, d.servers, d.addr = nil, nil, netip.AddrPort{}
+		r.log.Info("frontend closed", "frontend", d.table.Load().name, "listen", d.key.String(), "reason", why,
+			"draining", d.active.Load())
+	}
 }
 
-// forgetLocked drops removed doors that have no connection left, and likewise
-// the counters of removed backends.
-func (r *Relay) forgetLocked() {
-	for key, d := range r.doors {
-		if !d.wanted && !d.inUse() {
-			delete(r.doors, key)
+// drainLocked ends what has had its drain time, and sees that it is called
+// again when the next has.
+func (r *Relay) drainLocked() {
+	if r.drain != nil {
+		r.drain.Stop()
+	}
+	if r.closed {
+		return
+	}
+	now := time.Now()
+	var next time.Duration
+	for _, d := range r.doors {
+		t := d.table.Load()
+		if t.drainTimeout <= 0 {
 			continue
 		}
-		d.forgetBackends()
+		for addr, since := range d.left {
+			left := t.drainTimeout - now.Sub(since)
+			if left > 0 {
+				if next == 0 || left < next {
+					next = left
+				}
+				continue
+			}
+			for i, l := range r.loops {
+				var u *udpSocket
+				if d.open() {
+					u, _ = d.servers[i].(*udpSocket)
+				}
+				l.post(func() {
+					l.drained(d, addr)
+					if u != nil {
+						u.drained(l, addr)
+					}
+				})
+			}
+		}
+	}
+	if next > 0 {
+		r.drain = time.AfterFunc(next, func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.drainLocked()
+		})
 	}
 }
 
@@ -196,53 +353,61 @@ func (r *Relay) Doors() []DoorStatus {
 
 // Close stops accepting at once, waits for the connections to end by
 // themselves, and resets those that are left when ctx ends; it returns how
-// many as an error. A closed Relay cannot be opened again.
+// many as an error. UDP sessions have no end to wait for. A closed Relay
+// cannot be opened again.
 func (r *Relay) Close(ctx context.Context) error {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.closed = true
+	all := map[*door]bool{}
 	for _, d := range r.doors {
-		r.shutLocked(d, "stopping")
-		d.wanted = false
+		all[d] = true
+		d.want(false)
 	}
+	r.shutLocked(all, "stopping")
 	for i := range r.status {
 		r.status[i].Addr, r.status[i].Error = netip.AddrPort{}, "the relay is closed"
 	}
-	r.mu.Unlock()
-
-	drained := make(chan struct{})
-	go r.signalDrained(drained)
-	select {
-	case <-drained:
-		r.stopDialing()
-		return nil
-	case <-ctx.Done():
+	r.closing.Store(true)
+	if r.live.Load() > 0 {
+		r.mu.Unlock() // Stats shows how it goes
+		select {
+		case <-r.drained:
+		case <-ctx.Done():
+		}
+		r.mu.Lock()
 	}
-	r.stopDialing()
-	n := r.cutAll()
-	<-drained
+	n := r.cutLocked()
+	if r.drain != nil {
+		r.drain.Stop()
+	}
 	if n == 0 {
 		return nil
 	}
 	return fmt.Errorf("%d connections cut: %w", n, context.Cause(ctx))
 }
 
-func (r *Relay) signalDrained(drained chan<- struct{}) {
-	r.running.Wait()
-	close(drained)
-}
-
-// cutAll resets every connection and lets no other begin.
-func (r *Relay) cutAll() int {
-	r.connsMu.Lock()
-	defer r.connsMu.Unlock()
-	r.cut = true
-	for c := range r.conns {
-		c.reset()
+// cutLocked resets every connection and ends the loops. It returns how many
+// there were.
+func (r *Relay) cutLocked() (n int) {
+	for _, l := range r.loops {
+		l.call(func() {
+			l.eachConn(func(c *conn) {
+				n++
+				c.cut(l)
+			})
+		})
 	}
-	return len(r.conns)
+	for _, l := range r.loops {
+		l.stop()
+		<-l.ended
+	}
+	return n
 }
 
-func addrOf(l *net.TCPListener) netip.AddrPort {
-	a := l.Addr().(*net.TCPAddr).AddrPort()
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+// left is called when a connection is no more.
+func (r *Relay) left() {
+	if r.live.Add(-1) == 0 && r.closing.Load() {
+		r.sayDrain.Do(func() { close(r.drained) })
+	}
 }

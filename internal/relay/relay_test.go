@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,14 +24,14 @@ func TestApplyTwiceChangesNothing(t *testing.T) {
 	r := newRelay(t, Options{})
 	f := loopback(upAt(server(t, echo)))
 	first := r.Apply([]edge.Frontend{f})
-	listener := r.doors[f.Door].listener
+	listener := r.doors[f.Door].sockets[0]
 	c := dial(t, first[0].Addr)
 	say(t, c, "before")
 	second := r.Apply([]edge.Frontend{f})
 	if len(second) != 1 || second[0] != first[0] {
 		t.Errorf("second Apply = %+v, want %+v", second, first)
 	}
-	if r.doors[f.Door].listener != listener {
+	if r.doors[f.Door].sockets[0] != listener {
 		t.Error("the second Apply opened another socket")
 	}
 	say(t, c, "after")
@@ -41,14 +42,14 @@ func TestApplyTwiceChangesNothing(t *testing.T) {
 
 func TestNewTableLeavesConnectionsAlone(t *testing.T) {
 	r := newRelay(t, Options{})
-	addr := open(t, r, loopback(upAt(server(t, echo))))
+	addr := openDoor(t, r, loopback(upAt(server(t, echo))))
 	c := dial(t, addr)
 	say(t, c, "before")
 
 	other := greeter(t, "other")
 	f := loopback(upAt(other))
 	f.SourceRanges = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	if again := open(t, r, f); again != addr {
+	if again := openDoor(t, r, f); again != addr {
 		t.Fatalf("the door moved from %v to %v", addr, again)
 	}
 	say(t, c, "after")
@@ -75,7 +76,7 @@ func TestNewTableLeavesConnectionsAlone(t *testing.T) {
 func TestRemovedDoorIsClosedAndDrains(t *testing.T) {
 	r := newRelay(t, Options{})
 	f := loopback(upAt(server(t, echo)))
-	addr := open(t, r, f)
+	addr := openDoor(t, r, f)
 	c := dial(t, addr)
 	say(t, c, "before")
 	r.Apply(nil)
@@ -97,9 +98,9 @@ func TestPortMovesBetweenDoorsInOneApply(t *testing.T) {
 	narrow.Listen.Port = refusing(t).Port()
 	wide := narrow
 	wide.Listen.Addr = netip.Addr{}
-	open(t, r, narrow)
-	open(t, r, wide)
-	open(t, r, narrow)
+	openDoor(t, r, narrow)
+	openDoor(t, r, wide)
+	openDoor(t, r, narrow)
 	if got, err := ask(t, netip.AddrPortFrom(narrow.Listen.Addr, narrow.Listen.Port)); got != "hello" || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
@@ -120,7 +121,7 @@ func TestTakenPortNamesItsHolderAndIsTriedAgain(t *testing.T) {
 		t.Errorf("Doors = %+v, want what Apply said", got)
 	}
 	l.Close()
-	if got, err := ask(t, open(t, r, f)); got != "hello" || err != nil {
+	if got, err := ask(t, openDoor(t, r, f)); got != "hello" || err != nil {
 		t.Errorf("after the port was free: %q, %v", got, err)
 	}
 }
@@ -161,7 +162,7 @@ func TestUnspecifiedAddressIsOfItsFamily(t *testing.T) {
 	} else {
 		t.Logf("no IPv6 here (%v): only IPv4 is looked at", err)
 		f.Listen.Addr = netip.Addr{}
-		if !dials("127.0.0.1", open(t, r, f).Port()) {
+		if !dials("127.0.0.1", openDoor(t, r, f).Port()) {
 			t.Error("a door without an address does not accept IPv4")
 		}
 		return
@@ -175,7 +176,7 @@ func TestUnspecifiedAddressIsOfItsFamily(t *testing.T) {
 		{netip.IPv6Unspecified(), false, true},
 	} {
 		f.Listen.Addr = c.addr
-		port := open(t, r, f).Port()
+		port := openDoor(t, r, f).Port()
 		if v4, v6 := dials("127.0.0.1", port), dials("::1", port); v4 != c.v4 || v6 != c.v6 {
 			t.Errorf("door at %v: IPv4 %t, IPv6 %t; want %t, %t", c.addr, v4, v6, c.v4, c.v6)
 		}
@@ -184,7 +185,7 @@ func TestUnspecifiedAddressIsOfItsFamily(t *testing.T) {
 
 func TestCloseDrainsThenCuts(t *testing.T) {
 	r := newRelay(t, Options{})
-	addr := open(t, r, loopback(upAt(server(t, echo))))
+	addr := openDoor(t, r, loopback(upAt(server(t, echo))))
 	stays, leaves := dial(t, addr), dial(t, addr)
 	say(t, stays, "hello")
 	say(t, leaves, "hello")
@@ -214,7 +215,7 @@ func TestCloseDrainsThenCuts(t *testing.T) {
 
 func TestCloseWithoutConnectionsIsAtOnce(t *testing.T) {
 	r := newRelay(t, Options{})
-	addr := open(t, r, loopback(upAt(greeter(t, "hello"))))
+	addr := openDoor(t, r, loopback(upAt(greeter(t, "hello"))))
 	if _, err := ask(t, addr); err != nil {
 		t.Fatal(err)
 	}
@@ -225,11 +226,11 @@ func TestCloseWithoutConnectionsIsAtOnce(t *testing.T) {
 	}
 }
 
-// Without a free descriptor accepting fails; the client waits, and is served
-// when there is one again.
+// Without any descriptor a client can not even be turned away; it waits, and is
+// served when there is one again.
 func TestAcceptRecoversFromExhaustion(t *testing.T) {
 	r := newRelay(t, Options{})
-	addr := open(t, r, loopback(upAt(greeter(t, "hello"))))
+	addr := openDoor(t, r, loopback(upAt(greeter(t, "hello"))))
 	// The client's descriptor has to be there before.
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -238,14 +239,13 @@ func TestAcceptRecoversFromExhaustion(t *testing.T) {
 	defer unix.Close(fd)
 	stats := func() Stats { return r.Stats()[0] }
 
-	giveBack := exhaustDescriptors(t)
+	giveBack := exhaustDescriptors(t, 0)
 	began := time.Now()
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
 		t.Fatal(err)
 	}
 	netnstest.Eventually(t, patience, "accept failed three times", func() bool { return stats().AcceptErrors >= 3 })
-	// The pauses are 5, 10, 20, ... 100 ms.
-	if n, most := stats().AcceptErrors, uint64(time.Since(began)/(5*time.Millisecond))+2; n > most {
+	if n, most := stats().AcceptErrors, uint64(len(r.loops))*(uint64(time.Since(began)/acceptPause)+2); n > most {
 		t.Errorf("accept was tried %d times in %v: it spins", n, time.Since(began))
 	}
 	giveBack()
@@ -258,16 +258,80 @@ func TestAcceptRecoversFromExhaustion(t *testing.T) {
 	}
 }
 
-// exhaustDescriptors lets this process open no other descriptor.
-func exhaustDescriptors(t *testing.T) (giveBack func()) {
+// With every descriptor in use new clients are turned away at once, those that
+// are there stay, and when one is given back the next client is served.
+func TestExhaustionShedsNewConnectionsOnly(t *testing.T) {
+	r := newRelay(t, Options{})
+	addr := openDoor(t, r, loopback(upAt(server(t, echo))))
+	old := dial(t, addr)
+	say(t, old, "before")
+	fds := make([]int, 8)
+	for i := range fds {
+		var err error
+		if fds[i], err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fds[i])
+	}
+	giveBack := exhaustDescriptors(t, highestDescriptor(t)+1)
+	// Fill the gaps below the limit.
+	var fill []int
+	for {
+		fd, err := unix.Dup(fds[0])
+		if err != nil {
+			break
+		}
+		fill = append(fill, fd)
+	}
+	for _, fd := range fds {
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)})
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
+			continue // turned away already
+		}
+		if _, err := unix.Read(fd, make([]byte, 1)); err != unix.ECONNRESET { //nolint:errorlint // an errno as it is
+			t.Errorf("a client that was too many read %v, want a reset", err)
+		}
+	}
+	say(t, old, "during")
+	giveBack()
+	for _, fd := range fill {
+		unix.Close(fd)
+	}
+	say(t, dial(t, addr), "after")
+	s := r.Stats()[0]
+	checkSums(t, s)
+	if s.Failures[Exhausted] != uint64(len(fds)) || s.AcceptErrors == 0 {
+		t.Errorf("%d connections turned away for exhaustion and %d errors of accept; want %d and some", s.Failures[Exhausted], s.AcceptErrors, len(fds))
+	}
+}
+
+func highestDescriptor(t *testing.T) uint64 {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var highest uint64
+	for _, e := range entries {
+		n, err := strconv.ParseUint(e.Name(), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		highest = max(highest, n)
+	}
+	return highest
+}
+
+// exhaustDescriptors lets this process open no descriptor from limit on.
+func exhaustDescriptors(t *testing.T, limit uint64) (giveBack func()) {
 	t.Helper()
 	var before unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)
 	}
-	none := before
-	none.Cur = 0
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+	less := before
+	less.Cur = limit
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &less); err != nil {
 		t.Fatal(err)
 	}
 	giveBack = sync.OnceFunc(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &before) })

@@ -2,9 +2,7 @@ package relay
 
 import (
 	"cmp"
-	"context"
-	"errors"
-	"net"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -28,9 +26,10 @@ const (
 	Refused     Reason = "refused"
 	Timeout     Reason = "timeout"
 	Unreachable Reason = "unreachable"
-	Exhausted   Reason = "exhausted" // this machine has no descriptor, port or memory left
-	Stopping    Reason = "stopping"  // the relay was closed meanwhile
-	Closed      Reason = "closed"    // the frontend was closed, or closed to the client, meanwhile
+	Exhausted   Reason = "exhausted"   // this machine has no descriptor, port or memory left
+	ClientGone  Reason = "client_gone" // before a backend had been found
+	Stopping    Reason = "stopping"    // the relay was closed meanwhile
+	Closed      Reason = "closed"      // the frontend was closed, or closed to the client, meanwhile
 	OtherError  Reason = "other"
 )
 
@@ -84,37 +83,85 @@ type BackendStats struct {
 func (r *Relay) Stats() []Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.forgetLocked()
-	all := make([]Stats, 0, len(r.doors))
-	for _, d := range r.doors {
-		s := d.stats()
-		s.Draining = !d.wanted
-		all = append(all, s)
-	}
-	slices.SortFunc(all, func(a, b Stats) int { return compareListen(a.Listen, b.Listen) })
+	all := r.collectLocked()
+	slices.SortFunc(all, func(a, b Stats) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), compareListen(a.Listen, b.Listen))
+	})
 	return all
 }
 
-// compareListen orders the doors of one protocol, the only one there is here.
+// A loop is asked for the counters of so many doors at a time: it moves no
+// bytes meanwhile.
+const statsBatch = 64
+
+// collectLocked sums up what the loops have counted, and forgets the doors and
+// backends that are neither wanted nor used any more.
+func (r *Relay) collectLocked() []Stats {
+	all := make([]Stats, 0, len(r.doors))
+	for doors := range slices.Chunk(slices.Collect(maps.Values(r.doors)), statsBatch) {
+		sums := make([]sum, len(doors))
+		for i, d := range doors {
+			sums[i] = newSum(d)
+		}
+		for _, l := range r.loops {
+			l.call(func() {
+				for i, d := range doors {
+					if t := l.doors[d]; t != nil {
+						t.forgetBackends(d.table.Load())
+						sums[i].add(t)
+					}
+				}
+			})
+		}
+		for i, d := range doors {
+			if s, ok := r.finishLocked(d, sums[i].Stats); ok {
+				all = append(all, s)
+			}
+		}
+	}
+	return all
+}
+
+// finishLocked adds what the loops do not know, or drops a door that is done.
+func (r *Relay) finishLocked(d *door, s Stats) (Stats, bool) {
+	if !d.wanted && d.active.Load() == 0 {
+		delete(r.doors, d.key)
+		for _, l := range r.loops {
+			l.post(func() { delete(l.doors, d) })
+		}
+		return Stats{}, false
+	}
+	t := d.table.Load()
+	s.Draining, s.DrainingSince, s.DrainTimeout = !d.wanted, d.closed, t.drainTimeout
+	for i := range s.Backends {
+		b := &s.Backends[i]
+		if since, left := d.left[b.Addr]; left && (b.Active > 0 || !t.has(b.Addr)) {
+			b.Draining, b.DrainingSince = true, since
+		}
+	}
+	maps.DeleteFunc(d.left, func(addr netip.AddrPort, _ time.Time) bool {
+		return !t.has(addr) && !slices.ContainsFunc(s.Backends, func(b BackendStats) bool { return b.Addr == addr })
+	})
+	slices.SortFunc(s.Backends, func(a, b BackendStats) int { return a.Addr.Compare(b.Addr) })
+	return s, true
+}
+
+// compareListen orders the doors of one protocol.
 func compareListen(a, b edge.Listen) int {
 	return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Device, b.Device), a.Addr.Compare(b.Addr))
 }
 
 // reasonOf tells why a dial failed.
-func reasonOf(err error) Reason {
-	var timeout net.Error
-	switch {
-	case errors.Is(err, context.Canceled):
-		return Stopping
-	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET):
+func reasonOf(errno unix.Errno) Reason {
+	switch errno {
+	case unix.ECONNREFUSED, unix.ECONNRESET:
 		return Refused
-	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+	case unix.EHOSTUNREACH, unix.ENETUNREACH:
 		return Unreachable
-	// EADDRNOTAVAIL: every local port has a connection to that backend.
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS),
-		errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EADDRNOTAVAIL):
+	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM,
+		unix.EADDRNOTAVAIL: // every local port has a connection to that backend
 		return Exhausted
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case unix.ETIMEDOUT:
 		return Timeout
 	default:
 		return OtherError

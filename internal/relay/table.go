@@ -8,7 +8,13 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-const defaultConnectTimeout = 3 * time.Second
+const (
+	defaultConnectTimeout = 3 * time.Second
+
+	// A UDP session has no end of its own: RFC 4787, section 4.3 asks NATs for
+	// two minutes or more, balancers of requests and answers need far less.
+	defaultUDPIdleTimeout = 30 * time.Second
+)
 
 // table is what a new connection goes by: one frontend, made ready for
 // choosing. It does not change; a door gets another one.
@@ -18,6 +24,9 @@ type table struct {
 	anySource      bool
 	connectTimeout time.Duration
 	idleTimeout    time.Duration
+	drainTimeout   time.Duration
+	maxConnections int            // 0: no limit
+	maxPerClient   int            // 0: no limit
 	backends       []edge.Backend // all, for Stats
 	up, pending    []edge.Backend // those that take connections
 }
@@ -30,10 +39,16 @@ func newTable(f edge.Frontend) *table {
 		anySource:      f.SourceRanges == nil,
 		connectTimeout: f.ConnectTimeout,
 		idleTimeout:    f.IdleTimeout,
+		drainTimeout:   f.DrainTimeout,
+		maxConnections: f.MaxConnections,
+		maxPerClient:   f.MaxConnectionsPerClient,
 		backends:       slices.Clone(f.Backends),
 	}
 	if t.connectTimeout <= 0 {
 		t.connectTimeout = defaultConnectTimeout
+	}
+	if t.idleTimeout <= 0 && f.Protocol == edge.UDP {
+		t.idleTimeout = defaultUDPIdleTimeout
 	}
 	for _, b := range f.Backends {
 		switch {
@@ -53,6 +68,11 @@ func (t *table) allows(source netip.Addr) bool {
 
 func (t *table) has(addr netip.AddrPort) bool {
 	return slices.ContainsFunc(t.backends, func(b edge.Backend) bool { return b.Addr == addr })
+}
+
+// serves says whether new connections may go to a backend, when it is up.
+func (t *table) serves(addr netip.AddrPort) bool {
+	return slices.ContainsFunc(t.backends, func(b edge.Backend) bool { return b.Addr == addr && b.Weight > 0 })
 }
 
 // choose picks a backend that has not been tried, each with the probability of

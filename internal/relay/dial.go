@@ -1,0 +1,222 @@
+package relay
+
+import (
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+const (
+	// While every backend is pending a connection waits for one, this long in
+	// all: a node drops the SYNs of a Service that it has not programmed yet,
+	// for up to a second.
+	pendingWindow = 5 * time.Second
+	// A SYN that was dropped is sent again after a second by itself: a new
+	// attempt by then, with another backend if there is one, is no later.
+	pendingAttempt = 250 * time.Millisecond
+	pendingPause   = 50 * time.Millisecond
+)
+
+// attempts are the dials of a connection that have failed.
+type attempts struct {
+	tried []netip.AddrPort
+	why   Reason        // of the last one
+	until time.Duration // backends that are pending are waited for
+}
+
+// begin takes over an accepted connection, in the loop that it belongs to from
+// now on. why says that it may not stay.
+func (c *conn) begin(l *loop, why Reason) {
+	c.tally = l.tally(c.d)
+	c.tally.accepted()
+	c.timer.owner = c
+	if why != "" {
+		c.turnAway(l, why)
+		return
+	}
+	if l.watch(int(c.client.fd), &c.client, watched) != nil {
+		c.turnAway(l, Exhausted)
+		return
+	}
+	c.dial(l)
+}
+
+// dial connects to a backend: one after the other, by weight, until one takes
+// the connection. A client that is held meanwhile is under the rules of the
+// moment at which it is let through.
+func (c *conn) dial(l *loop) {
+	for {
+		// Each time anew: what has come up meanwhile can be used.
+		t := c.d.table.Load()
+		if why := c.refusal(t); why != "" {
+			c.turnAway(l, why)
+			return
+		}
+		var tried []netip.AddrPort
+		why, left := NoBackend, pendingWindow
+		if c.attempts != nil {
+			tried, why, left = c.attempts.tried, c.attempts.why, c.attempts.until-l.now
+		}
+		chosen, ok := t.choose(tried, l.random)
+		switch {
+		case !ok && (len(t.up) > 0 || len(t.pending) == 0 || left <= 0):
+			c.turnAway(l, why)
+			return
+		case !ok:
+			c.attempted(l).tried = tried[:0]
+			c.state = held
+			l.set(&c.timer, min(left, pendingPause))
+			return
+		}
+		timeout := t.connectTimeout
+		if chosen.State == edge.Pending {
+			if left <= 0 {
+				c.turnAway(l, why)
+				return
+			}
+			timeout = min(timeout, pendingAttempt, left)
+		}
+		c.backend = c.tally.backend(chosen.Addr)
+		c.backend.users++
+		errno := c.connect(l, chosen.Addr)
+		if errno == 0 {
+			c.state = dialling
+			l.set(&c.timer, timeout)
+			return
+		}
+		c.dialFailed(l, errno)
+	}
+}
+
+// refusal is why a client must not be let through now, if it must not.
+func (c *conn) refusal(t *table) Reason {
+	if c.d.gone.Load() {
+		return Closed
+	}
+	if !t.allows(c.from.Addr()) {
+		return SourceRange
+	}
+	return ""
+}
+
+// attempted is what has been tried so far.
+func (c *conn) attempted(l *loop) *attempts {
+	if c.attempts == nil {
+		c.attempts = &attempts{why: NoBackend, until: l.now + pendingWindow}
+	}
+	return c.attempts
+}
+
+// connect sends the SYN.
+func (c *conn) connect(l *loop, to netip.AddrPort) unix.Errno {
+	fd, errno := streamSocket(to.Addr())
+	if errno != 0 {
+		return errno
+	}
+	if errno := connect(fd, to); errno != 0 && errno != unix.EINPROGRESS {
+		closeFD(fd)
+		return errno
+	}
+	c.server = side{c: c, fd: fd, watchesOut: true}
+	if err := l.watch(int(fd), &c.server, watched|unix.EPOLLOUT); err != nil {
+		closeFD(fd)
+		c.server.fd = -1
+		return unix.ENOMEM
+	}
+	return 0
+}
+
+// dialEvent is what has become of a connect.
+func (c *conn) dialEvent(l *loop, events uint32) {
+	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		errno := socketError(c.server.fd)
+		c.dropServer(l)
+		c.dialFailed(l, errno)
+		c.dial(l)
+		return
+	}
+	if events&unix.EPOLLOUT == 0 {
+		return
+	}
+	t := c.d.table.Load()
+	if why := c.refusal(t); why != "" {
+		c.abandonDial(l, why)
+		c.turnAway(l, why)
+		return
+	}
+	c.tally.connected(c.backend)
+	// Otherwise the timer stays as it is: what it finds when it fires is an open
+	// connection, and then it is time to look after it.
+	if t.idleTimeout > 0 {
+		l.set(&c.timer, min(t.idleTimeout, lookInterval))
+	}
+	c.state, c.attempts, c.active = open, nil, l.now
+	c.server.note(events)
+	c.pump(l, &c.client, &c.server)
+	if c.state == open {
+		c.pump(l, &c.server, &c.client)
+	}
+}
+
+// dialExpired is called when a backend has not answered in time.
+func (c *conn) dialExpired(l *loop) {
+	c.dropServer(l)
+	c.dialFailed(l, unix.ETIMEDOUT)
+	c.dial(l)
+}
+
+func (c *conn) dialFailed(l *loop, errno unix.Errno) {
+	why := reasonOf(errno)
+	addr := c.backend.count.Addr
+	c.tally.dialFailed(c.backend, why)
+	c.backend = nil
+	a := c.attempted(l)
+	a.why = why
+	a.tried = append(a.tried, addr)
+	if c.r.opts.OnDialError != nil && why != Exhausted {
+		c.r.opts.OnDialError(addr, errno)
+	}
+}
+
+// abandonDial gives up a backend that has done nothing wrong.
+func (c *conn) abandonDial(l *loop, why Reason) {
+	c.dropServer(l)
+	if c.backend != nil {
+		c.tally.dialFailed(c.backend, why)
+		c.backend = nil
+	}
+}
+
+// dropServer resets the backend's side, if there is one.
+func (c *conn) dropServer(l *loop) {
+	if c.server.fd >= 0 {
+		l.forget(int(c.server.fd))
+		abort(c.server.fd)
+		c.server.fd = -1
+	}
+}
+
+// turnAway ends a connection that got no backend.
+func (c *conn) turnAway(l *loop, why Reason) {
+	c.tally.failed(why)
+	c.closeSides(l, abort)
+	c.leave(l)
+	switch why {
+	case Stopping, SourceRange, Closed, ClientGone:
+		return // what the operator, or the client, has asked for
+	default:
+	}
+	if suppressed, ok := c.d.complain(time.Now()); ok {
+		t := c.d.table.Load()
+		if why == Limit || why == ClientLimit {
+			c.r.log.Warn("connection limit reached", "door", c.d.key.String(), "frontend", t.name, "client", c.from.Addr().String(),
+				"reason", string(why), "max_connections", t.maxConnections, "max_connections_per_client", t.maxPerClient, "suppressed", suppressed)
+			return
+		}
+		c.r.log.Warn("no backend took a connection", "door", c.d.key.String(), "frontend", t.name,
+			"client", c.from.Addr().String(), "reason", string(why), "suppressed", suppressed)
+	}
+}
