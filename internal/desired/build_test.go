@@ -152,7 +152,10 @@ func TestBuildScenarios(t *testing.T) {
 			in.Cluster.Services = []edge.Service{service("shop/web", 0)}
 		},
 		"cluster-policy-uses-every-node": func(in *Inputs) {
-			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) { s.Local, s.HealthCheckNodePort = false, 0 })}
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) {
+				s.Local, s.HealthCheckNodePort = false, 0
+				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node == "w2" })
+			})}
 		},
 		"pod-target": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("shop/web", 0, annotate("target", "pod"))}

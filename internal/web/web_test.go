@@ -32,7 +32,8 @@ func sample() status.Status {
 			Ended: map[status.Ending]uint64{status.Finished: 21, status.Reset: 22, status.IdleTimeout: 23, status.DrainTimeout: 24, status.Lost: 25, status.Cut: 0},
 			Drain: status.Drain{DrainTimeout: status.Duration(5 * time.Minute)},
 			Backends: []status.Backend{
-				{Addr: "10.0.0.101:30080", Node: "w1", State: edge.Up, Share: 0.25, Total: 3, Active: 2, Failures: 6}, {Addr: "10.0.0.102:30080", State: edge.Down, Error: "connection refused"},
+				{Addr: "10.0.0.101:30080", Node: "w1", State: edge.Up, Share: 0.25, Total: 3, Active: 2, Failures: 6},
+				{Addr: "10.0.0.102:30080", State: edge.Down, Error: "connection refused"},
 				{Addr: "10.0.0.103:30080", State: status.Draining, Total: 9, Active: 8, Drain: status.DrainFrom(time.Now().Add(-time.Minute), 5*time.Minute)},
 				{Addr: "10.0.0.104:30080", State: status.Draining, Active: 7, Drain: status.DrainFrom(time.Now().Add(-time.Hour), 0)},
 			},
