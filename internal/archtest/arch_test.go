@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	"internal/edge":        {},
 	"internal/kube":        {"internal/edge"},
 	"internal/relay":       {"internal/edge"},
-	"internal/handover":     {},
+	"internal/handover":    {},
 	"internal/health":      {"internal/edge"},
 	"internal/host":        {"internal/edge"},
 	"internal/resolve":     {},

@@ -19,6 +19,7 @@ import (
 
 	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/daemon"
+	"e13.dev/gatehouse/internal/edge"
 )
 
 // Version is set by the linker.
@@ -107,13 +108,18 @@ func needFiles(files []string) error {
 // load reads and parses files, or prints every problem they have.
 func load(stderr io.Writer, names []string) (*config.Config, error) {
 	c, problems := daemon.ReadFiles(names)
+	return c, tell(stderr, problems)
+}
+
+// tell prints problems; any of them is a no.
+func tell(stderr io.Writer, problems []edge.Problem) error {
 	for _, p := range problems {
 		fmt.Fprintln(stderr, p)
 	}
 	if len(problems) > 0 {
-		return nil, errNo
+		return errNo
 	}
-	return c, nil
+	return nil
 }
 
 // newLogger writes text on a terminal and JSON otherwise.

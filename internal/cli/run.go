@@ -1,13 +1,18 @@
 package cli
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"e13.dev/gatehouse/internal/daemon"
 	"e13.dev/gatehouse/internal/demo"
+	"e13.dev/gatehouse/internal/handover"
 )
 
 func newRun() *cobra.Command {
@@ -19,22 +24,60 @@ func newRun() *cobra.Command {
 		Long: `run opens what the files and the cluster ask for, and follows both: a changed file
 is read at once (SIGHUP asks for it too), and a bad one keeps the last good one
 running. SIGINT and SIGTERM close the listeners and let connections end; a second
-signal ends at once.`,
+signal ends at once. SIGUSR2 starts the program that is now where this one was, which
+takes over without a connection being refused or cut.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			program, err := handover.Self()
+			if err != nil {
+				return err
+			}
+			previous, err := handover.Inherit(Version)
+			if err != nil {
+				return err
+			}
 			if err := needFiles(files); err != nil {
+				previous.GiveUp(err)
 				return err
 			}
-			if _, err := load(cmd.ErrOrStderr(), files); err != nil {
-				return err
+			if _, problems := daemon.ReadFiles(files); len(problems) > 0 {
+				previous.GiveUp(fmt.Errorf("its configuration is bad: %s", problems[0]))
+				return tell(cmd.ErrOrStderr(), problems)
 			}
-			ctx, stop := untilSignal(cmd.Context())
+			ctx, cut, stop := untilSignals(cmd.Context())
 			defer stop()
-			return daemon.New(daemon.Options{Files: files, Version: Version, Log: newLogger(cmd.ErrOrStderr(), debugToo)}).Run(ctx)
+			return daemon.New(daemon.Options{
+				Files: files, Version: Version, Log: newLogger(cmd.ErrOrStderr(), debugToo),
+				Cut: cut, NotifySocket: os.Getenv("NOTIFY_SOCKET"), Program: program, Previous: previous,
+			}).Run(ctx)
 		},
 	}
 	addFiles(cmd, &files)
 	cmd.Flags().BoolVar(&debugToo, "debug", false, "log more")
 	return cmd
+}
+
+// untilSignals ends its context at the first SIGINT or SIGTERM, and closes cut
+// at the second. A third one ends the process, whatever it does.
+func untilSignals(parent context.Context) (ctx context.Context, cut <-chan struct{}, stop func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithCancel(parent)
+	second, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer signal.Stop(signals)
+		for _, act := range []func(){cancel, func() { close(second) }} {
+			select {
+			case <-signals:
+				act()
+			case <-over:
+				return
+			}
+		}
+	}()
+	return ctx, second, func() {
+		close(over)
+		cancel()
+	}
 }
 
 func newAnnounce() *cobra.Command {

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -179,3 +182,17 @@ func (a *Announcer) interfaces(c *config.Config) ([]edge.Interface, error) {
 // errBadStart is returned when there is no configuration to begin with. What is
 // wrong with the files was logged.
 var errBadStart = errors.New("the configuration is bad, and there is no earlier one to go on with")
+
+func onHangup(ctx context.Context, reload func()) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-hangup:
+			reload()
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,6 +25,7 @@ import (
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/filewatch"
+	"e13.dev/gatehouse/internal/handover"
 	"e13.dev/gatehouse/internal/health"
 	"e13.dev/gatehouse/internal/host"
 	"e13.dev/gatehouse/internal/relay"
@@ -44,8 +46,6 @@ const (
 	retryInterval = 2 * time.Second
 	// The first decision waits this long for the names in the files.
 	firstLookup = 2 * time.Second
-	// Connections may go on for this long after SIGTERM.
-	drainTime = 10 * time.Second
 )
 
 // Options are what the command line says.
@@ -53,6 +53,18 @@ type Options struct {
 	Files   []string // at least one, good when the daemon starts
 	Version string
 	Log     *slog.Logger
+
+	// Cut ends the wait for connections that drain; nil: nothing does, except
+	// the stop timeout.
+	Cut <-chan struct{}
+	// NotifySocket is where systemd wants to be told how things stand; empty:
+	// nobody does.
+	NotifySocket string
+	// Program is what SIGUSR2 starts to take our place; the zero Program: there
+	// is none.
+	Program handover.Program
+	// Previous is the program whose place we take; nil: none.
+	Previous *handover.Previous
 }
 
 // Daemon is a gatehouse that serves.
@@ -66,11 +78,20 @@ type Daemon struct {
 	names    *resolve.Names
 	observer *host.Observer
 	prober   *health.Prober
-	relay    *relay.Relay
+	relay    *relay.Relay // takeOver sets it anew
 	admin    slot
+	manager  manager
 	events   eventLog
 	told     problemLog
 	probeOf  atomic.Pointer[map[netip.AddrPort]netip.AddrPort]
+
+	reloading  atomic.Bool // systemd waits for it
+	deciding   sync.Mutex
+	handedOver bool   // guarded by deciding: no decision is ours any more
+	page       page   // likewise
+	inherited  page   // likewise: of the process before, in the first decision
+	silent     bool   // likewise: the cluster is not told
+	said       string // to systemd; the loop's own
 
 	mu                 sync.Mutex
 	state              desired.State
@@ -89,9 +110,17 @@ func New(o Options) *Daemon {
 	d.names = resolve.New(o.Log)
 	d.observer = host.New(o.Log)
 	d.prober = health.New(o.Log, health.Options{})
-	d.relay = relay.New(o.Log, relay.Options{OnDialError: func(addr netip.AddrPort, _ error) { d.hurry(addr) }})
+	d.relay = d.newRelay(relay.Handover{})
 	d.told = problemLog{log: o.Log}
+	d.manager = manager{socket: o.NotifySocket, log: o.Log}
 	return d
+}
+
+func (d *Daemon) newRelay(adopt relay.Handover) *relay.Relay {
+	return relay.New(d.log, relay.Options{
+		OnDialError: func(addr netip.AddrPort, _ error) { d.hurry(addr) },
+		Adopt:       adopt,
+	})
 }
 
 // hurry has a backend probed now that did not take a connection. Its health may
@@ -125,9 +154,21 @@ func (d *Daemon) kick() {
 	}
 }
 
-// Run serves until ctx ends, then lets connections end for a while. Files that
-// are bad from the start are an error.
+// Run serves until ctx ends, then lets connections end for a while; or until
+// another process has taken its place, then it lets them end however long that
+// takes. Files that are bad from the start are an error.
 func (d *Daemon) Run(ctx context.Context) error {
+	err := d.run(ctx)
+	d.opts.Previous.GiveUp(err)
+	return err
+}
+
+func (d *Daemon) run(ctx context.Context) error {
+	// To the end: without, SIGHUP would end the process while it drains.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
+	defer signal.Stop(signals)
+
 	watcher := filewatch.New(d.opts.Files, settle, d.log)
 	if !d.files.take(watcher.Read()) {
 		return errBadStart
@@ -137,15 +178,22 @@ func (d *Daemon) Run(ctx context.Context) error {
 	first, cancel := context.WithTimeout(ctx, firstLookup)
 	d.names.Resolve(first)
 	cancel()
-	g, ctx := errgroup.WithContext(ctx)
-	task(g, "files", func() error { return watcher.Run(ctx) })
-	task(g, "signals", func() error { return onHangup(ctx, watcher.Reload) })
-	task(g, "interfaces", func() error { return d.observer.Run(ctx) })
-	task(g, "names", func() error { return d.names.Run(ctx) })
-	task(g, "health", func() error { return d.prober.Run(ctx) })
-	task(g, "loop", func() error { return d.loop(ctx, watcher) })
+	g, serving := errgroup.WithContext(ctx)
+	task(g, "files", func() error { return watcher.Run(serving) })
+	task(g, "signals", func() error { return d.onSignals(serving, signals, watcher.Reload) })
+	task(g, "interfaces", func() error { return d.observer.Run(serving) })
+	task(g, "names", func() error { return d.names.Run(serving) })
+	task(g, "health", func() error { return d.prober.Run(serving) })
+	task(g, "loop", func() error { return d.loop(serving, watcher) })
 	err := g.Wait()
-	d.stop()
+	if errors.Is(err, errHandedOver) {
+		d.drain(ctx, signals)
+		d.log.Info("drained, the end")
+		return nil
+	}
+	// Before anything is waited for: somebody waits to serve on.
+	d.opts.Previous.GiveUp(err)
+	d.stop(ctx, signals)
 	return err
 }
 
@@ -160,52 +208,34 @@ func task(g *errgroup.Group, name string, run func() error) {
 	})
 }
 
-func onHangup(ctx context.Context, reload func()) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-hangup:
-			reload()
-		}
-	}
-}
-
-// stop closes the listeners at once and the connections when they end, or when
-// the drain time does.
-func (d *Daemon) stop() {
-	d.mu.Lock()
-	d.state.Frontends, d.state.Exposures, d.decided = nil, nil, nil
-	d.ready, d.waiting = false, []string{"its end: it is stopping"}
-	d.mu.Unlock()
-	d.cluster.task.stop()
-	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
-	defer cancel()
-	if err := d.relay.Close(ctx); err != nil {
-		d.log.Warn("some connections did not end in time", "err", err)
-	}
-	d.admin.stop()
-	d.log.Info("stopped")
-}
-
 // loop decides whenever something has changed.
 func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
-	retry := time.NewTicker(retryInterval)
-	defer retry.Stop()
+	soon := 0 // tries left that are not to wait for long
+	if d.opts.Previous != nil {
+		if err := d.takeOver(ctx); err != nil {
+			return fmt.Errorf("take over: %w", err)
+		}
+		soon = handoverRetries
+	}
+	awaited := true // by systemd
 	for {
 		unfinished := d.decide(ctx)
-		again := retry.C
-		if !unfinished {
-			again = nil
+		d.report(awaited)
+		var again <-chan time.Time
+		switch {
+		case unfinished && soon > 0:
+			soon--
+			again = time.After(handoverRetry)
+		case unfinished:
+			again = time.After(retryInterval)
 		}
+		awaited = false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case contents := <-watcher.Changed():
 			d.files.take(contents)
+			awaited = d.reloading.Swap(false)
 		case <-d.wake:
 		case <-d.observer.Changed():
 		case <-d.names.Changed():
@@ -223,18 +253,19 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 // decide takes the snapshots, builds the desired state and applies it. It
 // reports whether something is left to try again.
 func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
+	d.deciding.Lock()
+	defer d.deciding.Unlock()
+	if d.handedOver {
+		return false
+	}
 	c := d.files.current()
 	d.names.Follow(hostNames(c))
 	d.cluster.use(ctx, c.Kubernetes)
-	interfaces, err := d.observer.Snapshot()
+	snapshot, client, synced := d.cluster.look()
+	in, err := d.inputs(c, snapshot)
 	if err != nil {
 		d.log.Error("interfaces not read", "err", err)
 		return true
-	}
-	snapshot, client, synced := d.cluster.look()
-	in := desired.Inputs{
-		Config: c, Interfaces: interfaces, Cluster: snapshot, Hosts: d.names.Snapshot(),
-		Health: d.prober.Snapshot(), Doors: failed(d.relay.Doors()),
 	}
 	state, problems := desired.Build(in)
 	d.prober.Apply(state.Probes)
@@ -247,7 +278,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 		in.Doors = doors
 		state, problems = desired.Build(in)
 	}
-	if synced {
+	if synced && !d.silent {
 		client.Apply(state.Statuses)
 		for _, e := range d.events.fresh(state.Events, snapshot) {
 			client.Emit(e)
@@ -264,10 +295,53 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	return len(doors) > 0 || len(admin) > 0
 }
 
+// inputs is everything that a decision follows from, as it is now.
+func (d *Daemon) inputs(c *config.Config, snapshot *edge.Cluster) (desired.Inputs, error) {
+	interfaces, err := d.observer.Snapshot()
+	if err != nil {
+		return desired.Inputs{}, err
+	}
+	return desired.Inputs{
+		Config: c, Interfaces: interfaces, Cluster: snapshot, Hosts: d.names.Snapshot(),
+		Health: d.prober.Snapshot(), Doors: failed(d.relay.Doors()),
+	}, nil
+}
+
+// report tells systemd what is new, and that it may go on if it waits for us.
+func (d *Daemon) report(awaited bool) {
+	d.mu.Lock()
+	open := 0
+	for _, e := range d.state.Exposures {
+		if e.Open {
+			open++
+		}
+	}
+	now := fmt.Sprintf("open: %d, problems: %d", open, len(d.decided))
+	if len(d.waiting) > 0 {
+		now += ", waiting for " + strings.Join(d.waiting, ", ")
+	}
+	d.mu.Unlock()
+	if problems := d.files.status().Problems; len(problems) > 0 {
+		now += "; the configuration on disk is bad: " + problems[0].String()
+	}
+	var lines []string
+	if awaited {
+		lines = append(lines, "READY=1")
+	}
+	if now != d.said {
+		d.said = now
+		lines = append(lines, "STATUS="+strings.ReplaceAll(now, "\n", " "))
+	}
+	if len(lines) > 0 {
+		d.manager.tell(lines...)
+	}
+}
+
 // serveAdmin keeps the status page where the configuration wants it. A page
 // that cannot be served is a problem, and no reason to serve no traffic.
 func (d *Daemon) serveAdmin(ctx context.Context, a config.Admin) []edge.Problem {
 	if a.Listen == "" {
+		d.page = page{}
 		if d.admin.stop() {
 			d.log.Info("status page closed")
 		}
@@ -277,10 +351,12 @@ func (d *Daemon) serveAdmin(ctx context.Context, a config.Admin) []edge.Problem 
 		return nil
 	}
 	d.admin.stop() // before listening: the new address may overlap the old one
-	listener, err := net.Listen("tcp", a.Listen)
+	d.page = page{}
+	listener, err := d.listenAdmin(a.Listen)
 	if err != nil {
 		return []edge.Problem{{Pos: a.Pos, Path: "admin.listen", What: "no status page: " + err.Error(), Remedy: "it is tried again"}}
 	}
+	d.page = page{a.Listen, listener}
 	d.log.Info("status page", "url", "http://"+listener.Addr().String()+"/")
 	// The page outlives ctx, to show connections draining.
 	d.admin.set(context.WithoutCancel(ctx), a.Listen, func(ctx context.Context) {
@@ -289,6 +365,19 @@ func (d *Daemon) serveAdmin(ctx context.Context, a config.Admin) []edge.Problem 
 		}
 	})
 	return nil
+}
+
+// listenAdmin opens the address, unless the process before had it open.
+func (d *Daemon) listenAdmin(address string) (*net.TCPListener, error) {
+	if p := d.inherited; p.listener != nil && p.Listen == address {
+		d.inherited = page{}
+		return p.listener, nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return listener.(*net.TCPListener), nil
 }
 
 func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.Problem, snapshot *edge.Cluster, synced bool, closedDoors int) {
@@ -321,9 +410,9 @@ func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.
 
 // Status is what this daemon says of itself now.
 func (d *Daemon) Status() status.Status {
-	doors, stats := d.relay.Doors(), d.relay.Stats()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	doors, stats := d.relay.Doors(), d.relay.Stats()
 	s := status.Status{
 		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
 		Config: d.files.status(), Exposures: d.state.Exposures, Frontends: frontends(d.state.Frontends, doors, stats),

@@ -373,7 +373,10 @@ func TestBatches(t *testing.T) {
 // written again; each descriptor belongs to one socket, or is closed.
 func FuzzReceive(f *testing.F) {
 	for _, m := range []message{
-		{Kind: hello, Protocol: 1, Version: "v1"}, {Kind: ready}, {Kind: all, Total: 3}, {Kind: failed, Reason: "x"},
+		{Kind: hello, Protocol: 1, Version: "v1"},
+		{Kind: ready},
+		{Kind: all, Total: 3},
+		{Kind: failed, Reason: "x"},
 		{Kind: batch, Sockets: []Socket{{Kind: "door", About: json.RawMessage(`{"port":80}`)}}},
 	} {
 		data, err := json.Marshal(m)

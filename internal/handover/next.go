@@ -41,6 +41,7 @@ func Self() (Program, error) {
 	}
 	if path, err := exec.LookPath(os.Args[0]); err == nil {
 		if path, err = filepath.Abs(path); err == nil {
+			//nolint:gosec // G703: whoever chooses the name also chooses the program
 			if there, err := os.Stat(path); err == nil && os.SameFile(there, running) {
 				p.Path = path
 				return p, nil

@@ -86,7 +86,7 @@ func (p *Previous) Take(ctx context.Context) (sockets []Socket, err error) {
 // Serving says that we do, and waits until the program before us lets go. An
 // error means that it goes on, and that we must not.
 func (p *Previous) Serving(ctx context.Context) error {
-	defer p.conn.Close()
+	defer func() { _ = p.conn.Close() }()
 	if err := p.conn.send(message{Kind: serving}); err != nil {
 		return fmt.Errorf("tell the program before this one: %w", err)
 	}

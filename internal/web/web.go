@@ -7,13 +7,13 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -43,13 +43,42 @@ func New(current func() status.Status, log *slog.Logger) *Server {
 	return &Server{status: current, log: log}
 }
 
-// Serve answers on the listener, which it closes, until ctx ends.
+// answerTime is how long Serve goes on with what was asked before its end.
+const answerTime = time.Second
+
+// Serve answers on the listener, which it closes, until ctx ends. Whoever has
+// connected by then is answered: the listener may be another process's too, and
+// a probe must not fail because it met this one. (Server.Shutdown would drop the
+// requests that it finds being read.)
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
-	server := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	var connections sync.WaitGroup
+	server := &http.Server{
+		Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				connections.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				connections.Done()
+			default:
+			}
+		},
+	}
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	defer func() { _ = server.Close() }()
+	if err := server.Serve(listener); ctx.Err() == nil {
 		return fmt.Errorf("admin: %w", err)
+	}
+	server.SetKeepAlivesEnabled(false) // and closes those that are idle
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		connections.Wait()
+	}()
+	select {
+	case <-answered:
+	case <-time.After(answerTime):
 	}
 	return ctx.Err()
 }
