@@ -79,7 +79,7 @@ var frontendBlock = block{
 		{"sourceRanges", "list of networks", "all", "[10.11.12.0/24]", "The client networks that may connect."},
 		{"connectTimeout", "duration, 10ms to 2m", "`3s`", "3s", "How long a backend may take to accept a connection, before another one is tried. Not for UDP."},
 		{"idleTimeout", "duration, 100ms to 8760h, or 0", "`0`; UDP: `30s`", "1h", "Close a connection after this long without a byte in either direction; 0: never. UDP sessions end in no other way, so that 0 is refused for them."},
-		{"drainTimeout", "duration, 100ms to 8760h, or 0", "`0`", "5m", "How long connections outlive their backend, or this frontend, once it has left the configuration; then they are cut. 0: they end by themselves. A backend that is only down keeps its connections."},
+		{"drainTimeout", "duration, 100ms to 8760h, or 0", "`0`", "5m", "How long connections outlive their backend, or this frontend, once it has left the configuration or has weight 0; then they are cut. 0: they end by themselves. A backend that is only down keeps its connections."},
 		{"maxConnections", "0 to 10000000", "`20000`", "20000", "How many connections (UDP: sessions) there may be at a time, in each place where it listens; more are closed at once. 0: no limit."},
 		{"maxConnectionsPerClient", "0 to 10000000", "`2000`", "2000", "Likewise, of one client address. Give it more where many clients share one, behind NAT or another proxy. 0: no limit."},
 		{"health", "map", "the defaults below; UDP: none", "{interval: 5s}", "How backends are probed: by connecting to them. UDP backends are not probed, and count as up."},

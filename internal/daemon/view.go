@@ -32,9 +32,13 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 		}
 		for _, b := range f.Backends {
 			s := perBackend[b.Addr]
+			var drain status.Drain
+			if s.Draining && s.Active > 0 { // its weight is 0 now
+				drain = status.DrainFrom(s.DrainingSince, f.DrainTimeout)
+			}
 			row.Backends = append(row.Backends, status.Backend{
 				Addr: b.Addr.String(), Node: b.Node, State: b.State, Error: b.Error, Unprobed: !b.Probe.IsValid(), Weight: b.Weight, Share: b.Share,
-				Total: s.Connected, Active: s.Active, Failures: sum(s.Failures),
+				Drain: drain, Total: s.Connected, Active: s.Active, Failures: sum(s.Failures),
 			})
 			delete(perBackend, b.Addr)
 		}

@@ -27,6 +27,7 @@ func TestFrontendsAreShown(t *testing.T) {
 			Backends: []edge.Backend{
 				{Addr: at("10.0.0.1:80"), State: edge.Down, Error: "refused", Weight: 2, Share: 0.5, Node: "w1", Probe: at("10.0.0.1:32000")},
 				{Addr: at("10.0.0.2:80"), State: edge.Up, Weight: 1, Share: 0.5},
+				{Addr: at("10.0.0.3:80"), State: edge.Up, Probe: at("10.0.0.3:80")},
 			},
 		},
 		{Door: dns, Name: "dns", Zone: "home", IdleTimeout: 30 * time.Second},
@@ -37,6 +38,7 @@ func TestFrontendsAreShown(t *testing.T) {
 			Failures: map[relay.Reason]uint64{relay.Limit: 10, relay.ClientLimit: 11}, AcceptErrors: 12, BytesToBackend: 13, BytesToClient: 14,
 			Backends: []relay.BackendStats{
 				{Addr: at("10.0.0.1:80"), Connected: 15, Active: 16, Failures: map[relay.Reason]uint64{relay.Refused: 17, relay.Timeout: 1}},
+				{Addr: at("10.0.0.3:80"), Draining: true, DrainingSince: noon, Active: 27},
 				{Addr: at("10.0.0.8:80"), Draining: true, DrainingSince: noon, Connected: 18, Active: 19},
 				{Addr: at("10.0.0.9:80"), Draining: true, DrainingSince: noon},
 			},
@@ -77,6 +79,10 @@ func TestFrontendsAreShown(t *testing.T) {
 			Backends: []status.Backend{
 				{Addr: "10.0.0.1:80", State: edge.Down, Error: "refused", Weight: 2, Share: 0.5, Node: "w1", Total: 15, Active: 16, Failures: 18},
 				{Addr: "10.0.0.2:80", State: edge.Up, Unprobed: true, Weight: 1, Share: 0.5},
+				{
+					Addr: "10.0.0.3:80", State: edge.Up, Active: 27,
+					Drain: until(status.Drain{Draining: true, DrainTimeout: status.Duration(5 * time.Minute)}, noon, noon.Add(5*time.Minute)),
+				},
 				{
 					Addr: "10.0.0.8:80", State: status.Draining, Total: 18, Active: 19,
 					Drain: until(status.Drain{Draining: true, DrainTimeout: status.Duration(5 * time.Minute)}, noon, noon.Add(5*time.Minute)),

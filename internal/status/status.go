@@ -4,6 +4,7 @@ package status
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"e13.dev/gatehouse/internal/desired"
@@ -78,7 +79,7 @@ type Backend struct {
 	State    edge.BackendState `json:"state"`
 	Error    string            `json:"error,omitempty"`
 	Unprobed bool              `json:"unprobed,omitempty"` // it counts as up: nothing asks it
-	Drain                      // it is gone; its last connections live on
+	Drain                      // it is gone, or has weight 0; its last connections live on
 	Weight   int               `json:"weight"`
 	Share    float64           `json:"share"`
 	Total    uint64            `json:"totalConnections"`
@@ -124,10 +125,19 @@ type Packets struct {
 	Dropped  uint64 `json:"dropped"`  // for want of a session, a backend or room
 }
 
-// Duration is printed as in a configuration file: "1h30m0s".
+// Duration is printed as one would write it in a configuration file: "1h30m".
 type Duration time.Duration
 
-func (d Duration) String() string { return time.Duration(d).String() }
+func (d Duration) String() string {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
 
 // MarshalText makes JSON of it.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }

@@ -54,7 +54,7 @@ var (
 	droppedPackets  = frontendDesc("dropped_packets_total", "UDP packets dropped for want of a session, a backend or room.")
 
 	backendUp       = backendDesc("up", "1 when the backend is up, or counts as up because nothing asks it.")
-	backendDraining = backendDesc("draining", "1 when the backend is gone and has connections left.")
+	backendDraining = backendDesc("draining", "1 when the backend is gone, or has weight 0, and has connections left.")
 	backendTotal    = backendDesc("connections_total", "Connections given to the backend.")
 	backendActive   = backendDesc("connections_active", "Connections to the backend now.")
 	backendFailures = backendDesc("failures_total", "Attempts to connect to the backend that failed.")

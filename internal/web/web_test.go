@@ -165,7 +165,7 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 	_, body := ask(t, sample(), "GET", "/")
 	text := strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(body, " ")), " ")
 	for _, want := range []string{
-		"TCP @eth1:80", "UDP @eth1:80", "idle ones are closed after 1h30m0s", "drains for 5m0s",
+		"TCP @eth1:80", "UDP @eth1:80", "idle timeout 1h30m drain timeout 5m", "idle timeout 30s",
 		"22 reset", "23 idle timeout", "24 drain timeout", "25 lost", "4 no backend", "11 not accepted", "32 client limit",
 		"2 of 20000 2001 per client 1 waiting", "33 packets 35 dropped", "34 packets", "up , not probed 100.0 %", "up 25.0 %",
 		"10.0.0.103:30080 draining: 8 left, cut in (4m0|3m5.)s", "10.0.0.104:30080 draining: 7 left, until they end",
@@ -222,7 +222,7 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	f, udp := got.Frontends[0], got.Frontends[1]
-	if f.WaitingConnections != 1 || f.MaxConnections != 20000 || f.IdleTimeout != "1h30m0s" || f.DrainTimeout != "5m0s" || f.EndedConnections["lost"] != 25 || f.Draining {
+	if f.WaitingConnections != 1 || f.MaxConnections != 20000 || f.IdleTimeout != "1h30m" || f.DrainTimeout != "5m" || f.EndedConnections["lost"] != 25 || f.Draining {
 		t.Errorf("got %+v", f)
 	}
 	if f.Packets != nil || udp.Packets["dropped"] != 35 || udp.DrainTimeout != "" {
@@ -232,7 +232,7 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 		t.Errorf("a backend that is there: %+v", b)
 	}
 	b := f.Backends[2]
-	if !b.Draining || b.ActiveConnections != 8 || b.DrainTimeout != "5m0s" || b.DrainingUntil.Sub(b.DrainingSince) != 5*time.Minute {
+	if !b.Draining || b.ActiveConnections != 8 || b.DrainTimeout != "5m" || b.DrainingUntil.Sub(b.DrainingSince) != 5*time.Minute {
 		t.Errorf("a draining backend: %+v", b)
 	}
 	if b := f.Backends[3]; !b.Draining || b.DrainTimeout != "" || b.DrainingSince.IsZero() || !b.DrainingUntil.IsZero() {
