@@ -4,7 +4,7 @@
 // For each column and each repetition, all contenders run one after the other, each in fresh namespaces and in another
 // order each time, so that what drifts on the machine hits all alike. Ratios are made within a repetition.
 //
-//	bench                                                     # all: about a quarter of an hour
+//	bench                                                     # all: a quarter of an hour
 //	bench --only conn --contenders gatehouse,nginx --repeat 3 --duration 2s
 //	bench --only pingpong --gatehouse new=bin/gatehouse,old=/tmp/gatehouse
 package main
@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -88,7 +87,7 @@ type settings struct {
 	only, contenders, gatehouse string
 	repeat, idle                int
 	window, warm, settle        time.Duration
-	output, write               string
+	output, write, congestion   string
 	quick                       bool
 }
 
@@ -96,12 +95,15 @@ func parse(args []string) (settings, error) {
 	var s settings
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&s.only, "only", "", "columns, by parts of their names: "+strings.Join(columnNames(), ", "))
-	f.StringVar(&s.contenders, "contenders", "", "who runs: routed, haproxy, nginx, iocopy, gatehouse")
+	f.StringVar(&s.contenders, "contenders", "", "who runs: routed, haproxy, nginx, iocopy, gatehouse; also haproxy-auto")
 	f.StringVar(&s.gatehouse, "gatehouse", "bin/gatehouse", "the binary, or several as NAME=PATH,NAME=PATH")
 	f.IntVar(&s.repeat, "repeat", 5, "repetitions")
 	f.DurationVar(&s.window, "duration", 2500*time.Millisecond, "how long each run is measured")
 	f.StringVar(&s.output, "o", "", "json: print what was measured as JSON")
 	f.StringVar(&s.write, "write", "", "also write the tables between the markers of this file")
+	// Nothing is lost on these cables, so what a congestion control adds is its timers: with BBR, bulk columns measure
+	// how well the machine wakes up. Reno is on every machine.
+	f.StringVar(&s.congestion, "congestion", "reno", "TCP congestion control of all hosts")
 	f.BoolVar(&s.quick, "quick", false, "short runs, once: is everything in order?")
 	if err := f.Parse(args); err != nil {
 		return s, err
@@ -170,7 +172,9 @@ func (s settings) who() ([]contender, error) {
 		case report.Routed:
 			err = add(routed(), nil)
 		case report.HAProxy:
-			err = add(haproxy())
+			err = add(haproxy(name, "HAProxy", "option splice-request\n  option splice-response"))
+		case "haproxy-auto":
+			err = add(haproxy(name, "HAProxy, splice-auto", "option splice-auto"))
 		case report.Nginx:
 			err = add(nginx())
 		case report.IOCopy:
@@ -221,20 +225,40 @@ func bench(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	columns, err := s.columns()
+	r, err := s.measure(ctx)
 	if err != nil {
 		return err
 	}
+	if s.output == "json" {
+		enc := json.NewEncoder(os.Stdout)
+		enc.SetIndent("", " ")
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+	} else {
+		fmt.Print(r.Markdown())
+	}
+	if s.write != "" {
+		return writeInto(s.write, r)
+	}
+	return nil
+}
+
+func (s settings) measure(ctx context.Context) (*report.Result, error) {
+	columns, err := s.columns()
+	if err != nil {
+		return nil, err
+	}
 	if err := raiseLimit(); err != nil {
-		return fmt.Errorf("raise the limit of open files: %w", err)
+		return nil, fmt.Errorf("raise the limit of open files: %w", err)
 	}
 	contenders, err := s.who()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r := &report.Result{
 		Date: time.Now().Format(time.DateOnly), Kernel: kernel(), Cores: runtime.NumCPU(), Processor: processor(),
-		Window: s.window.String(), Repeat: s.repeat,
+		Congestion: s.congestion, Window: s.window.String(), Repeat: s.repeat,
 	}
 	for _, c := range contenders {
 		r.Contenders = append(r.Contenders, c.Contender)
@@ -255,30 +279,22 @@ func bench(ctx context.Context, args []string) error {
 					continue
 				}
 				sample, err := s.run(ctx, c, col)
-				if err != nil {
-					return fmt.Errorf("%s, %s: %w", col.Name, c.Name, err)
+				if ctx.Err() != nil {
+					return nil, errors.New("interrupted")
+				}
+				if err != nil { // it is said, marked in the table, and no reason not to measure the others
+					sample.Values, sample.Complaint = nil, err.Error()
+					sample.Errors++
 				}
 				sample.Repetition = rep
 				r.Samples = append(r.Samples, sample)
 				done++
 				left := time.Since(start) / time.Duration(done) * time.Duration(total-done)
-				progress("%d of %d, %s left: %-15s %d of %d  %-10s %s", done, total, left.Round(time.Second), col.Name, rep+1, s.repeat, c.Name, brief(col, sample))
+				progress("%d of %d, %s left: %s %d/%d, %s: %s", done, total, left.Round(time.Second), col.Name, rep+1, s.repeat, c.Name, brief(col, sample))
 			}
 		}
 	}
-	if s.output == "json" {
-		enc := json.NewEncoder(os.Stdout)
-		enc.SetIndent("", " ")
-		if err := enc.Encode(r); err != nil {
-			return err
-		}
-	} else {
-		fmt.Print(r.Text())
-	}
-	if s.write != "" {
-		return writeInto(s.write, r)
-	}
-	return nil
+	return r, nil
 }
 
 func brief(col report.Column, s report.Sample) string {
@@ -323,7 +339,7 @@ type scene struct {
 
 func (s settings) run(ctx context.Context, c contender, col report.Column) (sample report.Sample, err error) {
 	sample = report.Sample{Column: col.Name, Contender: c.Name, Values: map[string]float64{}}
-	st, err := newStage()
+	st, err := newStage(s.congestion)
 	if err != nil {
 		return sample, err
 	}
@@ -339,14 +355,13 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 	}
 	l := loads[col.Name]
 	sc := scene{}
-	counters := func() (*load.Counters, *os.File, error) { return load.NewCounters() }
 	var clientFile, backendFile *os.File
-	if sc.clientCount, clientFile, err = counters(); err != nil {
+	if sc.clientCount, clientFile, err = load.NewCounters(); err != nil {
 		return sample, err
 	}
 	defer clientFile.Close()
 	defer sc.clientCount.Unmap()
-	if sc.backendCount, backendFile, err = counters(); err != nil {
+	if sc.backendCount, backendFile, err = load.NewCounters(); err != nil {
 		return sample, err
 	}
 	defer backendFile.Close()
@@ -382,13 +397,20 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 	if err != nil {
 		return sample, err
 	}
-	sample.Complaint = strings.ReplaceAll(strings.Join([]string{sc.client.stderr.String(), sc.backend.stderr.String()}, " "), "\n", "; ")
+	var said []string
 	for _, p := range []*process{sc.client, sc.proxy, sc.backend} {
-		if p != nil {
-			if err := p.err(); err != nil {
-				return sample, err
-			}
+		if p == nil {
+			continue
 		}
+		if err := p.err(); err != nil {
+			return sample, err
+		}
+		if text := p.stderr.String(); text != "" {
+			said = append(said, strings.ReplaceAll(text, "\n", "; "))
+		}
+	}
+	if sample.Errors > 0 {
+		sample.Complaint = strings.Join(said, "; ")
 	}
 	return sample, nil
 }
@@ -469,6 +491,11 @@ func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, s
 		v[report.P99] = float64(h.Quantile(0.99)) / 1e3
 	}
 	if all := b.machine.all - a.machine.all; all > 0 {
+		if ops > 0 {
+			busy := (all - (b.machine.idle - a.machine.idle)) / all * seconds * float64(runtime.NumCPU()) * 1e9
+			known := float64(b.clientCPU - a.clientCPU + b.proxy - a.proxy + b.back - a.back)
+			v[report.Rest] = max(busy-known, 0) / ops / float64(perOp)
+		}
 		v[report.IdleShare] = (b.machine.idle - a.machine.idle) / all * 100
 		v[report.Softirq] = (b.machine.softirq - a.machine.softirq) / all * 100
 	}
@@ -532,7 +559,7 @@ func (sc *scene) open(ctx context.Context, n int) error {
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
-		return errors.New("interrupted")
+		return ctx.Err()
 	case <-time.After(d):
 		return nil
 	}
@@ -564,9 +591,6 @@ func writeInto(path string, r *report.Result) error {
 	text, err := report.Between(string(old), r.Markdown())
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
-	}
-	if slices.Equal(old, []byte(text)) {
-		return nil
 	}
 	return os.WriteFile(path, []byte(text), 0o644)
 }

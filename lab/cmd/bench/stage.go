@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -99,7 +100,7 @@ type stage struct {
 	procs []*process
 }
 
-func newStage() (*stage, error) {
+func newStage(congestion string) (*stage, error) {
 	s := &stage{calls: make(chan func())}
 	s.ended.Go(func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this function
@@ -108,7 +109,7 @@ func newStage() (*stage, error) {
 		}
 	})
 	var err error
-	s.call(func() { err = s.build() })
+	s.call(func() { err = s.build("ipv4/tcp_congestion_control=" + congestion) })
 	if err != nil {
 		s.close()
 		return nil, err
@@ -134,7 +135,7 @@ func (s *stage) in(host int, f func() error) (err error) {
 	return err
 }
 
-func (s *stage) build() error {
+func (s *stage) build(more ...string) error {
 	for i := range s.ns {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make a network namespace (needs root): %w", err)
@@ -149,7 +150,7 @@ func (s *stage) build() error {
 		if err := unix.Setns(s.ns[host], unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		for _, line := range sysctls {
+		for _, line := range slices.Concat(sysctls, more) {
 			path, value, _ := strings.Cut(line, "=")
 			if err := os.WriteFile("/proc/sys/net/"+path, []byte(value), 0); err != nil {
 				return fmt.Errorf("sysctl net/%s: %w", line, err)

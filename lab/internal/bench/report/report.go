@@ -50,6 +50,7 @@ const (
 	Memory     = "rss_kb_per_connection"
 	FDs        = "fds_per_connection"
 	LostPerMil = "lost_per_thousand"
+	Rest       = "rest_cpu" // kernel threads, and whatever else ran on the machine
 )
 
 func traffic(rate string, target float64, cpu string, latencies bool) []Metric {
@@ -99,6 +100,7 @@ type Result struct {
 	Kernel     string      `json:"kernel"`
 	Cores      int         `json:"cores"`
 	Processor  string      `json:"processor,omitempty"`
+	Congestion string      `json:"congestion_control"`
 	Window     string      `json:"window"`
 	Repeat     int         `json:"repeat"`
 	Contenders []Contender `json:"contenders"`
@@ -180,12 +182,12 @@ func (r *Result) columns() []Column {
 
 // cell shows a contender's median; "!" marks runs with errors.
 func (r *Result) cell(column, contender, key string) string {
+	text := "–"
 	v, ok := r.Value(column, contender, key)
-	if !ok {
-		return "–"
+	if ok {
+		text = number(v.Median)
 	}
-	text := number(v.Median)
-	if r.errors(column, contender) > 0 {
+	if r.errors(column, contender) > 0 && (ok || key == Rate || key == Memory) {
 		text += " !"
 	}
 	return text
@@ -199,7 +201,7 @@ func (r *Result) Main() string {
 	}
 	for _, c := range r.Contenders {
 		if c.Subject {
-			head = append(head, c.Label+" : the better of HAProxy and nginx", "target", "")
+			head = append(head, c.Label+" : better of HAProxy, nginx", "target", "")
 		}
 	}
 	rows := [][]string{head}
@@ -235,7 +237,7 @@ func (r *Result) verdict(column, contender string, m Metric) []string {
 	switch {
 	case m.Most != 0:
 		out[1] = sign + number(m.Most)
-		met, compared = value.Median <= m.Most, measured
+		met, compared = math.Round(value.Median*100)/100 <= m.Most, measured // as it is shown
 	case m.Ratio != 0:
 		out[1] = sign + number(m.Ratio)
 		met = m.Less && ratio.Median <= m.Ratio || !m.Less && ratio.Median >= m.Ratio
@@ -268,7 +270,7 @@ func (r *Result) Processors() string {
 			unit = "ms per Gbit"
 		}
 		label := col.Label
-		for _, m := range []Metric{{Key: Client, Label: "client, " + unit}, {Key: Backend, Label: "backend, " + unit}, {Key: CPU, Label: "proxy, " + unit}, {Key: IdleShare, Label: "machine idle, %"}} {
+		for _, m := range []Metric{{Key: Client, Label: "client, " + unit}, {Key: Backend, Label: "backend, " + unit}, {Key: CPU, Label: "proxy, " + unit}, {Key: Rest, Label: "rest, " + unit}, {Key: IdleShare, Label: "machine idle, %"}} {
 			row := []string{label, m.Label}
 			label = ""
 			for _, c := range r.Contenders {

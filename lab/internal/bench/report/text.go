@@ -22,10 +22,7 @@ func Between(document, text string) (string, error) {
 	return before + Begin + "\n" + strings.TrimRight(text, "\n") + "\n" + End + after, nil
 }
 
-// Text is all of it for a terminal.
-func (r *Result) Text() string { return r.Markdown() }
-
-// Markdown is all of it for a document.
+// Markdown is all of it, for a document; it can be read in a terminal too.
 func (r *Result) Markdown() string {
 	var b strings.Builder
 	var versions []string
@@ -34,7 +31,12 @@ func (r *Result) Markdown() string {
 			versions = append(versions, c.Label+" "+c.Version)
 		}
 	}
-	fmt.Fprintf(&b, "%s: %d cores (%s), Linux %s; %s. Medians of %d runs of %s each.\n\n", r.Date, r.Cores, r.Processor, r.Kernel, strings.Join(versions, ", "), r.Repeat, r.Window)
+	machine := fmt.Sprintf("%d cores", r.Cores)
+	if r.Processor != "" {
+		machine += " (" + r.Processor + ")"
+	}
+	fmt.Fprintf(&b, "%s, %s, Linux %s, TCP congestion control %s; %s. Client, proxy and backend share these cores.\n", r.Date, machine, r.Kernel, r.Congestion, strings.Join(versions, ", "))
+	fmt.Fprintf(&b, "Medians of %d runs of %s; ratios are made within a repetition, and are given as median (least–greatest).\n\n", r.Repeat, r.Window)
 	b.WriteString(r.Main())
 	if p := r.Processors(); p != "" {
 		b.WriteString("\nWho used the processors:\n\n" + p)

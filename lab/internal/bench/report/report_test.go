@@ -1,0 +1,134 @@
+package report
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test -update writes it anew); got:\n%s", path, got)
+	}
+}
+
+func sample(column, contender string, rep int, values map[string]float64) Sample {
+	return Sample{Column: column, Contender: contender, Repetition: rep, Values: values}
+}
+
+// The machine became twice as fast in the second repetition; the ratios must not notice.
+func example() *Result {
+	r := &Result{
+		Date: "2026-11-22", Kernel: "6.18.0", Cores: 2, Processor: "A processor", Congestion: "reno", Window: "2.5s", Repeat: 2,
+		Contenders: []Contender{
+			{Name: Routed, Label: "routed"},
+			{Name: HAProxy, Label: "HAProxy", Version: "2.6"},
+			{Name: Nginx, Label: "nginx", Version: "1.22"},
+			{Name: "gatehouse", Label: "gatehouse", Version: "v1", Subject: true},
+		},
+	}
+	for rep, speed := range []float64{1, 2} {
+		add := func(contender string, rate, cpu, backend float64) {
+			v := map[string]float64{Rate: rate * speed, P50: 500 / speed, P99: 1200 / speed, Client: 3, Backend: backend, IdleShare: 5, Rest: 0.5}
+			if cpu > 0 {
+				v[CPU] = cpu
+			}
+			r.Samples = append(r.Samples, sample("tcp-pingpong-64", contender, rep, v))
+		}
+		add(Routed, 200, 0, 3.1)
+		add(HAProxy, 100, 8, 3.2)
+		add(Nginx, 110+float64(rep), 7, 3.3)
+		add("gatehouse", 132, 6.5, 3.4)
+		for contender, v := range map[string]map[string]float64{
+			HAProxy: {Memory: 3, FDs: 2}, Nginx: {Memory: 9.6, FDs: 2}, "gatehouse": {Memory: 0.27, FDs: 2.004},
+		} {
+			r.Samples = append(r.Samples, sample("tcp-idle", contender, rep, v))
+		}
+		r.Samples = append(r.Samples, sample("udp-64", Nginx, rep, map[string]float64{Rate: 160, CPU: 6}))
+	}
+	r.Samples = append(r.Samples, Sample{Column: "udp-64", Contender: "gatehouse", Errors: 1, Complaint: "no answer"})
+	return r
+}
+
+func TestReportReadsWell(t *testing.T) {
+	t.Parallel()
+	golden(t, "report.md", example().Markdown())
+}
+
+func TestRatiosAreWithinARepetitionAndToTheBetterPeer(t *testing.T) {
+	t.Parallel()
+	r := example()
+	rate, ok := r.Ratio("tcp-pingpong-64", "gatehouse", Metric{Key: Rate})
+	if want := (Spread{Median: (132./110 + 132./111) / 2, Min: 132. / 111, Max: 132. / 110}); !ok || rate != want {
+		t.Errorf("rate: %v, not %v", rate, want)
+	}
+	cpu, ok := r.Ratio("tcp-pingpong-64", "gatehouse", Metric{Key: CPU, Less: true})
+	if want := (Spread{Median: 6.5 / 7, Min: 6.5 / 7, Max: 6.5 / 7}); !ok || cpu != want {
+		t.Errorf("CPU: %v, not %v", cpu, want)
+	}
+	if _, ok := r.Ratio("udp-64", "gatehouse", Metric{Key: Rate}); ok {
+		t.Error("there is a ratio for a run that gave nothing")
+	}
+}
+
+func TestMedian(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		values []float64
+		want   Spread
+	}{
+		{[]float64{3}, Spread{3, 3, 3}},
+		{[]float64{9, 1, 2}, Spread{2, 1, 9}},
+		{[]float64{4, 1, 9, 2}, Spread{3, 1, 9}},
+	} {
+		if got, ok := SpreadOf(c.values); !ok || got != c.want {
+			t.Errorf("%v: %v, not %v", c.values, got, c.want)
+		}
+	}
+	if _, ok := SpreadOf(nil); ok {
+		t.Error("nothing has a median")
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	t.Parallel()
+	for v, want := range map[float64]string{
+		0: "0", 0.271: "0.27", 1: "1", 2.004: "2", 9.999: "10.0", 12.34: "12.3", 99.97: "100", 1234.5: "1,234", 1234567: "1,234,567", -0.5: "-0.5", -1234: "-1,234",
+	} {
+		if got := number(v); got != want {
+			t.Errorf("%g is shown as %q, not %q", v, got, want)
+		}
+	}
+}
+
+func TestBetweenReplacesOnlyWhatIsBetween(t *testing.T) {
+	t.Parallel()
+	got, err := Between("before\n"+Begin+"\nold\n"+End+"\nafter\n", "new\n\n")
+	if want := "before\n" + Begin + "\nnew\n" + End + "\nafter\n"; err != nil || got != want {
+		t.Errorf("%q, %v; want %q", got, err, want)
+	}
+	again, err := Between(got, "new")
+	if err != nil || again != got {
+		t.Errorf("a second time: %q, %v", again, err)
+	}
+	for _, bad := range []string{"", Begin, End + "\n" + Begin} {
+		if _, err := Between(bad, "new"); err == nil || !strings.Contains(err.Error(), Begin) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
