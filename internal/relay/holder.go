@@ -17,14 +17,18 @@ import (
 // reading the descriptors of every process: once per Apply, and only then.
 type owners map[string][]string
 
-// portHolders says who listens on the port already, as a phrase to follow
-// "address already in use", or "" where that cannot be seen (a program of
-// another user, in another container).
-func (o owners) portHolders(at edge.Listen) string {
+// portHolders says who has the port already, as a phrase to follow "address
+// already in use", or "" where that cannot be seen (a program of another user,
+// in another container).
+func (o owners) portHolders(at edge.Door) string {
 	var names []string
+	file, state := "tcp", "0A" // TCP_LISTEN
+	if at.Protocol == edge.UDP {
+		file, state = "udp", "07" // TCP_CLOSE: connected to nobody
+	}
 	// By way of thread-self: /proc/net is the namespace of the main thread.
-	for _, name := range []string{"tcp", "tcp6"} {
-		for _, inode := range listeningInodes("/proc/thread-self/net/"+name, at.Port) {
+	for _, name := range []string{file, file + "6"} {
+		for _, inode := range boundInodes("/proc/thread-self/net/"+name, state, at.Listen.Port) {
 			names = append(names, o[inode]...)
 		}
 	}
@@ -32,7 +36,7 @@ func (o owners) portHolders(at edge.Listen) string {
 		return ""
 	}
 	slices.Sort(names)
-	return ": port " + strconv.Itoa(int(at.Port)) + " is held by " + strings.Join(slices.Compact(names), ", ")
+	return ": port " + strconv.Itoa(int(at.Listen.Port)) + " is held by " + strings.Join(slices.Compact(names), ", ")
 }
 
 func readOwners() owners {
@@ -55,23 +59,22 @@ func readOwners() owners {
 	return o
 }
 
-// listeningInodes returns the sockets listening on port in a file of the form
-// of /proc/net/tcp:
+// boundInodes returns the sockets that are bound to port and in a state, in a
+// file of the form of /proc/net/tcp:
 //
 //	sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
 //	 0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 ...
-func listeningInodes(path string, port uint16) []string {
+func boundInodes(path, state string, port uint16) []string {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil
 	}
 	defer file.Close()
-	const listening = "0A" // TCP_LISTEN
 	suffix := ":" + strings.ToUpper(hex.EncodeToString([]byte{byte(port >> 8), byte(port)}))
 	var inodes []string
 	for lines := bufio.NewScanner(file); lines.Scan(); {
 		f := strings.Fields(lines.Text())
-		if len(f) > 9 && f[3] == listening && strings.HasSuffix(f[1], suffix) {
+		if len(f) > 9 && f[3] == state && strings.HasSuffix(f[1], suffix) {
 			inodes = append(inodes, f[9])
 		}
 	}

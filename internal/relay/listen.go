@@ -20,7 +20,7 @@ import (
 type machine struct {
 	devices map[string]int // interface indexes; 0: there is no such interface
 	owners  owners         // nil: not read yet
-	holders map[edge.Listen]holders
+	holders map[edge.Door]holders
 }
 
 // holders are who was last seen to hold a port, outliving an Apply: while a
@@ -32,7 +32,7 @@ type holders struct {
 
 const holdersAge = 2 * time.Second
 
-func newMachine(known map[edge.Listen]holders) *machine {
+func newMachine(known map[edge.Door]holders) *machine {
 	return &machine{devices: map[string]int{}, holders: known}
 }
 
@@ -45,7 +45,7 @@ func (m *machine) device(name string) int {
 	return index
 }
 
-func (m *machine) portHolders(at edge.Listen) string {
+func (m *machine) portHolders(at edge.Door) string {
 	if h, ok := m.holders[at]; ok && time.Since(h.seen) < holdersAge {
 		return h.phrase
 	}
@@ -98,7 +98,7 @@ func listen(at edge.Listen, m *machine) (fds []int, addr netip.AddrPort, err err
 	}
 	l, err := lc.Listen(context.Background(), network, net.JoinHostPort(host, strconv.Itoa(int(at.Port))))
 	if err != nil {
-		return nil, netip.AddrPort{}, fmt.Errorf("listen on %s: %w", at, explainListen(err, at, m))
+		return nil, netip.AddrPort{}, fmt.Errorf("listen on %s: %w", at, explainListen(err, edge.Door{Protocol: edge.TCP, Listen: at}, m))
 	}
 	defer l.Close()
 	a := l.Addr().(*net.TCPAddr).AddrPort()
@@ -154,16 +154,16 @@ func bindToDevice(c syscall.RawConn, device string) error {
 }
 
 // explainListen turns the errors an operator meets into what is wrong.
-func explainListen(err error, at edge.Listen, m *machine) error {
+func explainListen(err error, at edge.Door, m *machine) error {
 	var call *os.SyscallError
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("%w%s", unix.EADDRINUSE, m.portHolders(at))
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return fmt.Errorf("%w: %s is not an address of this machine", unix.EADDRNOTAVAIL, at.Addr)
+		return fmt.Errorf("%w: %s is not an address of this machine", unix.EADDRNOTAVAIL, at.Listen.Addr)
 	case errors.As(err, &call) && call.Syscall == "bind to device" && errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w; binding to an interface needs CAP_NET_RAW before Linux 5.7", call)
-	case errors.Is(err, unix.EACCES) && at.Port < 1024:
+	case errors.Is(err, unix.EACCES) && at.Listen.Port < 1024:
 		return fmt.Errorf("%w; a port below 1024 needs CAP_NET_BIND_SERVICE", unix.EACCES)
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {

@@ -45,6 +45,7 @@ type loop struct {
 	wheel   wheel
 	pipes   pipes
 	buffer  []byte
+	udp     *datagrams // once there is a UDP door
 	random  func(n uint64) uint64
 	doors   map[*door]*tally
 	stopped bool
@@ -95,6 +96,9 @@ func (l *loop) close() {
 		}
 	}
 	l.pipes.close()
+	if l.udp != nil {
+		l.udp.icmp.close()
+	}
 }
 
 // watch starts to report events of a descriptor to a source.

@@ -102,14 +102,14 @@ type Relay struct {
 	status []DoorStatus        // of the frontends of the last Apply, in their order
 	drain  *time.Timer         // set if something's drain time runs
 
-	holders map[edge.Listen]holders // of taken ports
+	holders map[edge.Door]holders // of taken ports
 }
 
 // New returns a Relay without doors. It starts nothing.
 func New(log *slog.Logger, opts Options) *Relay {
 	return &Relay{
 		log: log, opts: opts, drained: make(chan struct{}),
-		doors: map[edge.Door]*door{}, holders: map[edge.Listen]holders{},
+		doors: map[edge.Door]*door{}, holders: map[edge.Door]holders{},
 	}
 }
 
@@ -193,10 +193,9 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 		r.status = append(r.status, s)
 	}
 	r.serveLocked(opened)
-	r.adoptSessionsLocked()
 	r.opts.Adopt.Close()
 	r.opts.Adopt = Handover{}
-	maps.DeleteFunc(r.holders, func(_ edge.Listen, h holders) bool { return time.Since(h.seen) > holdersAge })
+	maps.DeleteFunc(r.holders, func(_ edge.Door, h holders) bool { return time.Since(h.seen) > holdersAge })
 	r.collectLocked()
 	r.drainLocked()
 	return slices.Clone(r.status)
@@ -245,7 +244,8 @@ func (r *Relay) openLocked(f edge.Frontend, m *machine) (d *door, fresh bool, er
 	return d, true, nil
 }
 
-// serveLocked has the loops serve doors that have been opened.
+// serveLocked has the loops serve doors that have been opened, and go on with
+// the UDP sessions of theirs that were handed over.
 func (r *Relay) serveLocked(doors []*door) {
 	for i, l := range r.loops {
 		l.call(func() {
@@ -255,17 +255,9 @@ func (r *Relay) serveLocked(doors []*door) {
 					r.log.Error("a loop cannot serve a frontend", "door", d.key.String(), "err", err)
 				}
 			}
-		})
-	}
-}
-
-// adoptSessionsLocked gives the UDP sessions that were handed over to the loops
-// that hear their clients.
-func (r *Relay) adoptSessionsLocked() {
-	for i, l := range r.loops {
-		l.call(func() {
+			// Before the loop reads the first datagram, which may be of one of them.
 			for _, s := range r.opts.Adopt.Sessions {
-				if d := r.doors[s.Door]; s.Socket == i && d != nil && d.open() {
+				if d := r.doors[s.Door]; s.Socket == i && d != nil && slices.Contains(doors, d) {
 					d.servers[i].(*udpSocket).adopt(l, s)
 				}
 			}
