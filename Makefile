@@ -36,7 +36,7 @@ test-netns: deps ## tests that need network namespaces
 test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 	$(say) "end-to-end tests in the lab (about 5 minutes, and 2 to compile them the first time)"
 	@cd lab && GATEHOUSE_LAB=required LAB_BIN=$(CURDIR)/bin LAB=$(CURDIR)/bin/lab LABKUBE=$(CURDIR)/bin/labkube \
-		$(GO) test -trimpath -count=1 -p 1 -timeout 40m -v ./site ./internal/... ./e2e 2>&1 | ../scripts/testlog
+		$(GO) test -trimpath -count=1 -p 1 -timeout 40m -v ./site ./internal/... ./cmd/bench ./e2e 2>&1 | ../scripts/testlog
 
 test-race: ## the unit tests under the race detector; needs a C compiler
 	$(say) "unit tests under the race detector"
@@ -84,7 +84,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@cd lab && $(GO) vet ./site/... ./e2e/... ./cmd/lab/...
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./cmd/lab/... ./cmd/bench/... ./internal/bench/...
 	@test -z "$$(gofmt -l lab cmd internal | tee /dev/stderr)"
 
 .tools/golangci-lint-$(GOLANGCI_VERSION):

@@ -258,7 +258,11 @@ func (s *stage) awaitAnswer(targets []netip.AddrPort, proxy *process) error {
 				err = errors.Join(proxy.err(), err)
 			}
 			if time.Now().After(deadline) || proxy != nil && proxy.err() != nil {
-				return fmt.Errorf("no answer at %s: %w", t, err)
+				said := ""
+				if proxy != nil {
+					said = "; it said: " + proxy.stderr.String()
+				}
+				return fmt.Errorf("no answer at %s: %w%s", t, err, said)
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
