@@ -133,6 +133,7 @@ func (r *Relay) startLocked() error {
 		}
 		loops = append(loops, l)
 	}
+	makeRoom()
 	r.loops = loops
 	for _, l := range loops {
 		go l.run()

@@ -41,10 +41,10 @@ func count(r uintptr, errno unix.Errno) (int, unix.Errno) {
 	return int(r), 0
 }
 
-// epollLook is epoll_wait(2) that does not wait. It returns 0 on errors: there
-// is only EINTR, and no event is lost by it.
-func epollLook(epoll int, events []unix.EpollEvent) int {
-	r, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
+// epollWait is epoll_wait(2), with a timeout in milliseconds that must be short.
+// It returns 0 on errors: there is only EINTR, and no event is lost by it.
+func epollWait(epoll int, events []unix.EpollEvent, timeout int) int {
+	r, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(timeout), 0, 0)
 	n, _ := count(r, errno)
 	return n
 }
