@@ -213,6 +213,9 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 	soon := 0 // tries left that are not to wait for long
 	if d.opts.Previous != nil {
 		if err := d.takeOver(ctx); err != nil {
+			if ctx.Err() == nil {
+				d.opts.Previous.GiveUp(err)
+			}
 			return fmt.Errorf("take over: %w", err)
 		}
 		soon = handoverRetries
