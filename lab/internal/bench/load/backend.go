@@ -31,7 +31,6 @@ const (
 type peer struct {
 	kind      kind
 	accepts   kind // of a listener: what its connections are
-	offset    int64
 	got, look uint64
 }
 
@@ -107,7 +106,7 @@ func (b *backend) serve(fd int, events uint32) {
 		alive, errno = b.echo(fd, events)
 	case sending:
 		if alive = events&closed == 0; alive {
-			errno = b.src.fill(fd, &k.offset)
+			errno = b.src.fill(fd)
 		}
 	case taking:
 		alive, errno = b.snk.drain(fd, &k.got, &k.look)
@@ -116,6 +115,9 @@ func (b *backend) serve(fd int, events uint32) {
 	}
 	// A reset is how the bulk columns end; what it means for an echo, the client has seen and counted.
 	if !alive || errno != 0 {
+		if k.kind == sending {
+			b.src.close(fd)
+		}
 		k.kind = unused
 		closeFD(fd)
 	}
@@ -142,6 +144,12 @@ func (b *backend) accept(fd int, accepts kind) {
 			continue
 		}
 		b.peers[c] = peer{kind: accepts}
+		if accepts == sending {
+			if err := b.src.open(c); err != nil {
+				b.count.Errors++
+				complain("%v", err)
+			}
+		}
 		if errno := b.add(c, c, events); errno != 0 {
 			b.count.Errors++
 			complain("epoll_ctl: %v", errno)

@@ -159,7 +159,6 @@ func (c *client) bulk() error {
 	snk := newSink(c.count)
 	type conn struct {
 		fd        int
-		offset    int64
 		got, look uint64
 	}
 	conns := make([]conn, c.Conns)
@@ -169,6 +168,9 @@ func (c *client) bulk() error {
 			return err
 		}
 		conns[i].fd = fd
+		if err := src.open(fd); err != nil {
+			return err
+		}
 		if errno := c.add(fd, i, inOut); errno != 0 {
 			return errno
 		}
@@ -182,7 +184,7 @@ func (c *client) bulk() error {
 			case c.Mode == Download:
 				alive, errno = snk.drain(k.fd, &k.got, &k.look)
 			default:
-				errno = src.fill(k.fd, &k.offset)
+				errno = src.fill(k.fd)
 			}
 			if !alive || errno != 0 {
 				c.count.Errors++

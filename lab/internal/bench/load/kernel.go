@@ -26,11 +26,6 @@ func send(fd int, p []byte) (int, syscall.Errno) {
 	return int(n), e
 }
 
-func sendfile(to, from int, offset *int64, count int) (int, syscall.Errno) {
-	n, _, e := unix.RawSyscall6(unix.SYS_SENDFILE, uintptr(to), uintptr(from), uintptr(unsafe.Pointer(offset)), uintptr(count), 0, 0)
-	return int(n), e
-}
-
 func closeFD(fd int) { _, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 var epoch = time.Now()
