@@ -182,8 +182,8 @@ type receiver struct {
 }
 
 // newReceiver's space is so large that it is only backed by memory as far as
-// it has been used.
-func newReceiver() *receiver {
+// it has been used. named: it notes who has sent a message.
+func newReceiver(named bool) *receiver {
 	r := &receiver{space: make([]byte, messages*messageSpace)}
 	for i := range r.headers {
 		h := &r.headers[i]
@@ -191,14 +191,17 @@ func newReceiver() *receiver {
 		r.iovecs[i].SetLen(64 << 10)
 		h.Iov = &r.iovecs[i]
 		h.SetIovlen(1)
-		h.Name = &r.names[i][0]
+		if named {
+			h.Name = &r.names[i][0]
+		}
 		h.Control = &r.controls[i].bytes[0]
-		r.reset(h)
+		h.reset()
 	}
 	return r
 }
 
-func (r *receiver) reset(h *mmsghdr) {
+// reset says how much room there is, where the kernel has said how much it took.
+func (h *mmsghdr) reset() {
 	h.Namelen = unix.SizeofSockaddrInet6
 	h.SetControllen(controlSpace)
 }
@@ -211,7 +214,7 @@ func (r *receiver) receive(fd int32, from, most int) (n int, errno unix.Errno) {
 		d.data = r.space[i*messageSpace:][:h.bytes:h.bytes]
 		d.cut = h.Flags&unix.MSG_TRUNC != 0
 		d.readControl(r.controls[i].bytes[:h.Controllen])
-		r.reset(h)
+		h.reset()
 	}
 	return n, errno
 }

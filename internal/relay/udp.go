@@ -70,7 +70,7 @@ type datagrams struct {
 
 func (l *loop) datagrams() *datagrams {
 	if l.udp == nil {
-		l.udp = &datagrams{requests: newReceiver(), replies: newReceiver(), toBackend: newSender(), toClient: newSender()}
+		l.udp = &datagrams{requests: newReceiver(true), replies: newReceiver(false), toBackend: newSender(), toClient: newSender()}
 	}
 	return l.udp
 }
