@@ -91,7 +91,7 @@ defaults
   timeout server 1h
   %s
 frontend front
-  bind :%d backlog 65535
+  bind :%d backlog 65535 shards by-thread
   default_backend back
 backend back
   balance roundrobin

@@ -495,6 +495,7 @@ func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, s
 			busy := (all - (b.machine.idle - a.machine.idle)) / all * seconds * float64(runtime.NumCPU()) * 1e9
 			known := float64(b.clientCPU - a.clientCPU + b.proxy - a.proxy + b.back - a.back)
 			v[report.Rest] = max(busy-known, 0) / ops / float64(perOp)
+			v[report.RestShare] = max(busy-known, 0) / (seconds * float64(runtime.NumCPU()) * 1e9) * 100
 		}
 		v[report.IdleShare] = (b.machine.idle - a.machine.idle) / all * 100
 		v[report.Softirq] = (b.machine.softirq - a.machine.softirq) / all * 100

@@ -51,6 +51,7 @@ const (
 	FDs        = "fds_per_connection"
 	LostPerMil = "lost_per_thousand"
 	Rest       = "rest_cpu" // kernel threads, and whatever else ran on the machine
+	RestShare  = "machine_rest_percent"
 )
 
 func traffic(rate string, target float64, cpu string, latencies bool) []Metric {

@@ -44,7 +44,7 @@ func example() *Result {
 	}
 	for rep, speed := range []float64{1, 2} {
 		add := func(contender string, rate, cpu, backend float64) {
-			v := map[string]float64{Rate: rate * speed, P50: 500 / speed, P99: 1200 / speed, Client: 3, Backend: backend, IdleShare: 5, Rest: 0.5}
+			v := map[string]float64{Rate: rate * speed, P50: 500 / speed, P99: 1200 / speed, Client: 3, Backend: backend, IdleShare: 5, Rest: 0.5, RestShare: 1 + float64(rep)}
 			if cpu > 0 {
 				v[CPU] = cpu
 			}

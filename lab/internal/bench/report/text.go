@@ -36,7 +36,11 @@ func (r *Result) Markdown() string {
 		machine += " (" + r.Processor + ")"
 	}
 	fmt.Fprintf(&b, "%s, %s, Linux %s, TCP congestion control %s; %s. Client, proxy and backend share these cores.\n", r.Date, machine, r.Kernel, r.Congestion, strings.Join(versions, ", "))
-	fmt.Fprintf(&b, "Medians of %d runs of %s; ratios are made within a repetition, and are given as median (least–greatest).\n\n", r.Repeat, r.Window)
+	fmt.Fprintf(&b, "Medians of %d runs of %s; ratios are made within a repetition, and are given as median (least–greatest).\n", r.Repeat, r.Window)
+	if noise, ok := r.noise(); ok {
+		fmt.Fprintf(&b, "What else ran on the machine, kernel threads included, used %s %% of it (%s–%s).\n", number(noise.Median), number(noise.Min), number(noise.Max))
+	}
+	b.WriteString("\n")
 	b.WriteString(r.Main())
 	if p := r.Processors(); p != "" {
 		b.WriteString("\nWho used the processors:\n\n" + p)
@@ -48,4 +52,15 @@ func (r *Result) Markdown() string {
 		}
 	}
 	return b.String()
+}
+
+// noise is what share of the machine the runs cannot account for.
+func (r *Result) noise() (Spread, bool) {
+	var shares []float64
+	for _, s := range r.Samples {
+		if v, ok := s.Values[RestShare]; ok {
+			shares = append(shares, v)
+		}
+	}
+	return SpreadOf(shares)
 }
