@@ -141,11 +141,11 @@ func (r *Result) Value(column, contender, key string) (Spread, bool) {
 	return SpreadOf(v)
 }
 
-// Ratio compares a contender with the better of the peers, within each repetition in which there was one.
-func (r *Result) Ratio(column, contender string, m Metric) (Spread, bool) {
+// Ratio compares a contender with the better of others, within each repetition in which there was one of them.
+func (r *Result) Ratio(column, contender string, m Metric, others ...string) (Spread, bool) {
 	var ratios []float64
 	best := map[int]float64{}
-	for _, p := range peers {
+	for _, p := range others {
 		for rep, v := range r.values(column, p, m.Key) {
 			if old, ok := best[rep]; !ok || m.Less && v < old || !m.Less && v > old {
 				best[rep] = v
@@ -205,6 +205,10 @@ func (r *Result) Main() string {
 			head = append(head, c.Label+" : better of HAProxy, nginx", "target", "")
 		}
 	}
+	builds := r.builds()
+	if len(builds) > 1 {
+		head = append(head, builds[0].Label+" : "+builds[1].Label)
+	}
 	rows := [][]string{head}
 	for _, col := range r.columns() {
 		label := col.Label
@@ -219,20 +223,33 @@ func (r *Result) Main() string {
 					row = append(row, r.verdict(col.Name, c.Name, m)...)
 				}
 			}
+			if len(builds) > 1 {
+				ratio, ok := r.Ratio(col.Name, builds[0].Name, m, builds[1].Name)
+				row = append(row, spread(ratio, ok))
+			}
 			rows = append(rows, row)
 		}
 	}
 	return table(rows)
 }
 
+// builds are the contenders that are gatehouse.
+func (r *Result) builds() []Contender {
+	return slices.DeleteFunc(slices.Clone(r.Contenders), func(c Contender) bool { return !c.Subject })
+}
+
+func spread(s Spread, ok bool) string {
+	if !ok {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", s.Median, s.Min, s.Max)
+}
+
 // verdict returns the ratio, the target and whether it was met.
 func (r *Result) verdict(column, contender string, m Metric) []string {
-	ratio, compared := r.Ratio(column, contender, m)
+	ratio, compared := r.Ratio(column, contender, m, peers...)
 	value, measured := r.Value(column, contender, m.Key)
-	out := []string{"–", "", ""}
-	if compared {
-		out[0] = fmt.Sprintf("%.2f (%.2f–%.2f)", ratio.Median, ratio.Min, ratio.Max)
-	}
+	out := []string{spread(ratio, compared), "", ""}
 	sign := map[bool]string{false: "≥ ", true: "≤ "}[m.Less]
 	var met bool
 	switch {

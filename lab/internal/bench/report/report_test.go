@@ -73,17 +73,26 @@ func TestReportReadsWell(t *testing.T) {
 func TestRatiosAreWithinARepetitionAndToTheBetterPeer(t *testing.T) {
 	t.Parallel()
 	r := example()
-	rate, ok := r.Ratio("tcp-pingpong-64", "gatehouse", Metric{Key: Rate})
+	rate, ok := r.Ratio("tcp-pingpong-64", "gatehouse", Metric{Key: Rate}, peers...)
 	if want := (Spread{Median: (132./110 + 132./111) / 2, Min: 132. / 111, Max: 132. / 110}); !ok || rate != want {
 		t.Errorf("rate: %v, not %v", rate, want)
 	}
-	cpu, ok := r.Ratio("tcp-pingpong-64", "gatehouse", Metric{Key: CPU, Less: true})
+	cpu, ok := r.Ratio("tcp-pingpong-64", "gatehouse", Metric{Key: CPU, Less: true}, peers...)
 	if want := (Spread{Median: 6.5 / 7, Min: 6.5 / 7, Max: 6.5 / 7}); !ok || cpu != want {
 		t.Errorf("CPU: %v, not %v", cpu, want)
 	}
-	if _, ok := r.Ratio("udp-64", "gatehouse", Metric{Key: Rate}); ok {
+	if _, ok := r.Ratio("udp-64", "gatehouse", Metric{Key: Rate}, peers...); ok {
 		t.Error("there is a ratio for a run that gave nothing")
 	}
+}
+
+func TestTwoBuildsAreComparedWithEachOther(t *testing.T) {
+	t.Parallel()
+	r := &Result{Contenders: []Contender{{Name: "new", Label: "new", Subject: true}, {Name: "old", Label: "old", Subject: true}}}
+	for rep := range 2 {
+		r.Samples = append(r.Samples, sample("tcp-conn", "new", rep, map[string]float64{Rate: 15, CPU: 40}), sample("tcp-conn", "old", rep, map[string]float64{Rate: 12, CPU: 50}))
+	}
+	golden(t, "builds.md", r.Main())
 }
 
 func TestMedian(t *testing.T) {
