@@ -2,7 +2,6 @@ package relay
 
 import (
 	"encoding/binary"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,40 +49,54 @@ func (d *datagram) count() int {
 func (d *datagram) readControl(b []byte) {
 	d.segment, d.local, d.ifindex, d.overflow, d.marks = 0, [16]byte{}, 0, 0, 0
 	for len(b) > 0 {
-		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
-		if err != nil {
-			return
-		}
-		b = rest
-		switch [2]int32{h.Level, h.Type} {
-		case [2]int32{unix.SOL_IPV6, unix.IPV6_PKTINFO}:
-			if len(data) >= unix.SizeofInet6Pktinfo {
-				d.local = [16]byte(data)
-				d.ifindex = binary.NativeEndian.Uint32(data[16:])
-			}
-		case [2]int32{unix.SOL_IP, unix.IP_PKTINFO}:
-			if len(data) >= unix.SizeofInet4Pktinfo {
-				d.ifindex = binary.NativeEndian.Uint32(data)
-				d.local = mapped([4]byte(data[8:]))
-			}
-		case [2]int32{unix.SOL_UDP, unix.UDP_GRO}:
-			if len(data) >= 4 {
-				d.segment = max(int(int32(binary.NativeEndian.Uint32(data))), 0)
-			}
-		case [2]int32{unix.SOL_IP, unix.IP_TOS}:
-			if len(data) >= 1 {
-				d.marks = data[0]
-			}
-		case [2]int32{unix.SOL_IPV6, unix.IPV6_TCLASS}:
-			if len(data) >= 4 {
-				d.marks = byte(binary.NativeEndian.Uint32(data))
-			}
-		case [2]int32{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}:
-			if len(data) >= 4 {
-				d.overflow = binary.NativeEndian.Uint32(data)
-			}
+		var kind controlKind
+		var data []byte
+		kind, data, b = nextControl(b)
+		switch {
+		case kind == controlKind{unix.SOL_IPV6, unix.IPV6_PKTINFO} && len(data) >= unix.SizeofInet6Pktinfo:
+			d.local = [16]byte(data)
+			d.ifindex = binary.NativeEndian.Uint32(data[16:])
+		case kind == controlKind{unix.SOL_IP, unix.IP_PKTINFO} && len(data) >= unix.SizeofInet4Pktinfo:
+			d.ifindex = binary.NativeEndian.Uint32(data)
+			d.local = mapped([4]byte(data[8:]))
+		case kind == controlKind{unix.SOL_UDP, unix.UDP_GRO} && len(data) >= 4:
+			d.segment = max(int(int32(binary.NativeEndian.Uint32(data))), 0)
+		case kind == controlKind{unix.SOL_IP, unix.IP_TOS} && len(data) >= 1:
+			d.marks = data[0]
+		case kind == controlKind{unix.SOL_IPV6, unix.IPV6_TCLASS} && len(data) >= 4:
+			d.marks = byte(binary.NativeEndian.Uint32(data))
+		case kind == controlKind{unix.SOL_SOCKET, unix.SO_RXQ_OVFL} && len(data) >= 4:
+			d.overflow = binary.NativeEndian.Uint32(data)
 		}
 	}
+}
+
+// controlKind is the level and type of a control message.
+type controlKind struct{ level, kind int32 }
+
+// The header of a control message: its length, in a machine word, and its kind.
+const (
+	controlWord   = 4 << (^uintptr(0) >> 63)
+	controlHeader = controlWord + 8
+)
+
+// nextControl splits off the first control message of b. What makes no sense is
+// the last one, of no kind that there is.
+func nextControl(b []byte) (kind controlKind, data, rest []byte) {
+	if len(b) < controlHeader {
+		return controlKind{}, nil, nil
+	}
+	size := uint64(binary.NativeEndian.Uint32(b))
+	if controlWord == 8 {
+		size = binary.NativeEndian.Uint64(b)
+	}
+	if size < controlHeader || size > uint64(len(b)) {
+		return controlKind{}, nil, nil
+	}
+	kind.level = int32(binary.NativeEndian.Uint32(b[controlWord:]))
+	kind.kind = int32(binary.NativeEndian.Uint32(b[controlWord+4:]))
+	aligned := min((int(size)+controlWord-1)&^(controlWord-1), len(b))
+	return kind, b[controlHeader:size], b[aligned:]
 }
 
 func mapped(addr [4]byte) (in6 [16]byte) {
@@ -102,15 +115,14 @@ type control struct {
 func (c *control) add(level, kind int32, size int) []byte {
 	b := c.bytes[c.used:]
 	c.used += unix.CmsgSpace(size)
-	if unsafe.Sizeof(unix.Cmsghdr{}.Len) == 8 {
-		binary.NativeEndian.PutUint64(b, uint64(unix.CmsgLen(size)))
+	if controlWord == 8 {
+		binary.NativeEndian.PutUint64(b, uint64(controlHeader+size))
 	} else {
-		binary.NativeEndian.PutUint32(b, uint32(unix.CmsgLen(size)))
+		binary.NativeEndian.PutUint32(b, uint32(controlHeader+size))
 	}
-	data := unix.CmsgLen(0)
-	binary.NativeEndian.PutUint32(b[data-8:], uint32(level))
-	binary.NativeEndian.PutUint32(b[data-4:], uint32(kind))
-	return b[data:][:size]
+	binary.NativeEndian.PutUint32(b[controlWord:], uint32(level))
+	binary.NativeEndian.PutUint32(b[controlWord+4:], uint32(kind))
+	return b[controlHeader:][:size]
 }
 
 // addSource says which of this machine's addresses a message comes from, and
@@ -226,7 +238,7 @@ type sender struct {
 	n        int // messages
 	pieces   int
 	headers  [messages]mmsghdr
-	iovecs   [messages]unix.Iovec
+	iovecs   [messages]iovec
 	names    [messages]sockaddr
 	controls [messages]control
 	parcels  [messages]parcel
@@ -260,8 +272,7 @@ func (x *sender) add(s *session, d *datagram, toClient bool) {
 	size := len(d.data)
 	x.datas[x.pieces] = d.data
 	iov := &x.iovecs[x.pieces]
-	iov.Base = unsafe.SliceData(d.data)
-	iov.SetLen(size)
+	iov.set(d.data)
 	x.pieces++
 
 	if x.n > 0 {
@@ -287,7 +298,7 @@ func (x *sender) add(s *session, d *datagram, toClient bool) {
 		session: s, first: x.pieces - 1, pieces: 1, bytes: size, count: d.count(), segment: segment, marks: d.marks,
 		full: size > 0 && size%segment == 0,
 	}
-	h.Iov = iov
+	h.Iov = &iov.Iovec
 	h.SetIovlen(1)
 	c.used = 0
 	if !toClient {
@@ -326,9 +337,8 @@ func (x *sender) single(i int, data []byte) []mmsghdr {
 		h.SetControllen(c.used - unix.CmsgSpace(2)) // without the segment, which comes last
 	}
 	iov := &x.iovecs[x.parcels[i].first]
-	iov.Base = unsafe.SliceData(data)
-	iov.SetLen(len(data))
-	h.Iov = iov
+	iov.set(data)
+	h.Iov = &iov.Iovec
 	h.SetIovlen(1)
 	return x.headers[i : i+1]
 }

@@ -332,12 +332,10 @@ func (s *session) errors(l *loop) bool {
 // readError finds what an entry of the queue of errors is about.
 func readError(b []byte) (unix.Errno, bool) {
 	for len(b) > 0 {
-		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
-		if err != nil {
-			return 0, false
-		}
-		b = rest
-		about := h.Level == unix.SOL_IP && h.Type == unix.IP_RECVERR || h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_RECVERR
+		var kind controlKind
+		var data []byte
+		kind, data, b = nextControl(b)
+		about := kind == controlKind{unix.SOL_IP, unix.IP_RECVERR} || kind == controlKind{unix.SOL_IPV6, unix.IPV6_RECVERR}
 		if about && len(data) >= 16 { // struct sock_extended_err
 			errno := unix.Errno(binary.NativeEndian.Uint32(data))
 			return errno, errno != 0

@@ -18,6 +18,15 @@ type mmsghdr struct {
 	bytes uint32 // received
 }
 
+// iovec is struct iovec.
+type iovec struct{ unix.Iovec }
+
+// set has it stand for p, which may be empty.
+func (v *iovec) set(p []byte) {
+	v.Base = unsafe.SliceData(p)
+	v.SetLen(len(p))
+}
+
 // recvmmsg is recvmmsg(2): it returns how many messages there were.
 func recvmmsg(fd int32, m []mmsghdr) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)

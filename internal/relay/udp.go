@@ -111,7 +111,16 @@ func newUDPSocket(r *Relay, d *door, fd int) *udpSocket {
 func (u *udpSocket) start(l *loop) error {
 	l.datagrams()
 	u.tally = l.tally(u.d)
-	return u.unpause(l)
+	return u.watch(l)
+}
+
+func (u *udpSocket) watch(l *loop) error {
+	// What has come meanwhile is reported at once.
+	if err := l.watch(int(u.fd), u, unix.EPOLLIN|unix.EPOLLET); err != nil {
+		return err
+	}
+	u.watching = true
+	return nil
 }
 
 // shut ends the sessions: they cannot answer their clients any more.
@@ -131,16 +140,13 @@ func (u *udpSocket) pause(l *loop) {
 	}
 }
 
-func (u *udpSocket) unpause(l *loop) error {
+func (u *udpSocket) unpause(l *loop) {
 	if u.watching {
-		return nil
+		return
 	}
-	// What has come meanwhile is reported at once.
-	if err := l.watch(int(u.fd), u, unix.EPOLLIN|unix.EPOLLET); err != nil {
-		return err
+	if err := u.watch(l); err != nil {
+		u.r.log.Error("a loop cannot serve a frontend", "door", u.d.key.String(), "err", err)
 	}
-	u.watching = true
-	return nil
 }
 
 // drained ends the sessions of a backend that has left long enough ago. Their
