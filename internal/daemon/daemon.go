@@ -85,6 +85,9 @@ type Daemon struct {
 	told     problemLog
 	probeOf  atomic.Pointer[map[netip.AddrPort]netip.AddrPort]
 
+	cut    context.CancelCauseFunc // ends closed, by force; both are of closeDoors
+	closed chan error
+
 	reloading  atomic.Bool // systemd waits for it
 	deciding   sync.Mutex
 	handedOver bool   // guarded by deciding: no decision is ours any more
@@ -187,6 +190,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	task(g, "loop", func() error { return d.loop(serving, watcher) })
 	err := g.Wait()
 	if errors.Is(err, errHandedOver) {
+		defer d.cut(nil)
 		d.drain(ctx, signals)
 		d.log.Info("drained, the end")
 		return nil
@@ -210,7 +214,8 @@ func task(g *errgroup.Group, name string, run func() error) {
 
 // loop decides whenever something has changed.
 func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
-	soon := 0 // tries left that are not to wait for long
+	retry := time.NewTicker(retryInterval)
+	defer retry.Stop()
 	if d.opts.Previous != nil {
 		if err := d.takeOver(ctx); err != nil {
 			if ctx.Err() == nil {
@@ -218,19 +223,14 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 			}
 			return fmt.Errorf("take over: %w", err)
 		}
-		soon = handoverRetries
 	}
 	awaited := true // by systemd
 	for {
 		unfinished := d.decide(ctx)
 		d.report(awaited)
-		var again <-chan time.Time
-		switch {
-		case unfinished && soon > 0:
-			soon--
-			again = time.After(handoverRetry)
-		case unfinished:
-			again = time.After(retryInterval)
+		again := retry.C
+		if !unfinished {
+			again = nil
 		}
 		awaited = false
 		select {

@@ -28,9 +28,6 @@ const (
 	probeTime = 6 * time.Second
 	// From then on no decision is made and UDP waits, until it serves.
 	serveTime = 15 * time.Second
-	// Right after a change of programs, what could not be done is tried again
-	// more often: the program before lets go of ports that only it had.
-	handoverRetry, handoverRetries = 50 * time.Millisecond, 20
 )
 
 // Kinds of sockets that are handed over. What belongs to doors and sessions is
@@ -99,10 +96,11 @@ func (d *Daemon) upgrade(ctx context.Context) error {
 		return err
 	}
 	d.log.Info("upgrade done, this process drains", "pid", next.PID(), "version", next.Version)
+	d.closeDoors()
 	d.manager.tell(fmt.Sprintf("MAINPID=%d", next.PID()))
-	d.cluster.task.stop() // what is being written is written
+	d.cluster.task.stop()
+	next.Farewell() // no port is in its way now, and nobody else writes
 	d.admin.stop()
-	next.Farewell()
 	return errHandedOver
 }
 
@@ -300,39 +298,36 @@ func (d *Daemon) stop(ctx context.Context, signals <-chan os.Signal) {
 	d.ready, d.waiting = false, []string{"its end: it is stopping"}
 	d.mu.Unlock()
 	d.cluster.task.stop()
+	d.closeDoors()
+	defer d.cut(nil)
 	d.drain(ctx, signals)
 	d.admin.stop()
 	d.log.Info("stopped")
 }
 
-// drain closes the doors and waits until the connections have ended. Once ctx
-// has, they have the stop timeout left.
-func (d *Daemon) drain(ctx context.Context, signals <-chan os.Signal) {
+// closeDoors returns when no door accepts any more.
+func (d *Daemon) closeDoors() {
 	closing, cut := context.WithCancelCause(context.Background())
-	defer cut(nil)
-	drained := make(chan struct{})
-	limited := make(chan struct{})
-	go func() {
-		defer close(limited)
-		d.limit(ctx, signals, drained, cut)
-	}()
-	err := d.relay.Close(closing)
-	close(drained)
-	<-limited
-	if err != nil {
-		d.log.Warn("connections were cut", "err", err)
+	d.cut, d.closed = cut, make(chan error, 1)
+	go func() { d.closed <- d.relay.Close(closing) }()
+	open := func(s relay.DoorStatus) bool { return s.Addr.IsValid() }
+	for slices.ContainsFunc(d.relay.Doors(), open) {
+		time.Sleep(time.Millisecond)
 	}
 }
 
-// limit cuts connections that drain for too long, and says now and then how
-// many are left.
-func (d *Daemon) limit(ctx context.Context, signals <-chan os.Signal, drained <-chan struct{}, cut context.CancelCauseFunc) {
+// drain waits, after closeDoors, until the connections have ended. Once ctx has,
+// they have the stop timeout left.
+func (d *Daemon) drain(ctx context.Context, signals <-chan os.Signal) {
 	minute := time.NewTicker(time.Minute)
 	defer minute.Stop()
-	stopped, late := ctx.Done(), (<-chan time.Time)(nil)
+	stopped, late, cut := ctx.Done(), (<-chan time.Time)(nil), d.opts.Cut
 	for {
 		select {
-		case <-drained:
+		case err := <-d.closed:
+			if err != nil {
+				d.log.Warn("connections were cut", "err", err)
+			}
 			return
 		case <-minute.C:
 			d.log.Info("draining", "connections", d.connections())
@@ -343,12 +338,13 @@ func (d *Daemon) limit(ctx context.Context, signals <-chan os.Signal, drained <-
 			defer timer.Stop()
 			late = timer.C
 			if n := d.connections(); n > 0 {
-				d.log.Info("stopping, connections drain", "connections", n, "timeout", timeout)
+				d.log.Info("stopping, connections drain", "connections", n, "timeout", timeout.String())
 			}
 		case <-late:
-			cut(fmt.Errorf("the stop timeout of %s is over", d.files.current().StopTimeout))
-		case <-d.opts.Cut:
-			cut(errors.New("told to stop a second time"))
+			d.cut(fmt.Errorf("the stop timeout of %s is over", d.files.current().StopTimeout))
+		case <-cut:
+			cut = nil
+			d.cut(errors.New("told to stop a second time"))
 		case s := <-signals:
 			if s == syscall.SIGUSR2 {
 				d.log.Warn("upgrade refused", "err", errNotServing)

@@ -25,6 +25,9 @@ import (
 // program; its value is the configuration file.
 const successor = "GATEHOUSE_TEST_SUCCESSOR"
 
+// crashing instead of a file makes it take the sockets and die.
+const crashing = "crashing"
+
 func TestMain(m *testing.M) {
 	if file := os.Getenv(successor); file != "" {
 		succeed(file)
@@ -42,6 +45,11 @@ func succeed(file string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // should the test be killed
 	defer cancel()
+	if file == crashing {
+		sockets, err := previous.Take(ctx)
+		log.Info("crashing", "sockets", len(sockets), "err", err)
+		os.Exit(1)
+	}
 	if err := New(Options{Files: []string{file}, Version: "successor", Log: log, Previous: previous}).Run(ctx); err != nil {
 		log.Error("ended", "err", err)
 		os.Exit(1)
@@ -328,6 +336,144 @@ func TestStopTimeout(t *testing.T) {
 				t.Errorf("the client sees %v", err)
 			}
 		})
+	}
+}
+
+// A program that dies with the sockets in its hands has done no harm: what was
+// kept back for it, datagrams above all, is taken back.
+func TestUpgradeCrashes(t *testing.T) {
+	one, front, udp := echo(t, "one"), freeAddr(t), freeAddr(t)
+	backend := whoAsks(t)
+	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
+	write(t, file, configFor(freeAddr(t), front, one)+fmt.Sprintf("  - {name: udp, protocol: UDP, listen: %q, backends: [{address: %q}]}\n", udp, backend))
+	_, log, _, stop := upgradable(t, file, crashing)
+	eventually(t, "served", serves(front, "one"))
+	conn, err := net.Dial("udp", udp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	before, err := ask(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signalSelf(t, syscall.SIGUSR2)
+	eventually(t, "failed", log.has("ended without a word"))
+	if after, err := ask(conn); err != nil || after != before {
+		t.Errorf("the backend saw %s before and sees %s now (%v)", before, after, err)
+	}
+	if err := serves(front, "one")(); err != nil {
+		t.Error(err)
+	}
+	stop()
+}
+
+// whoAsks is a UDP backend that answers with the address that it was asked from.
+func whoAsks(t *testing.T) (addr string) {
+	t.Helper()
+	backend, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = backend.Close() })
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			_, from, err := backend.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = backend.WriteTo([]byte(from.String()), from)
+			}
+		}
+	}()
+	return backend.LocalAddr().String()
+}
+
+func ask(conn net.Conn) (string, error) {
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := conn.Write([]byte("?")); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 100)
+	n, err := conn.Read(buf)
+	return string(buf[:n]), err
+}
+
+// Hundreds of doors and sessions do not fit into one message; each UDP client
+// keeps its session, which shows in the port that the backend sees.
+func TestUpgradeOfManySockets(t *testing.T) {
+	const doors, sessions = 300, 700
+	backend := whoAsks(t)
+	one := echo(t, "one")
+	var pairs []string
+	var reserved []net.Listener
+	for range doors {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		reserved = append(reserved, l)
+		pairs = append(pairs, l.Addr().String(), one)
+	}
+	front := freeAddr(t)
+	for _, l := range reserved {
+		_ = l.Close()
+	}
+	admin := freeAddr(t)
+	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
+	write(t, file, configFor(admin, pairs...)+fmt.Sprintf("  - {name: udp, protocol: UDP, listen: %q, backends: [{address: %q}]}\n", front, backend))
+	_, log, ended, _ := upgradable(t, file, file)
+	t.Cleanup(func() { endSuccessor(t, log) })
+	eventually(t, "served", serves(pairs[0], "one"))
+	clients := map[net.Conn]string{}
+	for range sessions {
+		conn, err := net.Dial("udp", front)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if clients[conn], err = ask(conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signalSelf(t, syscall.SIGUSR2)
+	eventually(t, "handed over", log.has("upgrade done"))
+	if err := <-ended; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	for conn, was := range clients {
+		if now, err := ask(conn); err != nil || now != was {
+			t.Fatalf("the backend saw %s before and sees %s now (%v)", was, now, err)
+		}
+	}
+	for i := 0; i < len(pairs); i += 2 {
+		if err := serves(pairs[i], "one")(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What the old process had open can be in the way of what the new one is to
+// open, for a moment.
+func TestUpgradeToAnotherConfiguration(t *testing.T) {
+	one := echo(t, "one")
+	front, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(front)
+	dir := t.TempDir()
+	file, next := filepath.Join(dir, "gatehouse.yaml"), filepath.Join(dir, "next.yaml")
+	write(t, file, configFor(admin, front, one))
+	write(t, next, configFor(admin, "0.0.0.0:"+port, one))
+	_, log, _, _ := upgradable(t, file, next)
+	t.Cleanup(func() { endSuccessor(t, log) })
+	eventually(t, "served", serves(front, "one"))
+	signalSelf(t, syscall.SIGUSR2)
+	eventually(t, "handed over", log.has("upgrade done"))
+	done := time.Now()
+	eventually(t, "open at all addresses", serves("127.0.0.2:"+port, "one"))
+	if took := time.Since(done); took > retryInterval/2 {
+		t.Errorf("it took %s", took)
 	}
 }
 
