@@ -28,7 +28,7 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 	if bin == "" {
 		bin, _ = filepath.Abs("../../../bin")
 	}
-	s, err := parse([]string{"--quick", "--only", "pingpong-64,download,conn,idle,udp-64", "--gatehouse", filepath.Join(bin, "gatehouse")})
+	s, err := parse([]string{"--quick", "--only", "pingpong,download,conn,idle,udp-64", "--gatehouse", filepath.Join(bin, "gatehouse")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 		measured[sample.Column]++
 	}
 	// HAProxy and nginx may not be installed, and HAProxy has no UDP.
-	for column, least := range map[string]int{"tcp-pingpong-64": 3, "tcp-download": 3, "tcp-conn": 3, "tcp-idle": 2, "udp-64": 2} {
+	for column, least := range map[string]int{"tcp-pingpong-1": 3, "tcp-pingpong-64": 3, "tcp-download": 3, "tcp-conn": 3, "tcp-idle": 2, "udp-64": 2} {
 		if measured[column] < least {
 			t.Errorf("%s: %d contenders, not %d", column, measured[column], least)
 		}

@@ -344,6 +344,11 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 		return sample, err
 	}
 	defer st.close()
+	if col.OneProcessor {
+		if err := st.pin(); err != nil {
+			return sample, err
+		}
+	}
 	dir, err := os.MkdirTemp("", "gatehouse-bench-")
 	if err != nil {
 		return sample, err
@@ -491,14 +496,15 @@ func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, s
 		v[report.P99] = float64(h.Quantile(0.99)) / 1e3
 	}
 	if all := b.machine.all - a.machine.all; all > 0 {
-		if ops > 0 {
-			busy := (all - (b.machine.idle - a.machine.idle)) / all * seconds * float64(runtime.NumCPU()) * 1e9
-			known := float64(b.clientCPU - a.clientCPU + b.proxy - a.proxy + b.back - a.back)
-			v[report.Rest] = max(busy-known, 0) / ops / float64(perOp)
-			v[report.RestShare] = max(busy-known, 0) / (seconds * float64(runtime.NumCPU()) * 1e9) * 100
-		}
-		v[report.IdleShare] = (b.machine.idle - a.machine.idle) / all * 100
+		available := seconds * float64(runtime.NumCPU()) * 1e9
+		idle := (b.machine.idle - a.machine.idle) / all
+		rest := max((1-idle)*available-float64(b.clientCPU-a.clientCPU+b.proxy-a.proxy+b.back-a.back), 0)
+		v[report.IdleShare] = idle * 100
+		v[report.RestShare] = rest / available * 100
 		v[report.Softirq] = (b.machine.softirq - a.machine.softirq) / all * 100
+		if ops > 0 {
+			v[report.Rest] = rest / ops / float64(perOp)
+		}
 	}
 	if strings.HasPrefix(col.Name, "udp") && ops > 0 {
 		lost := float64(b.client.Lost - a.client.Lost)

@@ -169,6 +169,24 @@ func (s *stage) build(more ...string) error {
 	return nil
 }
 
+// pin keeps all that is started from now on on one processor.
+func (s *stage) pin() (err error) {
+	s.call(func() {
+		var all, one unix.CPUSet
+		if err = unix.SchedGetaffinity(0, &all); err != nil {
+			return
+		}
+		for cpu := range len(all) * 64 {
+			if all.IsSet(cpu) {
+				one.Set(cpu)
+				break
+			}
+		}
+		err = unix.SchedSetaffinity(0, &one)
+	})
+	return err
+}
+
 func (s *stage) path(host int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.ns[host]) }
 
 // close ends all processes.
