@@ -129,14 +129,14 @@ func TestTakenPortNamesItsHolderAndIsTriedAgain(t *testing.T) {
 func TestDoorErrorsSayWhatIsWrong(t *testing.T) {
 	r := newRelay(t, Options{})
 	good := loopback()
-	udp, foreign, device := good, good, good
-	udp.Protocol = edge.UDP
+	sctp, foreign, device := good, good, good
+	sctp.Protocol = edge.SCTP
 	foreign.Listen = edge.Listen{Addr: netip.MustParseAddr("192.0.2.1"), Port: 8080}
 	device.Listen = edge.Listen{Device: "nosuch0", Port: 8080}
-	doors := r.Apply([]edge.Frontend{good, udp, foreign, device, good})
+	doors := r.Apply([]edge.Frontend{good, sctp, foreign, device, good})
 	for i, want := range []string{
 		"",
-		"the relay does not speak UDP",
+		"the relay does not speak SCTP",
 		"listen on 192.0.2.1:8080: cannot assign requested address: 192.0.2.1 is not an address of this machine",
 		"listen on @nosuch0:8080: there is no interface nosuch0",
 		"TCP 127.0.0.1:0 is already the door of shop/web:80",
