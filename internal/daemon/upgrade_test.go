@@ -98,8 +98,15 @@ func upgradable(t *testing.T, file, nextFile string, more ...func(*Options)) (d 
 	d = New(o)
 	ctx, stop := context.WithCancel(t.Context())
 	ended = make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	t.Cleanup(stop)
+	go func() {
+		defer close(ended)
+		ended <- d.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		for range ended { // it logs until then
+		}
+	})
 	return d, log, ended, stop
 }
 
