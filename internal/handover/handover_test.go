@@ -427,7 +427,7 @@ func FuzzReceive(f *testing.F) {
 			}
 			Close(m.Sockets)
 		}
-		if after := openFiles(t); after != before {
+		if after := openFiles(t); after > before { // fewer: what earlier tests have dropped is collected
 			t.Errorf("%d descriptors are open, before it were %d", after, before)
 		}
 	})
