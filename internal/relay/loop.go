@@ -21,8 +21,10 @@ const (
 	bufferSize = 64 << 10
 
 	// How long a loop waits for events before it lets the Go scheduler know
-	// that it does, in milliseconds.
-	shortWait = 2
+	// that it does, in milliseconds, where no signal comes (asyncpreemptoff). A
+	// shorter time would be the machine's next timer, and setting that costs
+	// more than the call.
+	shortWait = 50
 
 	// A loop gives other goroutines their turn so often, just before Go's
 	// scheduler would ask for it by a signal (forcePreemptNS, 10 ms).
@@ -180,22 +182,23 @@ func (l *loop) run() {
 // found in a system call for blocked after 20 µs: it would take the thread's
 // right to run Go away, and give it back microseconds later, with a thread of
 // its own awake all the time to do so. That cost a fifth of the time at 100,000
-// messages a second. The garbage collector need not wait: it sends a signal,
-// and that ends the call.
+// messages a second. Nobody has to wait for a loop that waits so: the garbage
+// collector, and the scheduler after 10 ms, send a signal, and that ends the
+// call.
 func (l *loop) wait() int {
 	timeout := 0
 	if len(l.again) == 0 {
-		timeout = l.wheel.next(time.Since(l.began))
+		timeout = l.wheel.next(l.now)
 	}
 	short := timeout
 	if timeout < 0 || timeout > shortWait {
 		short = shortWait
 	}
-	n := epollWait(l.epoll, l.events[:], short)
-	if n > 0 || timeout == short {
+	n, errno := epollWait(l.epoll, l.events[:], short)
+	if n > 0 || errno == 0 && timeout == short {
 		return n
 	}
-	// There is time.
+	// A signal came, or none and no event either: there is time.
 	n, err := unix.EpollWait(l.epoll, l.events[:], timeout)
 	if err != nil {
 		return 0 // EINTR: a signal

@@ -16,9 +16,10 @@ import (
 // the package that uses unsafe, and only to pass the addresses of buffers,
 // which the system call does not keep.
 
-// read is read(2). n is never negative.
+// read is recv(2), which is cheaper than read(2) by what the file layer does.
+// n is never negative.
 func read(fd int32, p []byte) (n int, errno unix.Errno) {
-	r, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), 0, 0, 0)
 	return count(r, errno)
 }
 
@@ -42,11 +43,10 @@ func count(r uintptr, errno unix.Errno) (int, unix.Errno) {
 }
 
 // epollWait is epoll_wait(2), with a timeout in milliseconds that must be short.
-// It returns 0 on errors: there is only EINTR, and no event is lost by it.
-func epollWait(epoll int, events []unix.EpollEvent, timeout int) int {
+// There is one error: EINTR, and no event is lost by it.
+func epollWait(epoll int, events []unix.EpollEvent, timeout int) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(timeout), 0, 0)
-	n, _ := count(r, errno)
-	return n
+	return count(r, errno)
 }
 
 func epollAdd(epoll, fd int, events uint32, serial int32) error {
