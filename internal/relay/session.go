@@ -212,7 +212,9 @@ func (s *session) forward(l *loop) {
 			i++
 		}
 		switch {
-		case errno == 0:
+		case i == n:
+		case errno == 0 && !s.errors(l):
+			// Why the rest could not be sent was not said, and may have passed.
 		case full(errno):
 			u.drop(x.parcels[i].count)
 			i++
@@ -264,6 +266,7 @@ func (s *session) ready(l *loop, events uint32) {
 	}
 	s.queued = false
 	g := l.udp
+	failures := 0
 	for got := 0; got < sessionBatch; {
 		if g.used == messages {
 			g.flush(l)
@@ -274,10 +277,10 @@ func (s *session) ready(l *loop, events uint32) {
 			return
 		}
 		if errno != 0 {
-			if s.errors(l) {
+			// Each is reported once, before what can be read.
+			if failures++; s.errors(l) || failures > 16 {
 				return
 			}
-			got += busyAfter // it does not go on like that
 			continue
 		}
 		s.heard = l.now

@@ -265,19 +265,18 @@ func (u *udpSocket) open(l *loop, f flow, data []byte) *session {
 	client := f.addr()
 	u.tally.accepted()
 	why, limited := u.d.admit(t, client.Addr())
-	s := &session{socket: u, flow: f, limited: limited, fd: -1, asked: l.now}
-	s.timer.owner = s
 	if why == "" && !takeSession() {
 		why = Exhausted
-	} else if why == "" {
-		if why = s.dial(l, t); why != "" {
-			giveSessionBack()
-		}
 	}
 	if why == "" {
-		u.flows[f] = s
-		l.set(&s.timer, t.idleTimeout)
-		return s
+		s := &session{socket: u, flow: f, limited: limited, fd: -1, asked: l.now}
+		s.timer.owner = s
+		if why = s.dial(l, t); why == "" {
+			u.flows[f] = s
+			l.set(&s.timer, t.idleTimeout)
+			return s
+		}
+		giveSessionBack()
 	}
 	u.d.release(client.Addr(), limited)
 	u.tally.failed(why)

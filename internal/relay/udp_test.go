@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -541,6 +543,82 @@ func TestUDPLimitsKeepWhoIsThere(t *testing.T) {
 	exchange(t, clients[0], "still in")
 }
 
+// What has ended makes room, and nothing is left of a door that is closed.
+func TestUDPEndedSessionsMakeRoom(t *testing.T) {
+	f := udpLoopback(upAt(udpServer(t, echoUDP)))
+	f.MaxConnections, f.MaxConnectionsPerClient, f.IdleTimeout = 3, 2, 100*time.Millisecond
+	r := newRelay(t, Options{})
+	addr := openDoor(t, r, f)
+	for range 3 {
+		a, b := dialUDP(t, addr), dialUDP(t, addr)
+		exchange(t, a, "in")
+		exchange(t, b, "in")
+		settled(t, r)
+	}
+	exchange(t, dialUDP(t, addr), "in")
+	r.Apply(nil)
+	if all := r.Stats(); len(all) != 0 {
+		t.Errorf("Stats of a door that is closed: %v", all)
+	}
+	if addr := openDoor(t, r, f); onlyDoor(t, r).Accepted != 0 {
+		t.Errorf("%v begins with counters of the door before", addr)
+	}
+}
+
+// A burst that meets a refusal is not lost with it: what could not be sent any
+// more goes elsewhere, or is counted.
+func TestUDPABurstThatIsRefusedMovesOn(t *testing.T) {
+	for _, elsewhere := range []bool{true, false} {
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := newRelay(t, Options{})
+		f := udpLoopback(upAt(c.LocalAddr().(*net.UDPAddr).AddrPort()))
+		client := dialUDP(t, openDoor(t, r, f))
+		client.Write([]byte("first"))
+		c.SetReadDeadline(time.Now().Add(patience))
+		if _, err := c.Read(make([]byte, 10)); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		f.Backends = nil
+		if elsewhere {
+			f.Backends = []edge.Backend{upAt(udpServer(t, echoUDP))}
+		}
+		openDoor(t, r, f)
+		// All at once, and of sizes that cannot go as one message.
+		h, err := r.Handover()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Close()
+		for _, word := range []string{"a", "bb", "ccc", "dddd"} {
+			client.Write([]byte(word))
+		}
+		r.Resume()
+		netnstest.Eventually(t, patience, "all accounted for", func() bool {
+			s := onlyDoor(t, r)
+			return s.PacketsToBackend+s.PacketsDropped == 5
+		})
+		s := onlyDoor(t, r)
+		if s.Resets != 1 || elsewhere && (s.PacketsDropped != 0 || s.Active != 1) || !elsewhere && (s.PacketsDropped != 3 || s.Failures[NoBackend] != 3) {
+			t.Errorf("with another backend: %v: to backends %d, dropped %d, %d resets, failures %v", elsewhere, s.PacketsToBackend, s.PacketsDropped, s.Resets, s.Failures)
+		}
+		for i := 0; elsewhere && i < 3; i++ {
+			buffer := make([]byte, 10)
+			n, err := client.Read(buffer)
+			if errors.Is(err, syscall.ECONNREFUSED) {
+				i-- // the first one was
+				continue
+			}
+			if want := []string{"bb", "ccc", "dddd"}[i]; string(buffer[:n]) != want {
+				t.Errorf("answer %q, %v; want %q", buffer[:n], err, want)
+			}
+		}
+	}
+}
+
 // Without a descriptor left there is no new session; those that are there go on.
 func TestUDPExhaustedDescriptorsKeepSessions(t *testing.T) {
 	r := newRelay(t, Options{})
@@ -733,5 +811,51 @@ func TestUDPCountersAddUp(t *testing.T) {
 	})
 	if s = settled(t, r); s.PacketsToBackend+s.PacketsDropped != clients*each || s.BytesToBackend != 7*s.PacketsToBackend {
 		t.Errorf("Stats = %+v", s)
+	}
+}
+
+// A session that is there costs a descriptor and little memory.
+func TestUDPSessionsAreSmall(t *testing.T) {
+	const clients = 1000
+	r := newRelay(t, Options{})
+	addr := openDoor(t, r, udpLoopback(upAt(udpServer(t, echoUDP))))
+	exchange(t, dialUDP(t, addr), "hello") // what is made once
+	fds := make([]int32, clients)
+	for i := range fds {
+		fd, errno := datagramSocket(unix.AF_INET)
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		defer closeFD(fd)
+		connect(fd, addr)
+		fds[i] = fd
+	}
+	memory := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	descriptors := func() int {
+		open, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(open)
+	}
+	memoryBefore, descriptorsBefore := memory(), descriptors()
+	for i, fd := range fds {
+		send(fd, []byte("hello"))
+		netnstest.Eventually(t, patience, "a session", func() bool {
+			return onlyDoor(t, r).Active == uint64(i)+2
+		})
+	}
+	if n := descriptors() - descriptorsBefore; n != clients {
+		t.Errorf("%d sessions hold %d descriptors", clients, n)
+	}
+	if each := (memory() - memoryBefore) / clients; each > 512 {
+		t.Errorf("a session takes %d bytes of memory", each)
+	} else {
+		t.Logf("a session takes %d bytes of memory", each)
 	}
 }
