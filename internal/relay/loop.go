@@ -33,7 +33,11 @@ const (
 
 // makeRoom lets the rest of the program run beside loops that wait without
 // telling the scheduler.
-var makeRoom = sync.OnceFunc(func() { runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0)) })
+var makeRoom = sync.OnceFunc(func() { runtime.GOMAXPROCS(2 * cores) })
+
+// cores is how many loops there are: as many as the program was given, before
+// makeRoom.
+var cores = runtime.GOMAXPROCS(0)
 
 // source is a descriptor that a loop watches.
 type source interface {

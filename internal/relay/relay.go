@@ -51,7 +51,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -123,7 +122,7 @@ func (r *Relay) startLocked() error {
 	}
 	began := time.Now()
 	var loops []*loop
-	for range cmp.Or(r.opts.Adopt.udpSockets(), min(runtime.GOMAXPROCS(0), maxLoops)) {
+	for range cmp.Or(r.opts.Adopt.udpSockets(), min(cores, maxLoops)) {
 		l, err := newLoop(began, rand.Uint64N)
 		if err != nil {
 			for _, l := range loops {
