@@ -11,7 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts gen lint check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak gen lint check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,10 @@ bench: build ## compare with HAProxy and nginx (15 minutes, root); BENCH="--quic
 	@scripts/deps bench
 	@cd lab && $(GO) build -trimpath -o ../bin/bench ./cmd/bench
 	@bin/bench $(or $(BENCH),--write docs/benchmarks.md)
+
+soak: build ## an hour of every kind of load: nothing may be left behind (root); SOAK="--duration 5m" or other flags
+	@cd lab && $(GO) build -trimpath -o ../bin/soak ./cmd/soak
+	@bin/soak $(or $(SOAK),--svg docs/soak.svg --write docs/benchmarks.md)
 
 bench-parts: ## benchmarks of single parts
 	@$(GO) test -run '^$$' -bench . -benchmem ./internal/...
