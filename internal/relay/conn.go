@@ -96,7 +96,8 @@ type side struct {
 	urgent     bool  // a short read does not mean that everything was read
 	said       bool  // everything has been read from it
 	shut       bool  // its peer has been told that there is no more
-	dead       bool  // reset: nothing can be written to it
+	failed     bool  // reset, as epoll says
+	dead       bool  // reset, and known to be: nothing can be written to it
 	watchesOut bool
 	queued     bool // in loop.again
 }
@@ -118,6 +119,9 @@ func (s *side) note(events uint32) {
 	}
 	if events&unix.EPOLLPRI != 0 {
 		s.urgent = true
+	}
+	if events&unix.EPOLLERR != 0 {
+		s.failed = true
 	}
 }
 
@@ -145,6 +149,12 @@ func (s *side) ready(l *loop, events uint32) {
 	c.pump(l, s, s.other())
 	if events&unix.EPOLLOUT != 0 && c.state != ended {
 		c.pump(l, s.other(), s)
+	}
+	if s.failed && !s.dead && c.state != ended {
+		// Nothing came across it: after its end nothing is read from a side, and
+		// it may be long before something is to be written to it, or before the
+		// other side has room. There will be no other event.
+		c.broken(l, s, socketError(s.fd))
 	}
 }
 
@@ -302,7 +312,7 @@ func (c *conn) passEnd(l *loop, from, to *side) {
 	case from.dead:
 		c.resetWhenDelivered(l, to)
 	case to.shut:
-	case from.shut:
+	case from.shut && !from.failed:
 		// Both have, and to close is to tell the second one.
 		c.end(l, endedWell)
 	default:
