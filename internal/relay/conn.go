@@ -202,7 +202,11 @@ func (c *conn) pump(l *loop, from, to *side) {
 func (c *conn) move(l *loop, from, to *side) (int, unix.Errno) {
 	if from.bulk > 0 && !from.urgent { // a splice does not get past urgent data
 		if p, err := l.pipes.borrow(); err == nil {
-			return c.moveBulk(l, from, to, p)
+			if n, errno := c.moveBulk(l, from, to, p); n > 0 || errno != 0 {
+				return n, errno
+			}
+			// The end; or urgent data that epoll has not told of yet, with the end
+			// somewhere behind it, which looks the same. To read is to know.
 		}
 	}
 	n, errno := read(from.fd, l.buffer)
@@ -422,7 +426,8 @@ func (c *conn) look(l *loop) {
 func (c *conn) end(l *loop, how ending) {
 	c.tally.ended(c.backend, how)
 	shut := abort
-	if how == endedWell || how == endedIdle {
+	// Who has not taken all that was said must not take this for the end of it.
+	if how == endedWell || how == endedIdle && !c.client.holds() && !c.server.holds() {
 		shut = closeFD
 	}
 	c.closeSides(l, shut)
