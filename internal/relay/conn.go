@@ -127,7 +127,9 @@ func (s *side) note(events uint32) {
 
 func (s *side) ready(l *loop, events uint32) {
 	c := s.c
-	s.queued = false
+	if events == 0 { // its turn; one that waits for it waits once
+		s.queued = false
+	}
 	switch c.state {
 	case ended:
 		return
@@ -210,6 +212,11 @@ func (c *conn) move(l *loop, from, to *side) (int, unix.Errno) {
 		}
 	}
 	n, errno := read(from.fd, l.buffer)
+	if errno == unix.EAGAIN && from.urgent {
+		// A read that begins at urgent data says so, too, if a signal is pending,
+		// and Go's scheduler sends many. It is not, once the call has returned.
+		n, errno = read(from.fd, l.buffer)
+	}
 	if errno != 0 || n == 0 {
 		return n, errno
 	}
