@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
 	"sync"
 	"syscall"
@@ -14,45 +16,36 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/netnstest"
 )
 
 // An urgent byte ends a splice early, as an end of stream does. What comes
 // after it must not be lost, even if the real end is there already.
 func TestUrgentByteIsNotAnEnd(t *testing.T) {
-	eachWay(t, func(t *testing.T, r *Relay, here, there *net.TCPConn) {
-		l := listenLoopback(t)
-		addr := openDoor(t, r, loopback(upAt(addrOf(l))))
-		for range 200 {
-			c := dial(t, addr)
-			b, err := l.AcceptTCP()
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := new(stream)
+	for range 100 {
+		eachWay(t, func(t *testing.T, _ *Relay, here, there *net.TCPConn) {
+			const before, after = 2 << 20, 1 << 20
+			s := &stream{urgent: []int64{before}}
 			go func() {
-				c.Write(s.piece(0, 2<<20))
-				sendUrgent(c)
-				c.Write(s.piece(2<<20, 1<<20))
-				c.CloseWrite()
+				here.Write(s.piece(0, before))
+				sendUrgent(here)
+				here.Write(s.piece(before, after))
+				here.CloseWrite()
 			}()
-			s.urgent = []int64{2 << 20}
 			buf := make([]byte, 256<<10)
 			for {
-				n, err := b.Read(buf)
+				n, err := there.Read(buf)
 				if wrong := s.arrived(buf[:n]); wrong != nil {
 					t.Fatal(wrong)
 				}
-				if err != nil {
-					if err != io.EOF || s.got != 3<<20 {
-						t.Fatalf("%d bytes, %v; want %d and the end", s.got, err, 3<<20)
-					}
+				if errors.Is(err, io.EOF) && s.got == before+after {
 					break
+				} else if err != nil {
+					t.Fatalf("%d bytes, %v; want %d and the end", s.got, err, before+after)
 				}
 			}
-			c.Close()
-			b.Close()
-		}
-	})
+		})
+	}
 }
 
 // A connection that is idle because its reader takes nothing was not said all:
@@ -135,4 +128,141 @@ func TestSignalsDoNotHideUrgentData(t *testing.T) {
 			t.Fatalf("message %d: %v", i, err)
 		}
 	}
+}
+
+// A window that stays closed is asked about every two minutes in the end, and
+// a question is without an answer until that has come.
+func TestAQuestionOnItsWayIsNoSilence(t *testing.T) {
+	const long = 121_000
+	for _, c := range []struct {
+		name string
+		info unix.TCPInfo
+		lost bool
+	}{
+		{"nothing to answer", unix.TCPInfo{Last_ack_recv: long, Last_data_recv: long}, false},
+		{"one question", unix.TCPInfo{Probes: 1, Last_ack_recv: long, Last_data_recv: long}, false},
+		{"the second question", unix.TCPInfo{Probes: 2, Last_ack_recv: long, Last_data_recv: long}, true},
+		{"data without an answer", unix.TCPInfo{Unacked: 1, Last_ack_recv: long, Last_data_recv: long}, true},
+		{"it speaks", unix.TCPInfo{Unacked: 1, Last_ack_recv: long, Last_data_recv: 100}, false},
+		{"it answers", unix.TCPInfo{Unacked: 1, Last_ack_recv: 100, Last_data_recv: long}, false},
+	} {
+		if lost := silentFor(&c.info) > lostAfter; lost != c.lost {
+			t.Errorf("%s: lost %t, want %t", c.name, lost, c.lost)
+		}
+	}
+}
+
+// cut drops, from now on, everything that comes into a namespace.
+func cut(t *testing.T, ns *netnstest.NS) {
+	t.Helper()
+	ns.Do(t, func() {
+		out, err := exec.CommandContext(t.Context(), "nft",
+			"table inet cut { chain input { type filter hook input priority 0; policy drop; }; }").CombinedOutput()
+		if err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+	})
+}
+
+// fromHome opens a connection from the home network, and returns both its ends.
+// Losses are looked for every 50 ms.
+func fromHome(t *testing.T, r *Relay, home *netnstest.NS, lost time.Duration) (client, backend *net.TCPConn) {
+	t.Helper()
+	r.times = times{look: 50 * time.Millisecond, lost: lost}
+	l := listenLoopback(t)
+	f := loopback(upAt(addrOf(l)))
+	f.Listen = edge.Listen{Device: "eth1", Port: 80}
+	f.ConnectTimeout = r.times.look
+	openDoor(t, r, f)
+	home.Do(t, func() { client = dial(t, netip.MustParseAddrPort(homeEdge4+":80")) })
+	l.SetDeadline(time.Now().Add(patience))
+	backend, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { backend.Close() })
+	backend.SetDeadline(time.Now().Add(patience))
+	return client, backend
+}
+
+// A client that is gone without a word is lost, whatever its backend does.
+func TestNetnsClientThatVanishesIsLost(t *testing.T) {
+	for name, backendDoes := range map[string]func(backend *net.TCPConn, over <-chan struct{}){
+		"waits": func(*net.TCPConn, <-chan struct{}) {},
+		"answers": func(backend *net.TCPConn, _ <-chan struct{}) {
+			io.WriteString(backend, "answer")
+		},
+		"speaks on and on": func(backend *net.TCPConn, over <-chan struct{}) {
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+					io.WriteString(backend, "tick")
+				case <-over:
+					return
+				}
+			}
+		},
+		"sends all it has": func(backend *net.TCPConn, _ <-chan struct{}) {
+			io.Copy(backend, zeros{})
+		},
+		"has said all": func(backend *net.TCPConn, _ <-chan struct{}) {
+			io.WriteString(backend, "answer")
+			backend.CloseWrite()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			netnstest.Run(t, func() {
+				home, _ := newSite(t)
+				r := newRelay(t, Options{})
+				client, backend := fromHome(t, r, home, time.Second)
+				go echo(client)
+				say(t, backend, "hello")
+				eachConn(r, func(c *conn) {
+					// As its door has set it, only faster.
+					for option, value := range map[int]int32{unix.TCP_KEEPIDLE: 1, unix.TCP_KEEPINTVL: 1, unix.TCP_KEEPCNT: 2} {
+						setOption(c.client.fd, unix.IPPROTO_TCP, option, value)
+					}
+				})
+				cut(t, home)
+				began := time.Now()
+				over := make(chan struct{})
+				var work sync.WaitGroup
+				work.Go(func() { backendDoes(backend, over) })
+				if s := settled(t, r); s.Lost != 1 {
+					t.Errorf("Stats = %+v, want one lost", s)
+				}
+				if took := time.Since(began); took > 6*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				close(over)
+				work.Wait()
+				netnstest.Eventually(t, patience, "the backend is told", func() bool { return stateOf(t, backend) == tcpClose })
+			})
+		})
+	}
+}
+
+// One that keeps its window closed for longer than that is there.
+func TestNetnsPausedClientIsNotLost(t *testing.T) {
+	netnstest.Run(t, func() {
+		home, _ := newSite(t)
+		r := newRelay(t, Options{})
+		const lost = 500 * time.Millisecond
+		client, backend := fromHome(t, r, home, lost)
+		stall(t, r, backend)
+		// The kernel asks after 0.2, 0.4, 0.8, 1.6 s ...: longer and longer than that.
+		pause := time.NewTimer(8 * lost)
+		defer pause.Stop()
+		<-pause.C
+		backend.Close()
+		if n, err := io.Copy(io.Discard, client); n == 0 || err != nil {
+			t.Errorf("read %d bytes, %v; want all", n, err)
+		}
+		client.Close()
+		if s := settled(t, r); s.Finished != 1 {
+			t.Errorf("Stats = %+v, want one finished", s)
+		}
+	})
 }

@@ -41,6 +41,9 @@ const (
 	resetPatience = 10 * time.Second
 )
 
+// times are those of the above that tests cannot wait for.
+type times struct{ look, lost time.Duration }
+
 // state is where a connection stands.
 type state uint8
 
@@ -409,7 +412,7 @@ func (c *conn) look(l *loop) {
 		keepAlive(c.server.fd)
 	}
 	idle := l.now - c.active
-	next := lookInterval
+	next := c.r.times.look
 	if timeout := c.d.table.Load().idleTimeout; timeout > 0 {
 		if idle >= timeout {
 			// The kernel may still be sending what it was given long ago.
@@ -422,7 +425,8 @@ func (c *conn) look(l *loop) {
 		}
 		next = min(next, timeout-idle)
 	}
-	if idle >= lookInterval && (unheard(c.client.fd) > lostAfter || unheard(c.server.fd) > lostAfter) {
+	// Not only when it is idle: who speaks to a peer that is gone does not know.
+	if lost := c.r.times.lost; unheard(c.client.fd) > lost || unheard(c.server.fd) > lost {
 		c.end(l, endedLost)
 		return
 	}

@@ -151,7 +151,7 @@ func (c *conn) dialEvent(l *loop, events uint32) {
 	// Otherwise the timer stays as it is: what it finds when it fires is an open
 	// connection, and then it is time to look after it.
 	if t.idleTimeout > 0 {
-		l.set(&c.timer, min(t.idleTimeout, lookInterval))
+		l.set(&c.timer, min(t.idleTimeout, c.r.times.look))
 	}
 	c.state, c.attempts, c.active = open, nil, l.now
 	c.server.note(events)

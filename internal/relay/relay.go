@@ -83,8 +83,9 @@ type DoorStatus struct {
 // Relay relays connections and datagrams from doors to backends. Its methods
 // may be called from any goroutine.
 type Relay struct {
-	log  *slog.Logger
-	opts Options
+	log   *slog.Logger
+	opts  Options
+	times times
 
 	// live is how many TCP connections there are. Once closing, whoever makes it
 	// zero closes drained.
@@ -107,7 +108,7 @@ type Relay struct {
 // New returns a Relay without doors. It starts nothing.
 func New(log *slog.Logger, opts Options) *Relay {
 	return &Relay{
-		log: log, opts: opts, drained: make(chan struct{}),
+		log: log, opts: opts, times: times{lookInterval, lostAfter}, drained: make(chan struct{}),
 		doors: map[edge.Door]*door{}, holders: map[edge.Door]holders{},
 	}
 }

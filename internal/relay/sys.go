@@ -154,13 +154,23 @@ func unsent(fd int32) int {
 	return n
 }
 
-// unheard is for how long a peer that has something to acknowledge has been silent.
+// unheard is for how long a peer that has something to answer has been silent.
 func unheard(fd int32) time.Duration {
 	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil || info.Unacked == 0 && info.Probes == 0 {
+	if err != nil {
 		return 0
 	}
-	return time.Duration(info.Last_ack_recv) * time.Millisecond
+	return silentFor(info)
+}
+
+// silentFor is unheard. A peer that keeps its window closed is asked ever more seldom whether it
+// still does, in the end every two minutes: one question without an answer may
+// be on its way. Data is a sign of life, and is not counted as an answer.
+func silentFor(info *unix.TCPInfo) time.Duration {
+	if info.Unacked == 0 && info.Probes < 2 {
+		return 0
+	}
+	return time.Duration(min(info.Last_ack_recv, info.Last_data_recv)) * time.Millisecond
 }
 
 // unmoved is for how long the kernel has neither sent nor received a byte.
