@@ -20,9 +20,9 @@ type door struct {
 
 	// Guarded by Relay.mu.
 	wanted  bool
-	sockets []int    // TCP: one, that all loops accept from; UDP: one for each loop
+	sockets []int        // TCP: one, that all loops accept from; UDP: one for each loop
 	servers []doorServer // of the loops, in their order
-	ifindex int      // that the sockets are bound to; 0: none
+	ifindex int          // that the sockets are bound to; 0: none
 	addr    netip.AddrPort
 	left    map[netip.AddrPort]time.Time // backends that have left the table, and since when
 	closed  time.Time                    // since when the door is not wanted

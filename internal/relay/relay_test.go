@@ -249,7 +249,7 @@ func TestAcceptRecoversFromExhaustion(t *testing.T) {
 		t.Errorf("accept was tried %d times in %v: it spins", n, time.Since(began))
 	}
 	giveBack()
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, receiveTimeout()); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 16)
@@ -284,11 +284,11 @@ func TestExhaustionShedsNewConnectionsOnly(t *testing.T) {
 		fill = append(fill, fd)
 	}
 	for _, fd := range fds {
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)})
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, receiveTimeout())
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
 			continue // turned away already
 		}
-		if _, err := unix.Read(fd, make([]byte, 1)); err != unix.ECONNRESET { //nolint:errorlint // an errno as it is
+		if _, err := unix.Read(fd, make([]byte, 1)); err != unix.ECONNRESET {
 			t.Errorf("a client that was too many read %v, want a reset", err)
 		}
 	}
@@ -303,6 +303,11 @@ func TestExhaustionShedsNewConnectionsOnly(t *testing.T) {
 	if s.Failures[Exhausted] != uint64(len(fds)) || s.AcceptErrors == 0 {
 		t.Errorf("%d connections turned away for exhaustion and %d errors of accept; want %d and some", s.Failures[Exhausted], s.AcceptErrors, len(fds))
 	}
+}
+
+func receiveTimeout() *unix.Timeval {
+	tv := unix.NsecToTimeval(int64(patience))
+	return &tv
 }
 
 func highestDescriptor(t *testing.T) uint64 {

@@ -12,9 +12,9 @@ import (
 
 // The system calls of the hot paths, made without telling Go's scheduler:
 // their descriptors do not block, so there is nothing it could do meanwhile,
-// and telling it costs more than some of the calls. This is the only file of
-// the package that uses unsafe, and only to pass the addresses of buffers,
-// which the system call does not keep.
+// and telling it costs more than some of the calls. Unsafe is used here and in
+// sys_udp.go only, to pass the addresses of buffers: the system calls do not
+// keep them.
 
 // read is recv(2), which is cheaper than read(2) by what the file layer does.
 // n is never negative.
