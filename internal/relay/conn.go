@@ -486,11 +486,20 @@ func (l *loop) eachConn(f func(*conn)) {
 	}
 }
 
-// drained resets the connections to a backend whose drain time is over.
+// drained resets the connections to a backend whose drain time is over. One
+// that it has not taken yet goes elsewhere.
 func (l *loop) drained(d *door, addr netip.AddrPort) {
 	l.eachConn(func(c *conn) {
-		if c.d == d && c.backend != nil && c.backend.count.Addr == addr && (c.state == open || c.state == dying) {
+		if c.d != d || c.backend == nil || c.backend.count.Addr != addr {
+			return
+		}
+		switch c.state {
+		case dialling:
+			c.abandonDial(l, Closed)
+			c.dial(l)
+		case open, dying:
 			c.end(l, endedDrained)
+		case held, ended:
 		}
 	})
 }
