@@ -218,6 +218,7 @@ func TestNetnsClientThatVanishesIsLost(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each in its own process
 			netnstest.Run(t, func() {
 				home, _ := newSite(t)
 				r := newRelay(t, Options{})
@@ -254,7 +255,7 @@ func TestNetnsPausedClientIsNotLost(t *testing.T) {
 	netnstest.Run(t, func() {
 		home, _ := newSite(t)
 		r := newRelay(t, Options{})
-		const lost = 500 * time.Millisecond
+		const lost = 300 * time.Millisecond
 		client, backend := fromHome(t, r, home, lost)
 		stall(t, r, backend)
 		// The kernel asks after 0.2, 0.4, 0.8, 1.6 s ...: longer and longer than that.
@@ -613,7 +614,7 @@ func TestBackendWithAFullBacklogIsFollowedByTheNext(t *testing.T) {
 		reported[addr]++
 	}})
 	f := loopback(upAt(stuck), upAt(server(t, echo)))
-	f.ConnectTimeout = 100 * time.Millisecond
+	f.ConnectTimeout = 50 * time.Millisecond
 	addr := openDoor(t, r, f)
 	for range 20 {
 		c := dial(t, addr)
@@ -846,7 +847,7 @@ func TestDrainTimeEndsWhatItIsOf(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			leavesNothing(t)
-			const drain = 300 * time.Millisecond
+			const drain = 150 * time.Millisecond
 			r := newRelay(t, Options{})
 			stays, goes, returns := upAt(server(t, echo)), upAt(server(t, echo)), upAt(server(t, echo))
 			f := loopback()
@@ -988,7 +989,7 @@ func TestExhaustionWhileDialling(t *testing.T) {
 
 // Everything that may be called is called at once, while clients come and go.
 func TestApplyStatsCloseUnderLoad(t *testing.T) {
-	for range 5 {
+	for range 3 {
 		r := newRelay(t, Options{})
 		f := loopback(upAt(server(t, echo)), upAt(refusing(t)))
 		f.DrainTimeout, f.IdleTimeout = 50*time.Millisecond, 100*time.Millisecond

@@ -226,7 +226,7 @@ func newPlan(t *tape, least, most int) plan {
 	case 7:
 		p.sndbuf = 4 << 10
 	}
-	p.patience = time.Duration(t.next()%30) * time.Millisecond
+	p.patience = time.Duration(t.next()%16) * time.Millisecond
 	size := func() int {
 		e, m := least+t.next()%(most-least), t.next()
 		return 1<<e + m<<e>>8
@@ -235,10 +235,13 @@ func newPlan(t *tape, least, most int) plan {
 		switch kind := t.next(); {
 		case kind%16 < 10:
 			p.writes = append(p.writes, op{opWrite, size()})
+			if least > 0 && kind >= 128 {
+				p.writes = append(p.writes, op{opSmall, bulkUntil + 2}) // no bulky flow any more
+			}
 		case kind%16 < 12:
 			p.writes = append(p.writes, op{opSmall, 1 + t.next()%32})
 		case kind%16 < 15:
-			p.writes = append(p.writes, op{opPause, t.next() % 16})
+			p.writes = append(p.writes, op{opPause, t.next() % 8})
 		default:
 			p.writes = append(p.writes, op{opUrgent, 1})
 		}
@@ -250,7 +253,7 @@ func newPlan(t *tape, least, most int) plan {
 		case kind%8 == 7 && !p.finish.isWell():
 			p.reads = append(p.reads, op{opShutRead, 1})
 		default:
-			p.reads = append(p.reads, op{opPause, t.next() % 32})
+			p.reads = append(p.reads, op{opPause, t.next() % 24})
 		}
 	}
 	return p
@@ -680,9 +683,9 @@ func tapeOf(seed uint64) []byte {
 	return b
 }
 
-func playAll(t *testing.T, s *stage) {
+func playAll(t *testing.T, s *stage, scripts int) {
 	t.Helper()
-	first, last := uint64(1), uint64(*wireScripts)
+	first, last := uint64(1), uint64(scripts)
 	if *wireSeed != 0 {
 		first, last = *wireSeed, *wireSeed
 	}
@@ -696,19 +699,21 @@ func playAll(t *testing.T, s *stage) {
 
 func TestRelayIsAWire(t *testing.T) {
 	s := newStage(t, true)
-	playAll(t, s)
+	playAll(t, s, *wireScripts)
 	t.Logf("%d bytes arrived; %d flows were seen to go over to splicing, %d back again; %d bytes waited in memory, %d in a pipe",
 		s.played, s.watch.toSplice, s.watch.backAgain, s.watch.held, s.watch.piped)
 	if *wireSeed != 0 {
 		return
 	}
-	if s.watch.toSplice == 0 || s.watch.backAgain == 0 || s.watch.held == 0 || s.watch.piped == 0 {
+	// That flows go back again is for TestFlowsAreSplicedWhileTheyAreBulky: few
+	// do here, and it takes luck to see them.
+	if s.watch.toSplice == 0 || s.watch.held == 0 || s.watch.piped == 0 {
 		t.Error("the scripts do not go everywhere")
 	}
 }
 
 func TestTheOracleIsAWire(t *testing.T) {
-	playAll(t, newStage(t, false))
+	playAll(t, newStage(t, false), *wireScripts/2)
 }
 
 // What an end has said before it says that this was all is whole, whatever
@@ -787,8 +792,8 @@ func stateOf(t testing.TB, c *net.TCPConn) (state uint8) {
 }
 
 func FuzzRelayIsAWire(f *testing.F) {
-	for seed := range uint64(16) {
-		f.Add(tapeOf(seed + 1))
+	for seed := range uint64(8) {
+		f.Add(tapeOf(1000 + seed))
 	}
 	relayed, direct := newStage(f, true), newStage(f, false)
 	f.Fuzz(func(t *testing.T, data []byte) {
