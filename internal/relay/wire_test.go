@@ -509,6 +509,10 @@ func (s *stage) play(t testing.TB, sc script) (complaints []string) {
 			{plan: plans[1], name: fmt.Sprintf("backend %d", i), conn: backend, out: back, in: there, expects: toBackend, stop: make(chan struct{})},
 		})
 	}
+	if s.relay != nil {
+		// A backend that resets before that has not taken the connection.
+		netnstest.Eventually(t, patience, "all are connected", func() bool { return s.relay.Stats()[0].Waiting == 0 })
+	}
 	if s.relay != nil && sc.buffers > 0 {
 		eachConn(s.relay, func(c *conn) {
 			setOption(c.server.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, int32(sc.buffers))
