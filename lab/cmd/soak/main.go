@@ -1,6 +1,6 @@
 // Command soak puts a gatehouse under a mix of every kind of load, an hour long if not told otherwise, and fails if
 // anything is left behind: descriptors, goroutines, connections, memory that grows. It needs root, for network
-// namespaces, and about a fifth of a core.
+// namespaces, and about a quarter of a core.
 //
 //	soak --svg docs/soak.svg --write docs/benchmarks.md
 //	soak --duration 5m --dir /var/tmp/soak
