@@ -27,12 +27,14 @@ const (
 )
 
 // session is a client port and its socket to a backend. It keeps the backend as
-// long as it lives, whatever tables come and go, with three exceptions, after
+// long as it lives, whatever tables come and go, with four exceptions, after
 // which the client's next datagram chooses anew:
 //
 //   - the backend refuses: an ICMP port unreachable comes back;
 //   - an ICMP error says that there is no way to it, or the table says that it is
 //     down while another one is not, and it has not answered for some time;
+//   - it has left the table while there is another one, and does not answer what
+//     the client asks;
 //   - its drain time is over.
 //
 // Nothing else tells that a UDP backend is dead, and a client port that is
@@ -44,6 +46,7 @@ type session struct {
 	flow    flow
 	asked   time.Duration // when the client last spoke
 	heard   time.Duration // when the backend last did; 0: never
+	waits   time.Duration // since when the client has spoken without an answer; 0: the last one to speak was the backend
 	fd      int32
 	// Of the datagrams at hand, plus one; 0: none. See datagrams.queue.
 	first, final int8
@@ -283,7 +286,7 @@ func (s *session) ready(l *loop, events uint32) {
 			}
 			continue
 		}
-		s.heard = l.now
+		s.heard, s.waits = l.now, 0
 		for i := g.used; i < g.used+n; i++ {
 			if d := &g.replies.datagrams[i]; d.cut {
 				s.socket.drop(d.count())

@@ -77,21 +77,22 @@ func (l *loop) datagrams() *datagrams {
 
 // udpSocket is the source of a UDP door's socket in one loop.
 type udpSocket struct {
-	r        *Relay
-	d        *door
-	fd       int32
-	ipv6     bool   // its family: then it takes IPv4 too, if it is bound to no address
-	port     uint16 // it is bound to
-	device   int    // likewise; 0: none
-	watching bool
-	queued   bool
-	overflow uint32 // datagram.overflow of the last one
-	tally    *tally
-	flows    map[flow]*session
-	table    *table           // that down is of
-	down     []netip.AddrPort // backends
-	refused  []refusal
-	tried    []netip.AddrPort // of the dial at hand
+	r         *Relay
+	d         *door
+	fd        int32
+	ipv6      bool   // its family: then it takes IPv4 too, if it is bound to no address
+	port      uint16 // it is bound to
+	device    int    // likewise; 0: none
+	watching  bool
+	queued    bool
+	overflow  uint32 // datagram.overflow of the last one
+	tally     *tally
+	flows     map[flow]*session
+	table     *table           // that down is of
+	down      []netip.AddrPort // backends
+	hasOthers bool             // the table has a backend for new sessions
+	refused   []refusal
+	tried     []netip.AddrPort // of the dial at hand
 }
 
 // refusal is a backend that has lately refused.
@@ -189,6 +190,9 @@ func (u *udpSocket) ready(l *loop, events uint32) {
 		}
 		last, lastFlow = s, f
 		s.asked = l.now
+		if s.waits == 0 {
+			s.waits = l.now
+		}
 		l.udp.queue(s, i)
 	}
 	l.udp.forward(l)
@@ -233,7 +237,8 @@ func (u *udpSocket) noteTable() {
 		return
 	}
 	u.table, u.down = t, u.down[:0]
-	if len(t.up) == 0 && len(t.pending) == 0 {
+	u.hasOthers = len(t.up) > 0 || len(t.pending) > 0
+	if !u.hasOthers {
 		return // nowhere to go: where they are may still be right
 	}
 	for _, b := range t.backends {
@@ -252,11 +257,22 @@ func (u *udpSocket) session(l *loop, f flow, data []byte) *session {
 	if s == nil {
 		return u.open(l, f, data)
 	}
-	if len(u.down) > 0 && s.first == 0 && s.silent(l) && slices.Contains(u.down, s.backend.count.Addr) {
+	if s.first == 0 && (u.isDown(l, s) || u.hasLeft(l, s)) {
 		s.end(l, endedLost)
 		return u.open(l, f, data)
 	}
 	return s
+}
+
+func (u *udpSocket) isDown(l *loop, s *session) bool {
+	return len(u.down) > 0 && s.silent(l) && slices.Contains(u.down, s.backend.count.Addr)
+}
+
+// hasLeft says that a session's backend has left the table, and is gone: one
+// that drains would answer. Nobody probes it any more, and what is sent to a
+// pod that is no more is lost without a word on many networks.
+func (u *udpSocket) hasLeft(l *loop, s *session) bool {
+	return s.waits > 0 && l.now-s.waits >= silence && u.hasOthers && !u.table.serves(s.backend.count.Addr)
 }
 
 // open begins a session, or tells the client why not if it may know.

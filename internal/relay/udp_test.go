@@ -477,6 +477,45 @@ func TestUDPASessionLeavesADownBackend(t *testing.T) {
 	}
 }
 
+// A session leaves a backend that has left the table and does not answer, but
+// not one that drains: that one answers, also after a long silence of both.
+func TestUDPASessionLeavesABackendThatIsGone(t *testing.T) {
+	heard := make(chan struct{}, 1000)
+	mute := udpServer(t, func(netip.AddrPort, []byte) []byte {
+		heard <- struct{}{}
+		return nil
+	})
+	speaks, other := named(t, "speaks"), named(t, "other")
+	r := newRelay(t, Options{})
+	addr := openDoor(t, r, udpLoopback(upAt(mute)))
+	gone := dialUDP(t, addr)
+	gone.Write([]byte("one"))
+	<-heard
+	openDoor(t, r, udpLoopback(upAt(speaks)))
+	drains := dialUDP(t, addr)
+	exchange(t, drains, "one")
+	openDoor(t, r, udpLoopback(upAt(other)))
+
+	began := time.Now()
+	buf := make([]byte, 10)
+	for {
+		gone.Write([]byte("again"))
+		gone.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if n, err := gone.Read(buf); err == nil {
+			if took := time.Since(began); string(buf[:n]) != "other" || took < silence/2 {
+				t.Errorf("after %s, %q answers", took, buf[:n])
+			}
+			break
+		}
+		if time.Since(began) > 2*silence {
+			t.Fatal("it sticks to a backend that is gone")
+		}
+	}
+	if got := exchange(t, drains, "two"); got != "speaks" {
+		t.Errorf("a session left a backend that drains, for %q", got)
+	}
+}
+
 func TestUDPDrainTimeMovesSessions(t *testing.T) {
 	old, next := upAt(named(t, "old")), upAt(named(t, "next"))
 	r := newRelay(t, Options{})

@@ -184,9 +184,8 @@ func TestUDPServices(t *testing.T) {
 	}
 }
 
-// A client whose pod goes away reaches another one from the same port, once the
-// drain timeout is over: it is what ends sessions with pods that are gone and,
-// unlike one that refuses, say nothing.
+// A client whose pod goes away reaches another one from the same port: what has
+// gone, and does not answer, is not spoken to for ever.
 func TestUDPClientOfAPodThatGoes(t *testing.T) {
 	ns := namespace(t)
 	apply(t, echoPods(ns, "one", "w1", 1)+echoPods(ns, "two", "w2", 1))
@@ -197,7 +196,7 @@ func TestUDPClientOfAPodThatGoes(t *testing.T) {
 			awaitPods(t, ns, "one")
 			name, port := "echo-"+strings.ToLower(target), 8410+i
 			at := net.JoinHostPort(homeAddr, strconv.Itoa(port))
-			apply(t, strings.Replace(udpService(ns, name, target, port, ""), "annotations: {", "annotations: {gatehouse.e13.dev/drain-timeout: 2s, ", 1))
+			apply(t, udpService(ns, name, target, port, ""))
 			eventually(t, 10*time.Second, "open", answers(t, "home1", at))
 			eventually(t, 10*time.Second, "both pods are in the shares", func() error { return allUp(t, ns+"/"+name, 2) })
 			var client net.Conn
