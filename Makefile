@@ -88,7 +88,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@cd lab && $(GO) vet ./...
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure
 	@test -z "$$(gofmt -l lab cmd internal | tee /dev/stderr)"
 
 .tools/golangci-lint-$(GOLANGCI_VERSION):
