@@ -1090,3 +1090,31 @@ func TestCloseEndsConnectionsOfEveryState(t *testing.T) {
 		}
 	}
 }
+
+// A relay that comes to itself would echo what a client says.
+func TestNetnsABackendIsNotItself(t *testing.T) {
+	netnstest.Run(t, func() {
+		// The kernel has but one port to connect from.
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40000"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := newRelay(t, Options{})
+		f := loopback(upAt(netip.MustParseAddrPort("127.0.0.1:40000")))
+		f.Listen.Port = 80
+		addr := openDoor(t, r, f)
+		d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 50000}}
+		c, err := d.Dial("tcp", addr.String())
+		if err == nil { // it may be reset before that
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(patience))
+			io.WriteString(c, "hello")
+			_, err = c.Read(make([]byte, 1))
+		}
+		if !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("a client got %v, want a reset", err)
+		}
+		if s := settled(t, r); s.Failures[Refused] != 1 {
+			t.Errorf("failures = %v, want one refused", s.Failures)
+		}
+	})
+}

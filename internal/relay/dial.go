@@ -131,14 +131,19 @@ func (c *conn) connect(l *loop, to netip.AddrPort) unix.Errno {
 
 // dialEvent is what has become of a connect.
 func (c *conn) dialEvent(l *loop, events uint32) {
-	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		errno := socketError(c.server.fd)
+	var errno unix.Errno
+	switch {
+	case events&(unix.EPOLLERR|unix.EPOLLHUP) != 0:
+		errno = socketError(c.server.fd)
+	case events&unix.EPOLLOUT == 0:
+		return
+	case c.reachedItself():
+		errno = unix.ECONNREFUSED
+	}
+	if errno != 0 {
 		c.dropServer(l)
 		c.dialFailed(l, errno)
 		c.dial(l)
-		return
-	}
-	if events&unix.EPOLLOUT == 0 {
 		return
 	}
 	t := c.d.table.Load()
@@ -159,6 +164,14 @@ func (c *conn) dialEvent(l *loop, events uint32) {
 	if c.state == open {
 		c.pump(l, &c.server, &c.client)
 	}
+}
+
+// reachedItself says whether there is no backend: a connect to a port of this
+// machine that nothing listens on succeeds if it is made from that very port,
+// which the kernel may choose (simultaneous open, RFC 9293, section 3.5).
+func (c *conn) reachedItself() bool {
+	to := c.backend.count.Addr
+	return to.Addr().IsLoopback() && boundTo(int(c.server.fd)) == to
 }
 
 // dialExpired is called when a backend has not answered in time.
