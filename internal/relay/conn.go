@@ -326,7 +326,7 @@ func (c *conn) passEnd(l *loop, from, to *side) {
 	case from.dead:
 		c.resetWhenDelivered(l, to)
 	case to.shut:
-	case from.shut && !from.failed:
+	case from.shut:
 		// Both have, and to close is to tell the second one.
 		c.end(l, endedWell)
 	default:
