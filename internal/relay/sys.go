@@ -145,6 +145,12 @@ func socketError(fd int32) unix.Errno {
 	return unix.Errno(n)
 }
 
+// atMark says whether what is to be read next of a socket is urgent.
+func atMark(fd int32) bool {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCATMARK)
+	return err == nil && n != 0
+}
+
 // unsent is how many bytes the peer of a socket has not acknowledged.
 func unsent(fd int32) int {
 	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
