@@ -16,9 +16,6 @@ const (
 	// A direction that has moved so many bytes lets others have their turn.
 	fairShare = 4 << 20
 
-	// The memory of so many ended connections is kept for new ones.
-	maxSpareConns = 256
-
 	// So many reads in a row that filled the buffer make a flow bulky: it is
 	// spliced, until it has so often moved less at a time than would have
 	// fitted into the buffer. To splice pays from about a buffer on, and costs
@@ -466,22 +463,6 @@ func (c *conn) leave(l *loop) {
 	l.load.Add(-1)
 	c.d.release(c.from.Addr(), c.limited)
 	c.r.left()
-	if len(l.spareConns) < maxSpareConns && !c.client.queued && !c.server.queued {
-		l.spareConns = append(l.spareConns, c)
-	}
-}
-
-// newConn returns memory for a connection: that of one that has ended, which is
-// still in the processor's caches, if there is one. Whoever ended it looks at
-// its state once more, so that it is cleared only now.
-func (l *loop) newConn() *conn {
-	n := len(l.spareConns)
-	if n == 0 {
-		return new(conn)
-	}
-	c := l.spareConns[n-1]
-	l.spareConns = l.spareConns[:n-1]
-	return c
 }
 
 // cut ends a connection because nobody waits for it any longer.
