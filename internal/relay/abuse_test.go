@@ -58,6 +58,7 @@ func TestUrgentByteIsNotAnEnd(t *testing.T) {
 func TestIdleEndOfAStalledReaderIsNoCleanEnd(t *testing.T) {
 	for name, small := range map[string]bool{"copied": true, "spliced": false} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := newRelay(t, Options{})
 			client, backend := through(t, r, func(f *edge.Frontend) { f.IdleTimeout = 500 * time.Millisecond })
 			if small {
@@ -123,7 +124,7 @@ func TestSignalsDoNotHideUrgentData(t *testing.T) {
 	})
 	defer rain.Wait()
 	defer close(stop)
-	for i := range 10_000 {
+	for i := range 7000 {
 		if err := sendUrgent(client); err != nil {
 			t.Fatal(err)
 		}
@@ -553,7 +554,7 @@ func TestBackendThatNeverAnswers(t *testing.T) {
 	c := dial(t, addr)
 	io.WriteString(c, "question")
 	netnstest.Eventually(t, patience, "the question is passed on", func() bool { return r.Stats()[0].BytesToBackend == 8 })
-	c.SetReadDeadline(time.Now().Add(700 * time.Millisecond))
+	c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("read: %v, want nothing", err)
 	}
@@ -715,7 +716,7 @@ func TestDoorClosesWhileClientsCome(t *testing.T) {
 			}
 		})
 	}
-	for range 200 {
+	for range 100 {
 		r.Apply(nil)
 		openDoor(t, r, f)
 	}

@@ -38,7 +38,7 @@ import (
 // asks for more than TCP keeps would fail there.
 
 var (
-	wireScripts = flag.Int("wire.scripts", 90, "how many random scripts to play")
+	wireScripts = flag.Int("wire.scripts", 60, "how many random scripts to play")
 	wireSeed    = flag.Uint64("wire.seed", 0, "play this script alone")
 )
 
@@ -684,6 +684,9 @@ func tapeOf(seed uint64) []byte {
 	for i := range b {
 		b[i] = byte(random.Uint32())
 	}
+	if seed%5 == 0 {
+		b[0] |= 7 // a large one
+	}
 	return b
 }
 
@@ -825,13 +828,16 @@ func TestFlowsAreSplicedWhileTheyAreBulky(t *testing.T) {
 			return is
 		}
 		for range 3 {
-			go here.Write(wire()[:largestWrite])
 			heard := make([]byte, largestWrite)
-			if _, err := io.ReadFull(there, heard); err != nil || !bytes.Equal(heard, wire()[:largestWrite]) {
-				t.Fatalf("a large message: %v, or it is another", err)
-			}
-			if !bulky() {
-				t.Fatal("a large message did not make the flow bulky")
+			for tries := 0; !bulky(); tries++ {
+				// A sender that does not keep up with the relay is not bulky.
+				if tries == 20 {
+					t.Fatal("large messages did not make the flow bulky")
+				}
+				go here.Write(wire()[:largestWrite])
+				if _, err := io.ReadFull(there, heard); err != nil || !bytes.Equal(heard, wire()[:largestWrite]) {
+					t.Fatalf("a large message: %v, or it is another", err)
+				}
 			}
 			for range bulkUntil + 2 {
 				io.WriteString(here, "small")
