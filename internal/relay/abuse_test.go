@@ -681,7 +681,7 @@ func TestDoorClosesWhileClientsCome(t *testing.T) {
 	leavesNothing(t)
 	r := newRelay(t, Options{})
 	f := loopback(upAt(server(t, echo)))
-	f.Listen.Port = refusing(t).Port()
+	f.Listen = edge.Listen{Addr: netip.MustParseAddr("127.0.0.77"), Port: refusing(t).Port()} // no client's port, ever
 	addr := openDoor(t, r, f)
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
@@ -996,7 +996,7 @@ func TestApplyStatsCloseUnderLoad(t *testing.T) {
 		f := loopback(upAt(server(t, echo)), upAt(refusing(t)))
 		f.DrainTimeout, f.IdleTimeout = 50*time.Millisecond, 100*time.Millisecond
 		f.MaxConnections, f.MaxConnectionsPerClient = 50, 40
-		f.Listen.Port = refusing(t).Port()
+		f.Listen = edge.Listen{Addr: netip.MustParseAddr("127.0.0.77"), Port: refusing(t).Port()} // no client's port, ever
 		addr := openDoor(t, r, f)
 		stop := make(chan struct{})
 		var work sync.WaitGroup
