@@ -13,8 +13,10 @@ const (
 
 	// A loop that has so many connections more than the least busy one gives it
 	// those that it accepts. Giving costs two system calls and a thread's
-	// waking; a little imbalance costs nothing.
+	// waking; a little imbalance costs nothing, unless there are few: two bulky
+	// flows in one loop are a core's work, with another core idle.
 	acceptSlack = 4
+	acceptFew   = 8
 
 	// Without a descriptor, or memory, even for turning a client away, there is
 	// nothing to do until something is given back.
@@ -77,7 +79,10 @@ func (a *acceptor) accepted(l *loop, fd int32, from netip.AddrPort) {
 
 // leastBusy is l itself, unless another loop has much less to do.
 func (r *Relay) leastBusy(l *loop) *loop {
-	least, load := l, l.load.Load()-acceptSlack
+	least, load := l, l.load.Load()
+	if load >= acceptFew {
+		load -= acceptSlack
+	}
 	for _, other := range r.loops {
 		if n := other.load.Load(); n < load {
 			least, load = other, n

@@ -8,8 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -205,48 +203,6 @@ func writeInPieces(c *net.TCPConn, b []byte, random *rand.Rand) {
 		}
 		b = b[n:]
 	}
-}
-
-// Spliced bytes are never read by this process. Whoever hands io.Copy anything
-// but the two *net.TCPConn loses that without a word.
-func TestLargeTransfersAreSpliced(t *testing.T) {
-	r := newRelay(t, Options{})
-	client, backend := through(t, r, nil)
-	const size = 32 << 20
-	before := bytesRead(t)
-	go func() {
-		io.Copy(backend, io.LimitReader(zeros{}, size))
-		backend.Close()
-	}()
-	n, err := io.Copy(writerOnly{io.Discard}, client) // this reads size bytes
-	if n != size || err != nil {
-		t.Fatalf("read %d bytes, %v", n, err)
-	}
-	if read := bytesRead(t) - before; read > size*5/4 {
-		t.Errorf("this process read %d bytes to relay %d and to receive them: they were not spliced", read, size)
-	}
-}
-
-type zeros struct{}
-
-func (zeros) Read(b []byte) (int, error) { return len(b), nil }
-
-type writerOnly struct{ io.Writer }
-
-// bytesRead is how many bytes this process has read by system calls other than
-// splice.
-func bytesRead(t *testing.T) int {
-	t.Helper()
-	text, err := os.ReadFile("/proc/self/io")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(text), "rchar: ")
-	n, err := strconv.Atoi(rest[:strings.IndexByte(rest, '\n')])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 func TestSourceRangesAreAWall(t *testing.T) {

@@ -182,3 +182,7 @@ func startAt(t testing.TB, addr netip.AddrPort, handle func(*net.TCPConn)) {
 func addrOf(l *net.TCPListener) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { return len(b), nil }
