@@ -305,6 +305,22 @@ func TestExhaustionShedsNewConnectionsOnly(t *testing.T) {
 	}
 }
 
+// Two bulky flows in one loop would be a core's work, with another core idle.
+func TestFewConnectionsAreSpreadEvenly(t *testing.T) {
+	r := newRelay(t, Options{})
+	addr := openDoor(t, r, loopback(upAt(server(t, echo))))
+	for range 6 {
+		say(t, dial(t, addr), "here")
+	}
+	least, most := r.loops[0].load.Load(), int64(0)
+	for _, l := range r.loops {
+		least, most = min(least, l.load.Load()), max(most, l.load.Load())
+	}
+	if most-least > 1 {
+		t.Errorf("one loop has %d connections and another %d", most, least)
+	}
+}
+
 func receiveTimeout() *unix.Timeval {
 	tv := unix.NsecToTimeval(int64(patience))
 	return &tv
