@@ -17,7 +17,11 @@ const APIVersion = "gatehouse.e13.dev/v1"
 const DefaultClass = "gatehouse.e13.dev/edge"
 
 // DefaultHealth is how backends are probed where nothing else is said.
-var DefaultHealth = edge.HealthCheck{Interval: 5 * time.Second, Timeout: time.Second, Rise: 1, Fall: 2}
+var DefaultHealth = edge.HealthCheck{Type: edge.CheckTCP, Interval: 5 * time.Second, Timeout: time.Second, Rise: 1, Fall: 2}
+
+// DefaultHealthzPort is where kube-proxy says whether its node takes
+// connections (--healthz-bind-address).
+const DefaultHealthzPort = 10256
 
 // DefaultStopTimeout is how long a stopping gatehouse waits for connections.
 const DefaultStopTimeout = 10 * time.Second
@@ -36,7 +40,10 @@ const DefaultUDPIdleTimeout = 30 * time.Second
 // DefaultTerms hold for connections where nothing else is said. The limits keep
 // one client from taking all there is, and all clients from taking the
 // machine's descriptors and memory.
-var DefaultTerms = Terms{ConnectTimeout: 3 * time.Second, MaxConnections: 20000, MaxConnectionsPerClient: 2000}
+var DefaultTerms = edge.Terms{
+	ConnectTimeout: 3 * time.Second, MaxConnections: 20000, MaxConnectionsPerClient: 2000,
+	Balance: edge.BalanceRandom, SendProxyProtocol: edge.ProxyProtocolNone,
+}
 
 // Config is what all files together say.
 type Config struct {
@@ -56,21 +63,14 @@ type Frontend struct {
 	Listen       *Listen // instead of Zones and Port
 	Port         uint16  // with Zones
 	Protocol     edge.Protocol
-	SourceRanges []netip.Prefix   // nil: all
-	Health       edge.HealthCheck // of a UDP frontend: none
-	Terms
+	Hostnames    []string       // TLS server names, as edge.Frontend has them; nil: the whole port
+	SourceRanges []netip.Prefix // nil: all
+	// AcceptProxyProtocol are the networks of proxies that connect with a header.
+	AcceptProxyProtocol []netip.Prefix
+	Health              edge.HealthCheck // of a UDP frontend: none
+	edge.Terms
 	Backends []Backend
 	Pos      edge.Pos
-}
-
-// Terms are what connections are held to. Of a UDP frontend these are sessions.
-type Terms struct {
-	ConnectTimeout time.Duration // for one backend
-	IdleTimeout    time.Duration // 0: never; in Kubernetes.Terms, for UDP: DefaultUDPIdleTimeout
-	DrainTimeout   time.Duration // 0: connections of what was removed end by themselves
-	// At a time; 0: no limit.
-	MaxConnections          int
-	MaxConnectionsPerClient int
 }
 
 // Listen is an explicit listen address: ":80", "10.0.0.1:80", "[::1]:80",
@@ -91,16 +91,19 @@ type Backend struct {
 
 // Kubernetes is the block of that name. Absent fields have their defaults.
 type Kubernetes struct {
-	Kubeconfig        string // empty: in-cluster, then KUBECONFIG
-	LoadBalancerClass string
-	Classless         bool
-	FollowAddresses   bool
-	Selector          string // label selector; valid
-	DefaultZones      []string
-	Allow             map[string]Allow // by zone; a zone that is not a key may be asked for by all
-	Target            edge.Target
-	Terms             // of all Services; what a Service says for itself comes first
-	Pos               edge.Pos
+	Kubeconfig          string // empty: in-cluster, then KUBECONFIG
+	LoadBalancerClass   string
+	Classless           bool
+	FollowAddresses     bool
+	Selector            string // label selector; valid
+	DefaultZones        []string
+	Allow               map[string]Allow // by zone; a zone that is not a key may be asked for by all
+	Target              edge.Target
+	edge.Terms          // of all Services; what a Service says for itself comes first
+	AcceptProxyProtocol []netip.Prefix
+	Health              edge.HealthCheck
+	HealthzPort         uint16 // of kube-proxy on each node; 0: it is not asked
+	Pos                 edge.Pos
 }
 
 // Allow says who may ask for a zone.

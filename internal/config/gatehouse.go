@@ -115,7 +115,7 @@ func (f *file) frontend(v value) {
 }
 
 // terms reads what connections are held to.
-func (m fields) terms(t *Terms) {
+func (m fields) terms(t *edge.Terms) {
 	m.get("connectTimeout").duration(&t.ConnectTimeout, 10*time.Millisecond, 2*time.Minute, false)
 	m.get("idleTimeout").duration(&t.IdleTimeout, ShortestTimeout, LongestTimeout, true)
 	m.get("drainTimeout").duration(&t.DrainTimeout, ShortestTimeout, LongestTimeout, true)
@@ -292,7 +292,7 @@ func backends(v value, b *block) []Backend {
 }
 
 func (f *file) kubernetes(v value, pos edge.Pos) {
-	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, Terms: DefaultTerms, Pos: pos}
+	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, Terms: DefaultTerms, Health: DefaultHealth, HealthzPort: DefaultHealthzPort, Pos: pos}
 	f.cfg.Kubernetes = k
 	m, ok := v.fields(&kubernetesBlock)
 	if !ok {

@@ -161,7 +161,7 @@ func dump(c *Config) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	at := func(p edge.Pos) string { return fmt.Sprintf("%s:%d", p, p.Col) }
-	terms := func(t Terms) {
+	terms := func(t edge.Terms) {
 		line("  terms: connect %s, idle %s, drain %s, at most %d, %d per client", t.ConnectTimeout, t.IdleTimeout, t.DrainTimeout, t.MaxConnections, t.MaxConnectionsPerClient)
 	}
 	for _, z := range c.Zones {

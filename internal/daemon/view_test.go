@@ -23,14 +23,14 @@ func TestFrontendsAreShown(t *testing.T) {
 	wanted := []edge.Frontend{
 		{
 			Door: web, Name: "web", Zone: "home", SourceRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-			IdleTimeout: time.Hour, DrainTimeout: 5 * time.Minute, MaxConnections: 100, MaxConnectionsPerClient: 10,
+			Terms: edge.Terms{IdleTimeout: time.Hour, DrainTimeout: 5 * time.Minute, MaxConnections: 100, MaxConnectionsPerClient: 10},
 			Backends: []edge.Backend{
 				{Addr: at("10.0.0.1:80"), State: edge.Down, Error: "refused", Weight: 2, Share: 0.5, Node: "w1", Probe: at("10.0.0.1:32000")},
 				{Addr: at("10.0.0.2:80"), State: edge.Up, Weight: 1, Share: 0.5},
 				{Addr: at("10.0.0.3:80"), State: edge.Up, Probe: at("10.0.0.3:80")},
 			},
 		},
-		{Door: dns, Name: "dns", Zone: "home", IdleTimeout: 30 * time.Second},
+		{Door: dns, Name: "dns", Zone: "home", Terms: edge.Terms{IdleTimeout: 30 * time.Second}},
 	}
 	stats := []relay.Stats{
 		{

@@ -14,14 +14,14 @@ import (
 // could send there each application would take for something else, so that
 // such a backend counts as up.
 func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, healthCheckNodePort netip.AddrPort, check edge.HealthCheck) edge.Backend {
-	p := edge.Probe{Kind: edge.ProbeTCP, Addr: backend.Addr, HealthCheck: check}
+	p := edge.Probe{Kind: edge.ProbeBackend, Addr: backend.Addr, HealthCheck: check}
 	if healthCheckNodePort.IsValid() {
 		p.Kind, p.Addr = edge.ProbeHealthCheckNodePort, healthCheckNodePort
 		if protocol == edge.TCP {
 			p.Through = backend.Addr
 		}
 	}
-	if check.Interval == 0 || protocol != edge.TCP && p.Kind == edge.ProbeTCP {
+	if check.Interval == 0 || protocol != edge.TCP && p.Kind == edge.ProbeBackend {
 		backend.State = edge.Up
 		return backend
 	}

@@ -51,13 +51,19 @@ type Exposure struct {
 	Remedy    string         `json:"remedy,omitempty"`
 	Listens   []edge.Listen  `json:"listens,omitempty"`
 	Addresses []netip.Addr   `json:"addresses,omitempty"` // where clients of the zone find it now
+	Hostnames []string       `json:"hostnames,omitempty"` // TLS server names; none: all of the port
 	Sources   []netip.Prefix `json:"sourceRanges,omitempty"`
 	Target    edge.Target    `json:"target,omitempty"`
 	DataPlane string         `json:"dataPlane,omitempty"`
-	Client    string         `json:"clientAddress,omitempty"` // what the backend sees as the client's address
-	Backends  []edge.Backend `json:"backends,omitempty"`
-	Shares    []PodShare     `json:"shares,omitempty"`
-	Why       string         `json:"why"`
+	Balance   edge.Balance   `json:"balance,omitempty"`
+	Client    string         `json:"clientAddress,omitempty"` // what the backend sees as the client's address, and why
+	// ClientSeen says whether that is the client's own; ClientRemedy what would
+	// make it so.
+	ClientSeen   bool           `json:"clientAddressSeen"`
+	ClientRemedy string         `json:"clientAddressRemedy,omitempty"`
+	Backends     []edge.Backend `json:"backends,omitempty"`
+	Shares       []PodShare     `json:"shares,omitempty"`
+	Why          string         `json:"why"`
 
 	code    string   // event and port error reason if closed
 	devices []string // interfaces of the zone on which it listens
@@ -189,7 +195,7 @@ func (b *builder) static(f *config.Frontend) {
 		Name: f.Name, Protocol: f.Protocol, Port: f.Port, Sources: f.SourceRanges,
 		Target: edge.TargetStatic, DataPlane: "proxy", Client: relayedClient, Why: f.Pos.String(),
 	}
-	proto := under(f.Terms, edge.Frontend{Name: f.Name, SourceRanges: f.SourceRanges, Health: f.Health, Why: row.Why})
+	proto := edge.Frontend{Name: f.Name, Hostnames: f.Hostnames, SourceRanges: f.SourceRanges, AcceptProxyProtocol: f.AcceptProxyProtocol, Terms: f.Terms, Health: f.Health, Why: row.Why}
 	row.Backends = b.staticBackends(f)
 	if f.Listen == nil {
 		for _, zone := range f.Zones {
@@ -226,13 +232,6 @@ func (b *builder) static(f *config.Frontend) {
 		}
 	}
 	b.open(row, proto, []edge.Listen{listen})
-}
-
-// under puts the connections of a frontend under terms.
-func under(t config.Terms, f edge.Frontend) edge.Frontend {
-	f.ConnectTimeout, f.IdleTimeout, f.DrainTimeout = t.ConnectTimeout, t.IdleTimeout, t.DrainTimeout
-	f.MaxConnections, f.MaxConnectionsPerClient = t.MaxConnections, t.MaxConnectionsPerClient
-	return f
 }
 
 func (b *builder) staticBackends(f *config.Frontend) []edge.Backend {

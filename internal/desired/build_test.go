@@ -31,6 +31,7 @@ func site() Inputs {
 				{Name: "cluster", Interfaces: []string{"eth0"}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 5, Col: 3}},
 			},
 			Kubernetes: &config.Kubernetes{
+				Health:            config.DefaultHealth,
 				LoadBalancerClass: config.DefaultClass, FollowAddresses: true, Target: edge.TargetAuto,
 				Allow: map[string]config.Allow{"internet": {Namespaces: []string{"shop", "ingress-public"}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 9, Col: 13}}},
 			},
@@ -508,13 +509,13 @@ func TestProbesOfUDP(t *testing.T) {
 // What a Service says for itself comes before what is said for all; the limits
 // are the operator's alone.
 func TestTermsOfConnections(t *testing.T) {
-	all := config.Terms{ConnectTimeout: time.Second, IdleTimeout: 2 * time.Hour, DrainTimeout: 3 * time.Minute, MaxConnections: 4, MaxConnectionsPerClient: 5}
+	all := edge.Terms{ConnectTimeout: time.Second, IdleTimeout: 2 * time.Hour, DrainTimeout: 3 * time.Minute, MaxConnections: 4, MaxConnectionsPerClient: 5}
 	for name, tc := range map[string]struct {
-		terms       config.Terms
+		terms       edge.Terms
 		annotations map[string]string
-		tcp, udp    config.Terms
+		tcp, udp    edge.Terms
 	}{
-		"nothing is said":    {config.Terms{}, nil, config.Terms{}, config.Terms{IdleTimeout: 30 * time.Second}},
+		"nothing is said":    {edge.Terms{}, nil, edge.Terms{}, edge.Terms{IdleTimeout: 30 * time.Second}},
 		"the defaults":       {config.DefaultTerms, nil, config.DefaultTerms, with(config.DefaultTerms, 30*time.Second, 0)},
 		"said for all":       {all, nil, all, all},
 		"the Service speaks": {all, map[string]string{"idle-timeout": "90s", "drain-timeout": "1h30m"}, with(all, 90*time.Second, 90*time.Minute), with(all, 90*time.Second, 90*time.Minute)},
@@ -543,11 +544,11 @@ func TestTermsOfConnections(t *testing.T) {
 				t.Fatalf("got %d frontends", len(state.Frontends))
 			}
 			for _, f := range state.Frontends {
-				want := map[edge.Protocol]config.Terms{edge.TCP: tc.tcp, edge.UDP: tc.udp}[f.Protocol]
+				want := map[edge.Protocol]edge.Terms{edge.TCP: tc.tcp, edge.UDP: tc.udp}[f.Protocol]
 				if f.Zone == "cluster" {
 					want = tc.terms // as the file has it
 				}
-				got := config.Terms{
+				got := edge.Terms{
 					ConnectTimeout: f.ConnectTimeout, IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout,
 					MaxConnections: f.MaxConnections, MaxConnectionsPerClient: f.MaxConnectionsPerClient,
 				}
@@ -559,7 +560,7 @@ func TestTermsOfConnections(t *testing.T) {
 	}
 }
 
-func with(t config.Terms, idle, drain time.Duration) config.Terms {
+func with(t edge.Terms, idle, drain time.Duration) edge.Terms {
 	t.IdleTimeout, t.DrainTimeout = idle, drain
 	return t
 }

@@ -59,11 +59,11 @@ type request struct {
 	target  edge.Target
 	health  edge.HealthCheck
 	sources []netip.Prefix
-	terms   config.Terms
+	terms   edge.Terms
 }
 
 // of are the terms for one protocol. Silence is all that ends a UDP session.
-func (r *request) of(p edge.Protocol) config.Terms {
+func (r *request) of(p edge.Protocol) edge.Terms {
 	t := r.terms
 	if p == edge.UDP && t.IdleTimeout == 0 {
 		t.IdleTimeout = config.DefaultUDPIdleTimeout
@@ -110,7 +110,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 		b.status(s, own)
 		return
 	}
-	if s.Affinity {
+	if s.AffinityTimeout > 0 {
 		b.problem(edge.Problem{Object: "service/" + s.Key(), What: "sessionAffinity: ClientIP is not supported yet: a client's connections go to any pod"})
 	}
 	behind := map[edge.ServicePort]backing{} // the same in each zone
@@ -145,7 +145,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 			}
 			row.Target, row.DataPlane, row.Client = to.target, "proxy", relayedClient
 			row.Backends, row.Shares, row.Reason, row.Remedy = to.backends, to.spread, to.reason, to.remedy
-			b.openInZone(row, under(req.of(port.Protocol), edge.Frontend{Name: row.Name, SourceRanges: req.sources, Health: req.health, Why: row.Why}), z)
+			b.openInZone(row, edge.Frontend{Name: row.Name, SourceRanges: req.sources, AcceptProxyProtocol: k.AcceptProxyProtocol, Terms: req.of(port.Protocol), Health: req.health, Why: row.Why}, z)
 		}
 	}
 	b.status(s, own)
@@ -235,7 +235,7 @@ type refusal struct{ code, reason, remedy string }
 // read takes what a Service asks for from its annotations and spec.
 func (b *builder) read(s *edge.Service) (request, refusal) {
 	k := b.in.Config.Kubernetes
-	req := request{zones: k.DefaultZones, target: k.Target, health: config.DefaultHealth, terms: k.Terms}
+	req := request{zones: k.DefaultZones, target: k.Target, health: k.Health, terms: k.Terms}
 	if text, ok := s.Annotations[annZones]; ok {
 		req.zones = nil
 		// Each unknown one is told to the owner; a megabyte of them is nonsense.

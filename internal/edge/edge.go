@@ -157,28 +157,104 @@ type Door struct {
 // String prints PROTOCOL LISTEN: "TCP @eth1:80".
 func (d Door) String() string { return string(d.Protocol) + " " + d.Listen.String() }
 
-// Frontend is one door and where what comes through it goes: all that a data
-// plane has to know.
+// Frontend is one door, or some of the names behind one, and where what comes
+// through it goes: all that a data plane has to know.
 type Frontend struct {
 	Door
 	Name string // "shop/web:80" or "shop/dns:53/UDP" for a Service, or the name in the file
 	Zone string // empty for a static frontend with an explicit listen
+	// Hostnames are the TLS server names that the frontend takes of what comes
+	// through its door, which it then shares with others: "git.example.org";
+	// "*.example.org", for one label or more in front of the rest; or "*", for
+	// whatever else comes, what has no name included. They are in lower case and
+	// sorted. Of a UDP frontend they are those of QUIC. Empty: all of the door.
+	Hostnames []string
 	// SourceRanges are the client networks that may connect. nil: all;
 	// empty but not nil: none.
-	SourceRanges   []netip.Prefix
+	SourceRanges []netip.Prefix
+	// AcceptProxyProtocol are the networks of proxies in front of this machine,
+	// whose connections begin with a PROXY protocol header. It is the same for
+	// all frontends of a door.
+	AcceptProxyProtocol []netip.Prefix
+	Terms
+	Health   HealthCheck // how the backends are probed
+	Backends []Backend   // sorted by address
+	Why      string      // "service/shop/web", "gatehouse.yaml:14"
+}
+
+// Terms are what the connections of a frontend are held to. Of a UDP frontend
+// these are sessions. They are comparable.
+type Terms struct {
 	ConnectTimeout time.Duration // for one backend; 0: the data plane's default
 	IdleTimeout    time.Duration // close after this long without a byte; 0: never (UDP: 30 s)
 	// DrainTimeout is how long connections outlive their backend or their
 	// frontend, once that has left the configuration or the cluster. 0: until
 	// they end by themselves.
 	DrainTimeout time.Duration
-	// At a time; 0: no limit. Of a UDP frontend these are sessions.
+	// At a time; 0: no limit.
 	MaxConnections          int
-	MaxConnectionsPerClient int         // of one client address
-	Health                  HealthCheck // how the backends are probed
-	Backends                []Backend   // sorted by address
-	Why                     string      // "service/shop/web", "gatehouse.yaml:14"
+	MaxConnectionsPerClient int  // of one client address
+	MaxRatePerClient        Rate // new ones of one client address; the zero Rate: any number
+	// BanTime is how long a client is turned away that has come faster than
+	// MaxRatePerClient. 0: only until it has slowed down.
+	BanTime time.Duration
+
+	Balance Balance
+	// AffinityTimeout is how long a client keeps its backend after its last
+	// connection has begun, though others have come meanwhile. It is for
+	// BalanceSource. 0: its backend follows from its address alone.
+	AffinityTimeout time.Duration
+
+	SendProxyProtocol ProxyProtocol
+	// Transparent connections come to the backend from the client's own address.
+	Transparent bool
+
+	// RefuseWhenDown turns clients away when every backend is down. Otherwise
+	// those are tried all the same: it may be the checks that are wrong.
+	RefuseWhenDown bool
+	// CloseWhenDown resets the connections of a backend that is found down.
+	CloseWhenDown bool
 }
+
+// Rate is a number of connections in a time. The zero Rate is no limit.
+type Rate struct {
+	Connections int
+	Per         time.Duration
+}
+
+// String prints the form that the file takes: "100/10s".
+func (r Rate) String() string {
+	per := r.Per.String()
+	for _, zero := range []string{"0s", "0m"} {
+		if cut := strings.TrimSuffix(per, zero); strings.HasSuffix(cut, "m") || strings.HasSuffix(cut, "h") {
+			per = cut
+		}
+	}
+	return strconv.Itoa(r.Connections) + "/" + per
+}
+
+// Balance is how a backend is chosen for a new connection, among those that are
+// up and with regard to their weights.
+type Balance string
+
+// BalanceRandom takes any; BalanceLeastConnections, of two taken at random, the
+// one with fewer connections for its weight; BalanceSource the one that the
+// client's address stands for (Maglev hashing).
+const (
+	BalanceRandom           Balance = "random"
+	BalanceLeastConnections Balance = "leastConnections"
+	BalanceSource           Balance = "source"
+)
+
+// ProxyProtocol is a version of the PROXY protocol.
+type ProxyProtocol string
+
+// The versions of the PROXY protocol.
+const (
+	ProxyProtocolNone ProxyProtocol = "none"
+	ProxyProtocolV1   ProxyProtocol = "v1"
+	ProxyProtocolV2   ProxyProtocol = "v2"
+)
 
 // BackendState says whether a backend takes new connections.
 type BackendState string
@@ -205,24 +281,52 @@ type Backend struct {
 	Probe  netip.AddrPort `json:"-"`              // where its health is asked for; zero: nowhere
 }
 
-// HealthCheck is how backends are probed.
+// HealthCheck is how backends are probed. It is comparable.
 type HealthCheck struct {
+	Type     CheckType     // empty: CheckTCP
 	Interval time.Duration // between two probes; 0: no probes, the backend counts as up
 	Timeout  time.Duration
-	Rise     int // successes in a row before a down backend is up
-	Fall     int // failures in a row before an up backend is down
+	Rise     int    // successes in a row before a down backend is up
+	Fall     int    // failures in a row before an up backend is down
+	Port     uint16 // 0: that of the backend
+	// Of CheckHTTP and CheckHTTPS. The Host is also the server name of CheckHTTPS
+	// and CheckTLS; empty: the address, and no server name.
+	Path, Host           string
+	StatusMin, StatusMax int // that are a success
+	// Of CheckExchange: what is sent, if anything, and what the answer has to
+	// contain.
+	Send, Expect string
 }
+
+// CheckType is what a health check does.
+type CheckType string
+
+// CheckTCP connects; CheckTLS shakes hands, whatever the certificate; CheckHTTP
+// and CheckHTTPS ask for a path and want a status; CheckExchange sends
+// something and wants something back.
+const (
+	CheckTCP      CheckType = "tcp"
+	CheckTLS      CheckType = "tls"
+	CheckHTTP     CheckType = "http"
+	CheckHTTPS    CheckType = "https"
+	CheckExchange CheckType = "exchange"
+)
 
 // ProbeKind is how a probe asks.
 type ProbeKind string
 
-// ProbeTCP connects and closes. ProbeHealthCheckNodePort sends GET / and wants
-// 200: what kube-proxy answers once it has programmed a Service that has
-// endpoints on its node. That says nothing of a port that was added since, so
-// that a backend which is not up also has to accept a connection (Through).
+// ProbeBackend makes the HealthCheck at Addr. ProbeHealthCheckNodePort sends
+// GET / and wants 200: what kube-proxy answers once it has programmed a Service
+// that has endpoints on its node. That says nothing of a port that was added
+// since, so that a backend which is not up also has to pass the HealthCheck
+// (Through); and each time if that is more than to connect. ProbeHealthz sends
+// GET /healthz, where kube-proxy answers something else than 200 while its node
+// takes no connections: it is leaving, or not programmed. Who refuses the
+// connection is no kube-proxy, and says nothing against the node.
 const (
-	ProbeTCP                 ProbeKind = "tcp"
+	ProbeBackend             ProbeKind = "backend"
 	ProbeHealthCheckNodePort ProbeKind = "healthCheckNodePort"
+	ProbeHealthz             ProbeKind = "healthz"
 )
 
 // Probe is one health check of one address. It is comparable: frontends that
@@ -230,7 +334,7 @@ const (
 type Probe struct {
 	Kind    ProbeKind
 	Addr    netip.AddrPort
-	Through netip.AddrPort // of a ProbeHealthCheckNodePort: the node port
+	Through netip.AddrPort // of a ProbeHealthCheckNodePort: where the HealthCheck is made; zero: nowhere
 	HealthCheck
 }
 
@@ -238,12 +342,19 @@ type Probe struct {
 type Health struct {
 	State BackendState
 	Error string // of the last probe; empty after a success
+	// Weight is how many ready endpoints kube-proxy has on the node, as a
+	// ProbeHealthCheckNodePort was last told by X-Load-Balancing-Endpoint-Weight.
+	// 0: it was not told.
+	Weight int
 }
 
 // Cluster is what the Kubernetes API says at one moment.
 type Cluster struct {
 	Services []Service // type LoadBalancer only
 	Nodes    []Node
+	// Stale says that the API does not answer now, and this is the last that it
+	// said.
+	Stale bool
 }
 
 // Service is a Service of type LoadBalancer with its endpoints.
@@ -256,14 +367,15 @@ type Service struct {
 	Labels               map[string]string
 	Local                bool   // externalTrafficPolicy: Local
 	HealthCheckNodePort  uint16 // 0: none
-	Affinity             bool   // sessionAffinity: ClientIP
-	SourceRanges         []string
-	IPFamilies           []string // "IPv4", "IPv6", in the Service's order
-	Ports                []ServicePort
-	Endpoints            []Endpoint
-	Ingress              []Ingress // status.loadBalancer.ingress
-	StatusOurs           bool      // the status was last written by gatehouse
-	Deleting             bool
+	// AffinityTimeout is that of sessionAffinity: ClientIP. 0: there is none.
+	AffinityTimeout time.Duration
+	SourceRanges    []string
+	IPFamilies      []string // "IPv4", "IPv6", in the Service's order
+	Ports           []ServicePort
+	Endpoints       []Endpoint
+	Ingress         []Ingress // status.loadBalancer.ingress
+	StatusOurs      bool      // the status was last written by gatehouse
+	Deleting        bool
 }
 
 // Key is namespace/name.

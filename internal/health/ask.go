@@ -36,7 +36,7 @@ func (p *Prober) ask(ctx context.Context, probe edge.Probe) error {
 	defer cancel()
 	var err error
 	switch probe.Kind {
-	case edge.ProbeTCP:
+	case edge.ProbeBackend:
 		err = p.askTCP(ctx, probe.Addr)
 	case edge.ProbeHealthCheckNodePort:
 		err = p.askHealthCheckNodePort(ctx, probe)

@@ -42,7 +42,7 @@ func listenLoopback(t *testing.T) *net.TCPListener {
 
 func TestTCPProbeConnectsAndSaysGoodbye(t *testing.T) {
 	l := listenLoopback(t)
-	if got := asks(t, edge.ProbeTCP, l.Addr()); got != "ok" {
+	if got := asks(t, edge.ProbeBackend, l.Addr()); got != "ok" {
 		t.Errorf("probe of a listener: %s", got)
 	}
 	c, err := l.Accept()
@@ -55,7 +55,7 @@ func TestTCPProbeConnectsAndSaysGoodbye(t *testing.T) {
 		t.Errorf("the server read %d bytes, %v; want the end", n, err)
 	}
 	l.Close()
-	if got := asks(t, edge.ProbeTCP, l.Addr()); got != "connection refused" {
+	if got := asks(t, edge.ProbeBackend, l.Addr()); got != "connection refused" {
 		t.Errorf("probe of a closed port: %s", got)
 	}
 }

@@ -102,7 +102,7 @@ func wait(d time.Duration) {
 
 func tcpProbe(i int) edge.Probe {
 	return edge.Probe{
-		Kind:        edge.ProbeTCP,
+		Kind:        edge.ProbeBackend,
 		Addr:        netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 80),
 		HealthCheck: edge.HealthCheck{Interval: 5 * time.Second, Timeout: time.Second, Rise: 2, Fall: 3},
 	}

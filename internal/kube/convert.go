@@ -64,7 +64,9 @@ func convertService(in *corev1.Service) *service {
 	out.Labels = in.Labels
 	out.Local = in.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	out.HealthCheckNodePort, _ = portNumber(in.Spec.HealthCheckNodePort)
-	out.Affinity = in.Spec.SessionAffinity == corev1.ServiceAffinityClientIP
+	if in.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		out.AffinityTimeout = affinityTimeout(in.Spec.SessionAffinityConfig)
+	}
 	for _, r := range in.Spec.LoadBalancerSourceRanges {
 		out.SourceRanges = append(out.SourceRanges, strings.TrimSpace(r))
 	}
@@ -308,3 +310,11 @@ func deref[T any](p *T) T {
 // intern makes equal strings share memory: the decoder allocates a node's name
 // anew for each of its endpoints.
 func intern(s string) string { return unique.Make(s).Value() }
+
+// affinityTimeout is what the API server puts in where nothing is said, too.
+func affinityTimeout(c *corev1.SessionAffinityConfig) time.Duration {
+	if c == nil || c.ClientIP == nil || c.ClientIP.TimeoutSeconds == nil || *c.ClientIP.TimeoutSeconds <= 0 {
+		return time.Duration(corev1.DefaultClientIPServiceAffinitySeconds) * time.Second
+	}
+	return time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+}

@@ -41,8 +41,9 @@ func TestConvertService(t *testing.T) {
 			s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 			s.Spec.HealthCheckNodePort = 31000
 			s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+			s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: new(int32(90))}}
 		}, func(s *edge.Service) {
-			s.Class, s.Local, s.HealthCheckNodePort, s.Affinity = "gatehouse.e13.dev/edge", true, 31000, true
+			s.Class, s.Local, s.HealthCheckNodePort, s.AffinityTimeout = "gatehouse.e13.dev/edge", true, 31000, 90*time.Second
 		}},
 		{"policy Cluster is not local", func(s *corev1.Service) {
 			s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster

@@ -381,7 +381,7 @@ func TestLimitsAreBalancedWhateverChanges(t *testing.T) {
 // An IPv6 host has as many addresses as it likes, in its network.
 func TestAnIPv6NetworkIsOneClient(t *testing.T) {
 	d := newDoor(edge.Door{})
-	table := newTable(edge.Frontend{MaxConnectionsPerClient: 1})
+	table := newTable(edge.Frontend{Terms: edge.Terms{MaxConnectionsPerClient: 1}})
 	in := func(client string) bool {
 		why, limited := d.admit(table, netip.MustParseAddr(client))
 		if limited != (why == "") {

@@ -31,12 +31,22 @@ const (
 	Stopping    Reason = "stopping"    // the relay was closed meanwhile
 	Closed      Reason = "closed"      // the frontend was closed, or closed to the client, meanwhile
 	OtherError  Reason = "other"
+
+	// Of doors that are shared by names, before a frontend was found.
+	NotTLS       Reason = "not_tls"       // and no frontend takes what has no name
+	UnknownName  Reason = "unknown_name"  // no frontend takes it
+	HelloTimeout Reason = "hello_timeout" // the name did not come in time
+
+	ProxyHeader    Reason = "proxy_header"    // a trusted proxy has sent none, or a bad one, or not in time
+	ProxyUntrusted Reason = "proxy_untrusted" // a client that is no trusted proxy has sent one
+	RateLimit      Reason = "rate_limit"      // Frontend.MaxRatePerClient
+	Banned         Reason = "banned"          // for Frontend.BanTime, after that
 )
 
 // Stats are the counters of one door since it was first opened. For each
 // moment at which they are read,
 //
-//	Accepted = Active + Finished + Resets + IdleTimeouts + DrainTimeouts + Lost + Cut + sum of Failures
+//	Accepted = Active + Finished + Resets + IdleTimeouts + DrainTimeouts + Lost + BackendDown + Cut + Routed + sum of Failures
 //
 // Bytes are counted as they are written to the other side. A UDP session counts
 // as a connection: accepted with its first datagram, and ended by IdleTimeouts.
@@ -55,7 +65,9 @@ type Stats struct {
 	IdleTimeouts     uint64            `json:"idle_timeouts"`  // no byte for Frontend.IdleTimeout
 	DrainTimeouts    uint64            `json:"drain_timeouts"` // their backend or door left, Frontend.DrainTimeout ago
 	Lost             uint64            `json:"lost"`           // a side did not answer any more
+	BackendDown      uint64            `json:"backend_down"`   // their backend was found down (Frontend.CloseWhenDown)
 	Cut              uint64            `json:"cut"`            // left when Close had waited long enough
+	Routed           uint64            `json:"routed"`         // given to the frontend that has their name, where they count again
 	Failures         map[Reason]uint64 `json:"failures"`       // connections that got no backend
 	AcceptErrors     uint64            `json:"accept_errors"`
 	BytesToBackend   uint64            `json:"bytes_to_backend"`
@@ -64,6 +76,19 @@ type Stats struct {
 	PacketsToClient  uint64            `json:"packets_to_client"`
 	PacketsDropped   uint64            `json:"packets_dropped"` // for want of a session, a backend or room
 	Backends         []BackendStats    `json:"backends"`        // sorted by address
+
+	// Names says that this is what comes through a door that is shared by names,
+	// before it is given to one of the frontends. Its Name is empty then.
+	Names  bool  `json:"names,omitempty"`
+	Banned []Ban `json:"banned,omitempty"` // clients, sorted by when that ends; the first maxBansShown of them
+	Bans   int   `json:"bans,omitempty"`   // how many clients are banned now
+}
+
+// Ban is a client that is turned away until a time: an IPv4 address, or the
+// first address of an IPv6 /64.
+type Ban struct {
+	Client netip.Addr `json:"client"`
+	Until  time.Time  `json:"until"`
 }
 
 // BackendStats are the counters of one backend of one door.
