@@ -125,7 +125,7 @@ func render(state State, problems []edge.Problem) string {
 		}
 	}
 	for _, p := range state.Probes {
-		fmt.Fprintf(&b, "probe %s %s each %s\n", p.Kind, p.Addr, p.Interval)
+		fmt.Fprintf(&b, "probe %s\n", probeText(p))
 	}
 	for _, s := range state.Statuses {
 		fmt.Fprintf(&b, "status %s/%s %+v\n", s.Namespace, s.Name, s.Ingress)
@@ -137,6 +137,23 @@ func render(state State, problems []edge.Problem) string {
 		fmt.Fprintf(&b, "problem %s\n", p)
 	}
 	return b.String()
+}
+
+// probeText is what a probe asks where: the check, if it makes one at Addr, or
+// who is asked and the check that is made through it.
+func probeText(p edge.Probe) string {
+	check := or(string(p.Type), string(edge.CheckTCP)) // an empty one is that
+	if p.Path != "" {
+		check += p.Path
+	}
+	if p.Kind == edge.ProbeBackend {
+		return fmt.Sprintf("%s %s each %s", check, p.Addr, p.Interval)
+	}
+	text := fmt.Sprintf("%s %s each %s", p.Kind, p.Addr, p.Interval)
+	if p.Through.IsValid() && check != string(edge.CheckTCP) {
+		text += fmt.Sprintf(" and %s %s", check, p.Through)
+	}
+	return text
 }
 
 func or(s, other string) string {
@@ -548,12 +565,8 @@ func TestTermsOfConnections(t *testing.T) {
 				if f.Zone == "cluster" {
 					want = tc.terms // as the file has it
 				}
-				got := edge.Terms{
-					ConnectTimeout: f.ConnectTimeout, IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout,
-					MaxConnections: f.MaxConnections, MaxConnectionsPerClient: f.MaxConnectionsPerClient,
-				}
-				if got != want {
-					t.Errorf("%s %s: %+v, want %+v", f.Name, f.Protocol, got, want)
+				if f.Terms != want {
+					t.Errorf("%s %s: %+v, want %+v", f.Name, f.Protocol, f.Terms, want)
 				}
 			}
 		})
