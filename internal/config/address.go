@@ -10,24 +10,21 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// A fault is what is wrong with a value, and what would be right.
-type fault struct{ what, remedy string }
-
 const portRange = "ports are 1 to 65535"
 
 // parsePort reads the port at the end of an address.
-func parsePort(s string) (uint16, *fault) {
+func parsePort(s string) (uint16, *Fault) {
 	if s == "" {
-		return 0, &fault{"the port is missing after the colon", portRange}
+		return 0, &Fault{"the port is missing after the colon", portRange}
 	}
 	n, err := strconv.Atoi(s)
 	switch {
 	case strings.Trim(s, "0123456789") != "":
-		return 0, &fault{"port " + quote(s) + " is not a number", portRange}
+		return 0, &Fault{"port " + quote(s) + " is not a number", portRange}
 	case err != nil || n < 1 || n > 65535:
-		return 0, &fault{"port " + shorten(s) + " is out of range", portRange}
+		return 0, &Fault{"port " + shorten(s) + " is out of range", portRange}
 	case strconv.Itoa(n) != s:
-		return 0, &fault{"port " + shorten(s) + " has zeros in front", "write " + strconv.Itoa(n)}
+		return 0, &Fault{"port " + shorten(s) + " has zeros in front", "write " + strconv.Itoa(n)}
 	}
 	return uint16(n), nil
 }
@@ -41,7 +38,7 @@ func shorten(digits string) string {
 
 // parseBind reads the bind of an l4proxy file: as parseListen does, and "80"
 // is ":80".
-func parseBind(s string) (Listen, *fault) {
+func parseBind(s string) (Listen, *Fault) {
 	if s != "" && strings.Trim(s, "0123456789") == "" {
 		s = ":" + s
 	}
@@ -49,13 +46,13 @@ func parseBind(s string) (Listen, *fault) {
 }
 
 // parseListen reads ":80", "10.0.0.1:80", "[::1]:80", "name:80" or "@eth1:80".
-func parseListen(s string) (Listen, *fault) {
+func parseListen(s string) (Listen, *Fault) {
 	var l Listen
-	var f *fault
+	var f *Fault
 	if device, ok := strings.CutPrefix(s, "@"); ok {
 		name, port, ok := cutLast(device, ":")
 		if !ok {
-			return l, &fault{quote(s) + " has no port", `write "@` + cmp.Or(name, "eth1") + `:80", with the port wanted`}
+			return l, &Fault{quote(s) + " has no port", `write "@` + cmp.Or(name, "eth1") + `:80", with the port wanted`}
 		}
 		if f := checkInterface(name); f != nil {
 			return l, f
@@ -65,14 +62,14 @@ func parseListen(s string) (Listen, *fault) {
 		return l, f
 	}
 	if host, port, ok := strings.Cut(s, ":"); ok && host == "*" {
-		return l, &fault{quote(s) + " is not an address", "write " + quote(":"+port) + " for every address"}
+		return l, &Fault{quote(s) + " is not an address", "write " + quote(":"+port) + " for every address"}
 	}
 	hp, f := parseHostPort(s)
 	if f != nil {
 		return l, f
 	}
 	if a, ok := hp.Addr(); ok && a.IsMulticast() {
-		return l, &fault{hp.Host + " is a multicast address", "write an address of this machine"}
+		return l, &Fault{hp.Host + " is a multicast address", "write an address of this machine"}
 	}
 	return Listen{Host: hp.Host, Port: hp.Port}, nil
 }
@@ -93,20 +90,20 @@ func (l Listen) String() string {
 // parseAdmin reads the listen address of the admin block. What it serves is
 // for operators, so it listens where it was told to and nowhere else: names,
 // which stand for other addresses tomorrow, are refused.
-func parseAdmin(s string) (edge.HostPort, *fault) {
+func parseAdmin(s string) (edge.HostPort, *Fault) {
 	hp, f := parseHostPort(s)
 	if f != nil {
 		return hp, f
 	}
 	if hp.Host == "" {
-		return hp, &fault{quote(s) + " would listen on every interface", "write " + quote("127.0.0.1"+s) + ", or the address wanted"}
+		return hp, &Fault{quote(s) + " would listen on every interface", "write " + quote("127.0.0.1"+s) + ", or the address wanted"}
 	}
 	a, ok := hp.Addr()
 	if !ok && !strings.EqualFold(hp.Host, "localhost") {
-		return hp, &fault{quote(hp.Host) + " is a name", "write an IP address, such as " + quote("127.0.0.1:"+strconv.Itoa(int(hp.Port)))}
+		return hp, &Fault{quote(hp.Host) + " is a name", "write an IP address, such as " + quote("127.0.0.1:"+strconv.Itoa(int(hp.Port)))}
 	}
 	if ok && a.IsMulticast() {
-		return hp, &fault{hp.Host + " is a multicast address", "write an address of this machine"}
+		return hp, &Fault{hp.Host + " is a multicast address", "write an address of this machine"}
 	}
 	return hp, nil
 }
@@ -124,62 +121,62 @@ func canonicalHost(s string) string {
 }
 
 // parseBackend reads the address of a backend.
-func parseBackend(s string) (edge.HostPort, *fault) {
+func parseBackend(s string) (edge.HostPort, *Fault) {
 	hp, f := parseHostPort(s)
 	if f != nil {
 		return hp, f
 	}
 	if hp.Host == "" {
-		return hp, &fault{quote(s) + " has no host", "write the address to connect to, such as " + quote("127.0.0.1"+s)}
+		return hp, &Fault{quote(s) + " has no host", "write the address to connect to, such as " + quote("127.0.0.1"+s)}
 	}
 	if a, ok := hp.Addr(); ok && (a.IsUnspecified() || a.IsMulticast()) {
-		return hp, &fault{hp.Host + " is not an address to connect to", "write the address of the backend"}
+		return hp, &Fault{hp.Host + " is not an address to connect to", "write the address of the backend"}
 	}
 	return hp, nil
 }
 
 // parseHostPort reads HOST:PORT, where HOST may be empty, an IP address (IPv6
 // in brackets) or a host name.
-func parseHostPort(s string) (edge.HostPort, *fault) {
+func parseHostPort(s string) (edge.HostPort, *Fault) {
 	var hp edge.HostPort
-	var f *fault
+	var f *Fault
 	var port string
 	if inner, ok := strings.CutPrefix(s, "["); ok {
 		host, rest, closed := strings.Cut(inner, "]")
 		if !closed {
-			return hp, &fault{quote(s) + ` has "[" without "]"`, "write an IPv6 address and port as [::1]:80"}
+			return hp, &Fault{quote(s) + ` has "[" without "]"`, "write an IPv6 address and port as [::1]:80"}
 		}
 		a, err := netip.ParseAddr(host)
 		switch {
 		case err != nil || !a.Is6():
-			return hp, &fault{quote(host) + " is not an IPv6 address", "brackets are for IPv6 addresses, such as [::1]:80"}
+			return hp, &Fault{quote(host) + " is not an IPv6 address", "brackets are for IPv6 addresses, such as [::1]:80"}
 		case a.Zone() != "":
-			return hp, &fault{quote(host) + " names an interface", "link-local addresses are not supported; write an address without %"}
+			return hp, &Fault{quote(host) + " names an interface", "link-local addresses are not supported; write an address without %"}
 		case !strings.HasPrefix(rest, ":"):
-			return hp, &fault{quote(s) + " has no port", "write " + quote("["+host+"]:80") + ", with the port wanted"}
+			return hp, &Fault{quote(s) + " has no port", "write " + quote("["+host+"]:80") + ", with the port wanted"}
 		}
 		hp.Host, port = a.Unmap().String(), rest[1:]
 	} else {
 		if a, err := netip.ParseAddr(s); err == nil && a.Is6() {
-			return hp, &fault{quote(s) + " is an IPv6 address without brackets", "write " + bracketed(s)}
+			return hp, &Fault{quote(s) + " is an IPv6 address without brackets", "write " + bracketed(s)}
 		}
 		host, after, ok := cutLast(s, ":")
 		switch {
 		case !ok && s == "":
-			return hp, &fault{"empty", `write HOST:PORT, such as "10.0.0.1:80"`}
+			return hp, &Fault{"empty", `write HOST:PORT, such as "10.0.0.1:80"`}
 		case !ok && strings.Contains(s, "@"):
 			name, port, _ := strings.Cut(s, "@")
-			return hp, &fault{quote(s) + " has no port", "write " + quote("@"+name+":"+cmp.Or(port, "80")) + " for an interface"}
+			return hp, &Fault{quote(s) + " has no port", "write " + quote("@"+name+":"+cmp.Or(port, "80")) + " for an interface"}
 		case !ok:
-			return hp, &fault{quote(s) + " has no port", "write " + quote(withPort(s)) + ", with the port wanted"}
+			return hp, &Fault{quote(s) + " has no port", "write " + quote(withPort(s)) + ", with the port wanted"}
 		case strings.Contains(host, ":"):
 			if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
-				return hp, &fault{quote(s) + " is an IPv6 address without brackets", "write " + bracketed(s)}
+				return hp, &Fault{quote(s) + " is an IPv6 address without brackets", "write " + bracketed(s)}
 			}
 			if strings.Contains(s, "://") {
-				return hp, &fault{quote(s) + " is a URL", "write only HOST:PORT"}
+				return hp, &Fault{quote(s) + " is a URL", "write only HOST:PORT"}
 			}
-			return hp, &fault{quote(s) + " has too many colons", "write HOST:PORT; an IPv6 address goes in brackets, such as [::1]:80"}
+			return hp, &Fault{quote(s) + " has too many colons", "write HOST:PORT; an IPv6 address goes in brackets, such as [::1]:80"}
 		}
 		if hp.Host, f = parseHost(host); f != nil {
 			return hp, f
@@ -214,7 +211,7 @@ func bracketed(s string) string {
 var dnsName = regexp.MustCompile(`^([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.?$`)
 
 // parseHost reads an IPv4 address or a name. Nothing is resolved.
-func parseHost(s string) (string, *fault) {
+func parseHost(s string) (string, *Fault) {
 	if s == "" {
 		return "", nil
 	}
@@ -226,28 +223,28 @@ func parseHost(s string) (string, *fault) {
 		last = label
 	}
 	if strings.Trim(last, "0123456789") == "" {
-		return "", &fault{quote(s) + " is not an IP address", "write four numbers from 0 to 255, such as 10.0.0.1"}
+		return "", &Fault{quote(s) + " is not an IP address", "write four numbers from 0 to 255, such as 10.0.0.1"}
 	}
 	if len(s) > 253 || !dnsName.MatchString(s) {
-		return "", &fault{quote(s) + " is neither an IP address nor a host name", "host names have letters, digits, - and dots"}
+		return "", &Fault{quote(s) + " is neither an IP address nor a host name", "host names have letters, digits, - and dots"}
 	}
 	return s, nil
 }
 
 // parseNetwork reads a network of clients.
-func parseNetwork(s string) (netip.Prefix, *fault) {
+func parseNetwork(s string) (netip.Prefix, *Fault) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
 		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
-			return p, &fault{quote(s) + " is an address, not a network", "write " + netip.PrefixFrom(a, a.BitLen()).String()}
+			return p, &Fault{quote(s) + " is an address, not a network", "write " + netip.PrefixFrom(a, a.BitLen()).String()}
 		}
-		return p, &fault{quote(s) + " is not a network", "write ADDRESS/BITS, such as 10.11.12.0/24"}
+		return p, &Fault{quote(s) + " is not a network", "write ADDRESS/BITS, such as 10.11.12.0/24"}
 	}
 	if p.Addr().Is4In6() {
-		return p, &fault{quote(s) + " is an IPv4 network written as IPv6", "write it as IPv4, such as 10.11.12.0/24"}
+		return p, &Fault{quote(s) + " is an IPv4 network written as IPv6", "write it as IPv4, such as 10.11.12.0/24"}
 	}
 	if p != p.Masked() {
-		return p, &fault{quote(s) + " has bits set after the first " + strconv.Itoa(p.Bits()), "write " + p.Masked().String()}
+		return p, &Fault{quote(s) + " has bits set after the first " + strconv.Itoa(p.Bits()), "write " + p.Masked().String()}
 	}
 	return p, nil
 }

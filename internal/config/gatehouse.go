@@ -173,7 +173,7 @@ func (f *file) opened(v value, m fields, fe *Frontend) []text {
 }
 
 // listen reads a listen address with the parser for it.
-func (v value) listen(s string, parse func(string) (Listen, *fault)) *Listen {
+func (v value) listen(s string, parse func(string) (Listen, *Fault)) *Listen {
 	l, flt := parse(s)
 	if flt != nil {
 		v.fault(flt)
@@ -315,7 +315,7 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 		if !ok {
 			continue
 		}
-		namespaces := m.need("namespaces").texts(func(s string) *fault { return checkLabel("namespace", s) })
+		namespaces := m.need("namespaces").texts(func(s string) *Fault { return checkLabel("namespace", s) })
 		if k.Allow == nil {
 			k.Allow = map[string]Allow{}
 		}

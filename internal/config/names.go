@@ -10,16 +10,16 @@ import (
 
 // checkInterface says what the kernel would not accept as an interface name
 // (dev_valid_name in net/core/dev.c).
-func checkInterface(s string) *fault {
+func checkInterface(s string) *Fault {
 	const rule = `interface names have 1 to 15 bytes, without "/", ":" and spaces`
 	if s == "" {
-		return &fault{"the interface name is empty", rule}
+		return &Fault{"the interface name is empty", rule}
 	}
 	bad := strings.ContainsFunc(s, func(r rune) bool {
 		return r <= ' ' || r == '/' || r == ':' || r == 0x7f || r == 0x85 || r == 0xa0
 	})
 	if bad || len(s) > 15 || s == "." || s == ".." {
-		return &fault{quote(s) + " is not an interface name", rule}
+		return &Fault{quote(s) + " is not an interface name", rule}
 	}
 	return nil
 }
@@ -27,30 +27,30 @@ func checkInterface(s string) *fault {
 var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 // checkLabel accepts what Kubernetes accepts as a namespace (RFC 1123 label).
-func checkLabel(what, s string) *fault {
+func checkLabel(what, s string) *Fault {
 	if dnsLabel.MatchString(s) {
 		return nil
 	}
-	f := &fault{quote(s) + " is not a " + what, "a " + what + " has 1 to 63 small letters, digits and -, and starts and ends with a letter or digit"}
+	f := &Fault{quote(s) + " is not a " + what, "a " + what + " has 1 to 63 small letters, digits and -, and starts and ends with a letter or digit"}
 	if lower := strings.ReplaceAll(strings.ToLower(s), "_", "-"); dnsLabel.MatchString(lower) {
-		f.remedy = "did you mean " + quote(lower) + "? " + f.remedy
+		f.Remedy = "did you mean " + quote(lower) + "? " + f.Remedy
 	}
 	return f
 }
 
 // checkFrontendName keeps names usable in tables and metrics, and apart from
 // those of Services, which have a "/".
-func checkFrontendName(s string) *fault {
+func checkFrontendName(s string) *Fault {
 	bad := strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == '"' || r == 0x7f || !strconv.IsPrint(r) })
 	if s == "" || bad || len(s) > 253 {
-		return &fault{quote(s) + " is not a name for a frontend", `names have 1 to 253 bytes, without spaces, quotes and "/"`}
+		return &Fault{quote(s) + " is not a name for a frontend", `names have 1 to 253 bytes, without spaces, quotes and "/"`}
 	}
 	return nil
 }
 
-func checkFileName(s string) *fault {
+func checkFileName(s string) *Fault {
 	if s == "" || strings.ContainsRune(s, 0) {
-		return &fault{quote(s) + " is not a file name", "write the name of a file, or leave it out"}
+		return &Fault{quote(s) + " is not a file name", "write the name of a file, or leave it out"}
 	}
 	return nil
 }
@@ -62,7 +62,7 @@ var (
 
 // checkClass accepts what the API server accepts as spec.loadBalancerClass:
 // [PREFIX/]NAME.
-func checkClass(s string) *fault {
+func checkClass(s string) *Fault {
 	prefix, name, ok := strings.Cut(s, "/")
 	if !ok {
 		prefix, name = "", s
@@ -70,12 +70,12 @@ func checkClass(s string) *fault {
 	if qualifiedName.MatchString(name) && (!ok || len(prefix) <= 253 && dnsSubdomain.MatchString(prefix)) {
 		return nil
 	}
-	return &fault{quote(s) + " is not a load balancer class", "write one such as " + DefaultClass}
+	return &Fault{quote(s) + " is not a load balancer class", "write one such as " + DefaultClass}
 }
 
-func checkSelector(s string) *fault {
+func checkSelector(s string) *Fault {
 	if _, err := edge.ParseSelector(s); err != nil {
-		return &fault{"not a label selector: " + err.Error(), `write one such as "app in (web, api), tier=front, !internal"`}
+		return &Fault{"not a label selector: " + err.Error(), `write one such as "app in (web, api), tier=front, !internal"`}
 	}
 	return nil
 }

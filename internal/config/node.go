@@ -31,7 +31,7 @@ func (v value) problem(what, remedy string) {
 	v.file.problem(v.pos(), v.path, what, remedy)
 }
 
-func (v value) fault(f *fault) { v.problem(f.what, f.remedy) }
+func (v value) fault(f *Fault) { v.problem(f.What, f.Remedy) }
 
 // wrongKind says that something else was expected, with the example of the
 // field, or the one given for elements of lists and maps.
@@ -112,7 +112,7 @@ func (v value) text() (string, bool) {
 
 // checked reads text that a function finds no fault with. Absent text leaves
 // dst alone.
-func (v value) checked(dst *string, check func(string) *fault) {
+func (v value) checked(dst *string, check func(string) *Fault) {
 	s, ok := v.text()
 	if !ok {
 		return
@@ -233,19 +233,11 @@ func choice[T ~string](v value, noun string, have, later []T) (T, bool) {
 	if !ok {
 		return "", false
 	}
-	if slices.Contains(have, T(s)) {
-		return T(s), true
+	t, f := word(s, noun, have, later)
+	if f != nil {
+		v.fault(f)
 	}
-	words := make([]string, len(have))
-	for i, h := range have {
-		words[i] = string(h)
-	}
-	if slices.Contains(later, T(s)) {
-		v.problem(noun+" "+s+" is not supported yet", "write "+strings.Join(words, ", ")+", or leave the field out")
-		return "", false
-	}
-	v.problem("no "+noun+" "+quote(s), suggest(s, "have", words))
-	return "", false
+	return t, f == nil
 }
 
 // list returns the elements of a list.
@@ -266,7 +258,7 @@ func (v value) list() []value {
 
 // texts returns the elements of a list of texts, each once. The check, if any,
 // says what is wrong with one.
-func (v value) texts(check func(string) *fault) []text {
+func (v value) texts(check func(string) *Fault) []text {
 	var texts []text
 	seen := map[string]edge.Pos{}
 	for _, e := range v.list() {

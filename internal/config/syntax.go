@@ -26,7 +26,7 @@ func (f *file) root(data []byte) *yaml.Node {
 		return nil
 	}
 	if line, col, flt := notText(data); flt != nil {
-		f.problem(edge.Pos{File: f.name, Line: line, Col: col}, "", flt.what, flt.remedy)
+		f.problem(edge.Pos{File: f.name, Line: line, Col: col}, "", flt.What, flt.Remedy)
 		return nil
 	}
 	d := yaml.NewDecoder(bytes.NewReader(data))
@@ -73,9 +73,9 @@ func decode(d *yaml.Decoder) (doc *yaml.Node, err error) {
 }
 
 // notText finds the first byte that does not belong in a text file.
-func notText(data []byte) (line, col int, f *fault) {
+func notText(data []byte) (line, col int, f *Fault) {
 	if bytes.HasPrefix(data, []byte{0xff, 0xfe}) || bytes.HasPrefix(data, []byte{0xfe, 0xff}) || utf16WithoutMark(data) {
-		return 1, 1, &fault{"the file is UTF-16", "save it as UTF-8"}
+		return 1, 1, &Fault{"the file is UTF-16", "save it as UTF-8"}
 	}
 	data = bytes.TrimPrefix(data, []byte(bom))
 	line, col = 1, 1
@@ -83,11 +83,11 @@ func notText(data []byte) (line, col int, f *fault) {
 		r, size := utf8.DecodeRune(data)
 		switch {
 		case r == utf8.RuneError && size == 1:
-			return line, col, &fault{fmt.Sprintf("byte 0x%02x is not UTF-8", data[0]), "the file must be text, saved as UTF-8"}
+			return line, col, &Fault{fmt.Sprintf("byte 0x%02x is not UTF-8", data[0]), "the file must be text, saved as UTF-8"}
 		case r == '\n':
 			line, col = line+1, 0
 		case r < ' ' && r != '\t' && r != '\r', r == 0x7f:
-			return line, col, &fault{fmt.Sprintf("control character 0x%02x", r), "the file must be text"}
+			return line, col, &Fault{fmt.Sprintf("control character 0x%02x", r), "the file must be text"}
 		}
 		col++
 		data = data[size:]
