@@ -335,6 +335,9 @@ type Probe struct {
 	Kind    ProbeKind
 	Addr    netip.AddrPort
 	Through netip.AddrPort // of a ProbeHealthCheckNodePort: where the HealthCheck is made; zero: nowhere
+	// SendProxyProtocol is what a HealthCheck begins with that does more than to
+	// connect, where the backend expects that. Empty: nothing.
+	SendProxyProtocol ProxyProtocol
 	HealthCheck
 }
 

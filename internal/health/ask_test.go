@@ -16,18 +16,23 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
+// asks makes a probe once, and returns its error or "ok".
 func asks(t *testing.T, kind edge.ProbeKind, addr net.Addr) string {
 	t.Helper()
-	p := New(slog.New(slog.DiscardHandler), Options{})
-	err := p.ask(t.Context(), edge.Probe{
-		Kind:        kind,
-		Addr:        addr.(*net.TCPAddr).AddrPort(),
-		HealthCheck: edge.HealthCheck{Timeout: 300 * time.Millisecond},
-	})
-	if err != nil {
-		return err.Error()
+	_, got := asksAt(t, edge.Probe{Kind: kind, Addr: addr.(*net.TCPAddr).AddrPort()})
+	return got
+}
+
+func asksAt(t *testing.T, probe edge.Probe) (heard, string) {
+	t.Helper()
+	if probe.Timeout == 0 {
+		probe.Timeout = 300 * time.Millisecond
 	}
-	return "ok"
+	told, err := New(slog.New(slog.DiscardHandler), Options{}).ask(t.Context(), probe)
+	if err != nil {
+		return told, err.Error()
+	}
+	return told, "ok"
 }
 
 func listenLoopback(t *testing.T) *net.TCPListener {
@@ -181,6 +186,6 @@ func TestHealthCheckNodePortAndTheNodePortItself(t *testing.T) {
 		t.Errorf("the node port of a backend that is up was tried %d times", n)
 	}
 	again.Close()
-	p.Hurry(probe.Addr)
+	p.Suspect(probe.Through)
 	await(edge.Down, "connection refused")
 }

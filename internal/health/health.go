@@ -12,6 +12,10 @@
 // somebody waits for a node to be ready. One that has not succeeded after a
 // while is down, and up at once with its first success; one that was up is down
 // after Fall failures in a row, and up again after Rise successes.
+//
+// What happens to connections is told to the Prober as well: one that failed
+// counts like a probe that failed (Failed), one that waits for its answer only
+// has the backend probed now (Suspect).
 package health
 
 import (
@@ -21,6 +25,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,9 +36,10 @@ const (
 	// Probes that run at the same time. A thousand backends on a node that has
 	// gone silent take a second each: at an interval of 5 s that is 200 at once.
 	defaultConcurrency = 256
-	// More of them for those that a failed connection asked for: they do not
-	// queue behind a thousand timeouts.
-	hurriedReserve = 64
+	// More of them for those that a connection asked for: they do not queue
+	// behind a thousand timeouts, and a node that dies may be the backend of a
+	// thousand frontends.
+	hurriedReserve = 1024
 
 	// A new backend is waited for: probed after 50 ms, then each 100 ms, until it
 	// is this old or has succeeded. kube-proxy may take more than a second to
@@ -67,9 +73,9 @@ type Prober struct {
 
 	mu      sync.Mutex
 	targets map[edge.Probe]*target
-	byAddr  map[netip.AddrPort][]*target
-	due     schedule // those that wait for their time
-	hurried schedule // likewise, of those that Hurry asked for
+	byAddr  map[netip.AddrPort][]*target // by target.connects
+	due     schedule                     // those that wait for their time
+	hurried schedule                     // likewise, of those that a connection asked for
 	running int
 	eager   int // targets that are
 }
@@ -82,8 +88,9 @@ type target struct {
 	succeeded bool      // ever
 	eager     bool      // new, and waited for
 	tries     int
-	failures  int // in a row
-	successes int // in a row
+	failures  int  // in a row
+	successes int  // in a row
+	blamed    bool // for a failed connection, since the last probe
 
 	started time.Time // of the last probe
 	running bool
@@ -94,6 +101,15 @@ type target struct {
 
 	at    time.Time // of the next probe
 	index int       // in the schedule
+}
+
+// connects is the address whose connections say something about a target: where
+// they go, or where its health is asked for if nobody connects there.
+func (t *target) connects() netip.AddrPort {
+	if t.Through.IsValid() {
+		return t.Through
+	}
+	return t.Addr
 }
 
 // New returns a Prober without probes. It starts nothing.
@@ -139,7 +155,7 @@ func (p *Prober) Apply(probes []edge.Probe) {
 		}
 		t := &target{Probe: probe, since: now, health: edge.Health{State: edge.Pending}}
 		p.targets[probe] = t
-		p.byAddr[probe.Addr] = append(p.byAddr[probe.Addr], t)
+		p.byAddr[t.connects()] = append(p.byAddr[t.connects()], t)
 		if probe.Interval <= 0 {
 			t.health.State = edge.Up
 			signal(p.changed)
@@ -156,17 +172,12 @@ func (p *Prober) removeLocked(t *target) {
 	t.gone = true
 	p.calmLocked(t)
 	delete(p.targets, t.Probe)
-	same := p.byAddr[t.Addr]
-	for i := range same {
-		if same[i] == t {
-			same = append(same[:i:i], same[i+1:]...)
-			break
-		}
-	}
+	at := t.connects()
+	same := slices.DeleteFunc(p.byAddr[at], func(other *target) bool { return other == t })
 	if len(same) == 0 {
-		delete(p.byAddr, t.Addr)
+		delete(p.byAddr, at)
 	} else {
-		p.byAddr[t.Addr] = same
+		p.byAddr[at] = same
 	}
 	if !t.running && t.Interval > 0 {
 		heap.Remove(p.scheduleOf(t), t.index)
@@ -188,25 +199,66 @@ func (p *Prober) Snapshot() map[edge.Probe]edge.Health {
 // Several changes may be one signal.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
-// Hurry says that a connection to the address has failed: its probes are made
-// now, ahead of the others, and then every 200 ms until one succeeds or the
-// backend is down. It does not block.
-func (p *Prober) Hurry(addr netip.AddrPort) {
+// Failed says that a connection could not be made. The address is Through of
+// the probes that it concerns, or their Addr if they have none. It counts as a
+// failure, though only once between two probes: a hundred connections that fail
+// in one moment are one event. Then the probes are made now, ahead of the
+// others, and every 200 ms until one succeeds or the backend is down.
+//
+// A ProbeHealthz is asked then and not blamed: a node can be well whose backend
+// is not. Failed does not block.
+func (p *Prober) Failed(addr netip.AddrPort, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
 	for _, t := range p.byAddr[addr] {
-		if t.Interval <= 0 || t.hurry || t.health.State == edge.Down {
-			continue
-		}
-		if t.running {
-			// What runs may have begun before the failure: once more afterwards.
-			t.hurry = true
-			continue
-		}
-		heap.Remove(&p.due, t.index)
-		t.hurry = true
-		p.scheduleLocked(t, t.sooner(t.at, time.Now()))
+		p.blameLocked(t, err, now)
+		p.hurryLocked(t, now)
 	}
+}
+
+// Suspect says that a connection to the address has not been answered yet: its
+// probes are made as after a failure, which it is not. It does not block.
+func (p *Prober) Suspect(addr netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for _, t := range p.byAddr[addr] {
+		if t.health.State != edge.Down {
+			p.hurryLocked(t, now)
+		}
+	}
+}
+
+// blameLocked counts a failed connection against a target.
+func (p *Prober) blameLocked(t *target, err error, now time.Time) {
+	switch {
+	case t.Interval <= 0 || t.Kind == edge.ProbeHealthz || t.blamed || isOwn(err):
+		return
+	case t.health.State == edge.Down:
+		// Its probes know better why. But this is no series of successes.
+		t.successes = 0
+		return
+	}
+	t.blamed = true
+	before := t.health
+	t.fail(ofConnection(err), now)
+	p.tellLocked(t, before)
+}
+
+// hurryLocked has a target probed as soon as may be, if that has a use.
+func (p *Prober) hurryLocked(t *target, now time.Time) {
+	if t.Interval <= 0 || t.hurry || t.health.State == edge.Down && !t.blamed {
+		return
+	}
+	if t.running {
+		// What runs may have begun before the failure: once more afterwards.
+		t.hurry = true
+		return
+	}
+	heap.Remove(&p.due, t.index)
+	t.hurry = true
+	p.scheduleLocked(t, t.sooner(t.at, now))
 	signal(p.wake)
 }
 
@@ -273,7 +325,7 @@ func (p *Prober) take(now time.Time) (ready []*target, next time.Time) {
 			t.running, t.started = true, now
 			t.hurried, t.hurry = t.hurry, false
 			t.ask = t.Probe
-			if t.health.State == edge.Up && !t.hurried {
+			if t.health.State == edge.Up && !t.hurried && isConnect(t.Type) {
 				// Its pods need not be troubled with a connection each time.
 				t.ask.Through = netip.AddrPort{}
 			}
@@ -287,25 +339,28 @@ func (p *Prober) take(now time.Time) (ready []*target, next time.Time) {
 // probe makes one probe and notes what it found.
 func (p *Prober) probe(ctx context.Context, t *target, probing *sync.WaitGroup) {
 	defer probing.Done()
-	err := p.ask(ctx, t.ask)
+	heard, err := p.ask(ctx, t.ask)
 	if ctx.Err() != nil {
 		return // stopped in the middle: says nothing about the backend
 	}
-	p.note(t, err, time.Now())
+	p.note(t, heard, err, time.Now())
 }
 
 // note takes a result and says when the next probe is made.
-func (p *Prober) note(t *target, err error, now time.Time) {
+func (p *Prober) note(t *target, heard heard, err error, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.running--
-	t.running = false
+	t.running, t.blamed = false, false
 	signal(p.wake)
 	if t.gone {
 		return
 	}
 	before := t.health
 	t.judge(err, now)
+	if heard.endpoints {
+		t.health.Weight = heard.weight
+	}
 	if t.succeeded || now.Sub(t.since) >= eagerFor {
 		p.calmLocked(t)
 	}
@@ -316,6 +371,11 @@ func (p *Prober) note(t *target, err error, now time.Time) {
 		t.hurry = true
 	}
 	p.scheduleLocked(t, p.nextLocked(t, now))
+	p.tellLocked(t, before)
+}
+
+// tellLocked says what has changed about a target.
+func (p *Prober) tellLocked(t *target, before edge.Health) {
 	if t.health != before {
 		signal(p.changed)
 	}
@@ -345,10 +405,16 @@ func (t *target) judge(err error, now time.Time) {
 		t.succeeded = true
 		return
 	}
-	t.health.Error = err.Error()
 	if isOwn(err) {
+		t.health.Error = err.Error()
 		return
 	}
+	t.fail(err, now)
+}
+
+// fail counts a failure.
+func (t *target) fail(err error, now time.Time) {
+	t.health.Error = err.Error()
 	t.failures, t.successes = t.failures+1, 0
 	if t.failures >= t.Fall && (t.succeeded || now.Sub(t.since) >= pendingFor) {
 		t.health.State = edge.Down
