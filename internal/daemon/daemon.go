@@ -83,7 +83,7 @@ type Daemon struct {
 	manager  manager
 	events   eventLog
 	told     problemLog
-	probeOf  atomic.Pointer[map[netip.AddrPort]netip.AddrPort]
+	probesAt atomic.Pointer[map[netip.AddrPort][]netip.AddrPort]
 
 	cut    context.CancelCauseFunc // ends closed, by force; both are of closeDoors
 	closed chan error
@@ -121,28 +121,52 @@ func New(o Options) *Daemon {
 
 func (d *Daemon) newRelay(adopt relay.Handover) *relay.Relay {
 	return relay.New(d.log, relay.Options{
-		OnDialError: func(addr netip.AddrPort, _ error) { d.hurry(addr) },
-		Adopt:       adopt,
+		OnDialError: func(backend netip.AddrPort, err error) {
+			d.eachProbe(backend, func(at netip.AddrPort) { d.prober.Failed(at, err) })
+		},
+		OnSlowDial: func(backend netip.AddrPort) { d.eachProbe(backend, d.prober.Suspect) },
+		Adopt:      adopt,
 	})
 }
 
-// hurry has a backend probed now that did not take a connection. Its health may
-// be asked for at another port than connections go to.
-func (d *Daemon) hurry(backend netip.AddrPort) {
-	if probes := d.probeOf.Load(); probes != nil {
-		if at, ok := (*probes)[backend]; ok {
-			d.prober.Hurry(at)
+// eachProbe tells the prober what a connection to a backend has shown.
+func (d *Daemon) eachProbe(backend netip.AddrPort, tell func(at netip.AddrPort)) {
+	if probes := d.probesAt.Load(); probes != nil {
+		for _, at := range (*probes)[backend] {
+			tell(at)
 		}
 	}
 }
 
-// probesOf maps each backend to where its health is asked for.
-func probesOf(frontends []edge.Frontend) map[netip.AddrPort]netip.AddrPort {
-	probes := map[netip.AddrPort]netip.AddrPort{}
-	for _, f := range frontends {
+// probesAt maps each backend to the addresses by which the prober knows what its
+// connections concern: where its health is asked for, which may be another
+// port, and the healthz of its node.
+func probesAt(state desired.State) map[netip.AddrPort][]netip.AddrPort {
+	through := map[netip.AddrPort]bool{}
+	healthz := map[netip.Addr]netip.AddrPort{}
+	for _, p := range state.Probes {
+		if p.Through.IsValid() {
+			through[p.Through] = true
+		}
+		if p.Kind == edge.ProbeHealthz {
+			healthz[p.Addr.Addr()] = p.Addr
+		}
+	}
+	probes := map[netip.AddrPort][]netip.AddrPort{}
+	add := func(backend, at netip.AddrPort) {
+		if at.IsValid() && !slices.Contains(probes[backend], at) {
+			probes[backend] = append(probes[backend], at)
+		}
+	}
+	for _, f := range state.Frontends {
 		for _, b := range f.Backends {
-			if b.Probe.IsValid() {
-				probes[b.Addr] = b.Probe
+			if through[b.Addr] {
+				add(b.Addr, b.Addr)
+			} else {
+				add(b.Addr, b.Probe)
+			}
+			if b.Target == edge.TargetNodePort {
+				add(b.Addr, healthz[b.Addr.Addr()])
 			}
 		}
 	}
@@ -272,8 +296,8 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	}
 	state, problems := desired.Build(in)
 	d.prober.Apply(state.Probes)
-	probes := probesOf(state.Frontends)
-	d.probeOf.Store(&probes)
+	probes := probesAt(state)
+	d.probesAt.Store(&probes)
 	doors := failed(d.relay.Apply(state.Frontends))
 	if !sameDoors(in.Doors, doors) {
 		// What the machine refused is an input of the decision: decide again,
