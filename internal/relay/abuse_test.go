@@ -383,7 +383,7 @@ func TestAnIPv6NetworkIsOneClient(t *testing.T) {
 	d := newDoor(edge.Door{})
 	table := newTable(edge.Frontend{Terms: edge.Terms{MaxConnectionsPerClient: 1}})
 	in := func(client string) bool {
-		why, limited := d.admit(table, netip.MustParseAddr(client))
+		why, limited := d.admit(table, netip.MustParseAddr(client), 0, false)
 		if limited != (why == "") {
 			t.Errorf("%s: refused for %q, and counted: %t", client, why, limited)
 		}

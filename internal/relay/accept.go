@@ -63,7 +63,7 @@ func (a *acceptor) ready(l *loop, _ uint32) {
 }
 
 func (a *acceptor) accepted(l *loop, fd int32, from netip.AddrPort) {
-	why, limited := a.d.admit(a.d.table.Load(), from.Addr())
+	why, limited := a.d.admit(a.d.table.Load(), from.Addr(), l.now, false)
 	a.r.live.Add(1)
 	to := a.r.leastBusy(l)
 	to.load.Add(1)

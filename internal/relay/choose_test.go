@@ -51,7 +51,7 @@ func TestChoiceFollowsTheWeights(t *testing.T) {
 		table := newTable(edge.Frontend{Backends: from})
 		counts := map[netip.AddrPort]int{}
 		for range 60_000 {
-			b, ok := table.choose(tried, random.Uint64N)
+			b, ok := table.choose(chooser{tried: tried, random: random.Uint64N})
 			if !ok {
 				t.Fatal("nothing was chosen")
 			}
@@ -102,10 +102,10 @@ func TestOnlyUpOrElsePendingAreChosen(t *testing.T) {
 		for _, i := range c.tried {
 			tried = append(tried, addr(i))
 		}
-		table := newTable(edge.Frontend{Backends: backends})
+		table := newTable(edge.Frontend{Backends: backends, Terms: edge.Terms{RefuseWhenDown: true}})
 		seen := map[netip.AddrPort]bool{}
 		for range 1000 {
-			if b, ok := table.choose(tried, rand.Uint64N); ok {
+			if b, ok := table.choose(chooser{tried: tried, random: rand.Uint64N}); ok {
 				seen[b.Addr] = true
 			}
 		}
@@ -155,6 +155,25 @@ func TestBackendThatRefusesIsFollowedByTheNext(t *testing.T) {
 	}
 }
 
+// It may be the checks that are wrong.
+func TestWhenAllAreDownTheyAreTriedAllTheSame(t *testing.T) {
+	alive := inState(upAt(greeter(t, "alive")), edge.Down)
+	r := newRelay(t, Options{})
+	addr := openDoor(t, r, loopback(inState(upAt(refusing(t)), edge.Down), alive))
+	for range 10 {
+		if got, err := ask(t, addr); got != "alive" || err != nil {
+			t.Fatalf("got %q, %v", got, err)
+		}
+	}
+	// They are no alternative to one that is up, or may be.
+	for _, state := range []edge.BackendState{edge.Up, edge.Pending} {
+		table := newTable(edge.Frontend{Backends: []edge.Backend{alive, inState(upAt(refusing(t)), state)}})
+		if b, ok := table.choose(chooser{tried: []netip.AddrPort{table.backends[1].Addr}, random: rand.Uint64N}); ok {
+			t.Errorf("with one that is %s: %v", state, b.Addr)
+		}
+	}
+}
+
 func TestWithoutBackendTheClientIsResetAtOnce(t *testing.T) {
 	alive := upAt(greeter(t, "alive"))
 	idle := alive
@@ -170,7 +189,9 @@ func TestWithoutBackendTheClientIsResetAtOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRelay(t, Options{})
-			addr := openDoor(t, r, loopback(c.backends...))
+			f := loopback(c.backends...)
+			f.RefuseWhenDown = true
+			addr := openDoor(t, r, f)
 			began := time.Now()
 			if got, err := ask(t, addr); got != "" || !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("got %q, %v; want a reset", got, err)
@@ -233,7 +254,7 @@ func BenchmarkChoose(b *testing.B) {
 		b.Run(fmt.Sprintf("backends=%d", n), func(b *testing.B) {
 			table := newTable(edge.Frontend{Backends: weighted(n, func(i int) int { return i%3 + 1 })})
 			for b.Loop() {
-				table.choose(nil, rand.Uint64N)
+				table.choose(chooser{random: rand.Uint64N})
 			}
 		})
 	}

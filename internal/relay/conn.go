@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +49,8 @@ type times struct{ look, lost time.Duration }
 type state uint8
 
 const (
-	held     state = iota // waits for a backend
+	greeting state = iota // has to say who it is, or who it wants (names.go)
+	held                  // waits for a backend
 	dialling              // waits for one to answer
 	open
 	dying // reset by one side; the other is still given what was said before
@@ -64,6 +66,8 @@ const (
 	endedIdle
 	endedDrained
 	endedLost
+	endedDown      // its backend was found to be down
+	endedUntrusted // began with a PROXY protocol header, and may not
 	endedCut
 )
 
@@ -77,11 +81,15 @@ type conn struct {
 	from     netip.AddrPort
 	timer    timer
 	active   time.Duration // when a byte last moved
-	died     time.Duration // when a side was found to be reset
-	state    state
-	limited  bool   // counted by door.clients
-	kept     bool   // the server's keepalives are set
-	how      ending // of a dying one
+	// When a side was found to be reset; of a dial, when it is given up.
+	mark    time.Duration
+	via     *via // the proxy that the client has come through; nil: none
+	state   state
+	limited bool   // counted by door.clients
+	proxied bool   // the header of a trusted proxy has been read
+	guard   bool   // the client may not begin with such a header, and has not said anything yet
+	kept    bool   // the server's keepalives are set
+	how     ending // of a dying one
 
 	client, server side
 }
@@ -136,6 +144,14 @@ func (s *side) ready(l *loop, events uint32) {
 	switch c.state {
 	case ended:
 		return
+	case greeting:
+		s.note(events)
+		if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+			c.turnAway(l, ClientGone)
+			return
+		}
+		c.greet(l)
+		return
 	case held, dialling:
 		if s == &c.server {
 			c.dialEvent(l, events)
@@ -174,7 +190,7 @@ func (c *conn) pump(l *loop, from, to *side) {
 			c.passEnd(l, from, to)
 			return
 		}
-		if !from.readable {
+		if !from.readable || c.guard && from == &c.client && !c.guarded(l) {
 			return
 		}
 		if moved >= fairShare {
@@ -346,7 +362,7 @@ func (c *conn) broken(l *loop, s *side, errno unix.Errno) {
 		s.said = true
 	}
 	if c.state != dying {
-		c.state, c.died, c.how = dying, l.now, endedReset
+		c.state, c.mark, c.how = dying, l.now, endedReset
 		if errno == unix.ETIMEDOUT || errno == unix.EHOSTUNREACH {
 			c.how = endedLost
 		}
@@ -373,7 +389,7 @@ func (c *conn) drop(l *loop, s *side) {
 // resetWhenDelivered ends a dying connection once its other side has been
 // given everything: a reset throws away what the kernel has not sent yet.
 func (c *conn) resetWhenDelivered(l *loop, to *side) {
-	left := resetPatience - (l.now - c.died)
+	left := resetPatience - (l.now - c.mark)
 	if left <= 0 || unsent(to.fd) == 0 {
 		c.end(l, c.how)
 		return
@@ -383,6 +399,8 @@ func (c *conn) resetWhenDelivered(l *loop, to *side) {
 
 func (c *conn) expired(l *loop) {
 	switch c.state {
+	case greeting:
+		c.greetingExpired(l)
 	case held:
 		c.dial(l)
 	case dialling:
@@ -394,11 +412,11 @@ func (c *conn) expired(l *loop) {
 		if survivor.dead {
 			survivor = &c.server
 		}
-		if l.now-c.died >= resetPatience {
+		if l.now-c.mark >= resetPatience {
 			c.end(l, c.how)
 			return
 		}
-		l.set(&c.timer, resetPatience-(l.now-c.died))
+		l.set(&c.timer, resetPatience-(l.now-c.mark))
 		c.pump(l, survivor.other(), survivor)
 	case ended:
 	}
@@ -413,7 +431,7 @@ func (c *conn) look(l *loop) {
 	}
 	idle := l.now - c.active
 	next := c.r.times.look
-	if timeout := c.d.table.Load().idleTimeout; timeout > 0 {
+	if timeout := c.d.table.Load().IdleTimeout; timeout > 0 {
 		if idle >= timeout {
 			// The kernel may still be sending what it was given long ago.
 			idle = min(idle, unmoved(c.client.fd), unmoved(c.server.fd))
@@ -468,7 +486,7 @@ func (c *conn) leave(l *loop) {
 // cut ends a connection because nobody waits for it any longer.
 func (c *conn) cut(l *loop) {
 	switch c.state {
-	case held, dialling:
+	case greeting, held, dialling:
 		c.abandonDial(l, Stopping)
 		c.turnAway(l, Stopping)
 	case open, dying:
@@ -499,7 +517,36 @@ func (l *loop) drained(d *door, addr netip.AddrPort) {
 			c.dial(l)
 		case open, dying:
 			c.end(l, endedDrained)
-		case held, ended:
+		case greeting, held, ended:
 		}
 	})
+}
+
+// fell is told that backends have been found down. A connection that waits for
+// one to answer goes elsewhere if it can; those that are open live on, unless
+// they are to be closed.
+func (l *loop) fell(d *door, backends []netip.AddrPort, closes bool) {
+	l.eachConn(func(c *conn) {
+		if c.d != d || c.backend == nil || !slices.Contains(backends, c.backend.count.Addr) {
+			return
+		}
+		switch {
+		case c.state == dialling && c.hasOther(l):
+			c.dropServer(l)
+			c.dialFailed(l, unix.ETIMEDOUT)
+			c.dial(l)
+		case closes && (c.state == open || c.state == dying):
+			c.end(l, endedDown)
+		}
+	})
+}
+
+// hasOther says whether there is a backend besides the one being dialled.
+func (c *conn) hasOther(l *loop) bool {
+	who := chooser{client: c.from.Addr(), tried: []netip.AddrPort{c.backend.count.Addr}, now: l.now, random: l.random}
+	if c.attempts != nil {
+		who.tried = append(who.tried, c.attempts.tried...)
+	}
+	_, ok := c.d.table.Load().choose(who)
+	return ok
 }

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/proxyproto"
 )
 
 const (
@@ -18,6 +19,11 @@ const (
 	// attempt by then, with another backend if there is one, is no later.
 	pendingAttempt = 250 * time.Millisecond
 	pendingPause   = 50 * time.Millisecond
+
+	// A backend that has not answered for this long is perhaps dead: within one
+	// network it takes a millisecond, and the first SYN is sent again only after
+	// a second.
+	suspectAfter = 250 * time.Millisecond
 )
 
 // attempts are the dials of a connection that have failed.
@@ -41,6 +47,15 @@ func (c *conn) begin(l *loop, why Reason) {
 		c.turnAway(l, Exhausted)
 		return
 	}
+	if t := c.d.table.Load(); t.names != nil || len(t.proxies) > 0 {
+		isProxy := t.isProxy(c.from.Addr())
+		c.guard = len(t.proxies) > 0 && !isProxy
+		if t.names != nil || isProxy {
+			c.state = greeting
+			l.set(&c.timer, greetingTimeout)
+			return
+		}
+	}
 	c.dial(l)
 }
 
@@ -60,9 +75,9 @@ func (c *conn) dial(l *loop) {
 		if c.attempts != nil {
 			tried, why, left = c.attempts.tried, c.attempts.why, c.attempts.until-l.now
 		}
-		chosen, ok := t.choose(tried, l.random)
+		chosen, ok := c.d.choose(t, chooser{c.from.Addr(), tried, l.now, l.random})
 		switch {
-		case !ok && (len(t.up) > 0 || len(t.pending) == 0 || left <= 0):
+		case !ok && (!t.up.none() || t.pending.none() || left <= 0):
 			c.turnAway(l, why)
 			return
 		case !ok:
@@ -71,7 +86,7 @@ func (c *conn) dial(l *loop) {
 			l.set(&c.timer, min(left, pendingPause))
 			return
 		}
-		timeout := t.connectTimeout
+		timeout := t.ConnectTimeout
 		if chosen.State == edge.Pending {
 			if left <= 0 {
 				c.turnAway(l, why)
@@ -80,11 +95,11 @@ func (c *conn) dial(l *loop) {
 			timeout = min(timeout, pendingAttempt, left)
 		}
 		c.backend = c.tally.backend(chosen.Addr)
-		c.backend.users++
-		errno := c.connect(l, chosen.Addr)
+		c.backend.use(chosen.load)
+		errno := c.connect(l, t, chosen.Addr)
 		if errno == 0 {
-			c.state = dialling
-			l.set(&c.timer, timeout)
+			c.state, c.mark = dialling, l.now+timeout
+			l.set(&c.timer, min(timeout, suspectAfter))
 			return
 		}
 		c.dialFailed(l, errno)
@@ -96,7 +111,7 @@ func (c *conn) refusal(t *table) Reason {
 	if c.d.gone.Load() {
 		return Closed
 	}
-	if !t.allows(c.from.Addr()) {
+	if !t.allows(c.from.Addr()) && !c.awaitsHeader(t) {
 		return SourceRange
 	}
 	return ""
@@ -111,10 +126,16 @@ func (c *conn) attempted(l *loop) *attempts {
 }
 
 // connect sends the SYN.
-func (c *conn) connect(l *loop, to netip.AddrPort) unix.Errno {
+func (c *conn) connect(l *loop, t *table, to netip.AddrPort) unix.Errno {
 	fd, errno := streamSocket(to.Addr())
 	if errno != 0 {
 		return errno
+	}
+	if t.Transparent && seesClient(c.from.Addr(), to.Addr()) {
+		if errno := bindTransparent(fd, c.from.Addr()); errno != 0 {
+			closeFD(fd)
+			return errno
+		}
 	}
 	if errno := connect(fd, to); errno != 0 && errno != unix.EINPROGRESS {
 		closeFD(fd)
@@ -153,13 +174,16 @@ func (c *conn) dialEvent(l *loop, events uint32) {
 		return
 	}
 	c.tally.connected(c.backend)
-	// Otherwise the timer stays as it is: what it finds when it fires is an open
-	// connection, and then it is time to look after it.
-	if t.idleTimeout > 0 {
-		l.set(&c.timer, min(t.idleTimeout, c.r.times.look))
+	next := c.mark - l.now
+	if t.IdleTimeout > 0 {
+		next = min(next, t.IdleTimeout, c.r.times.look)
 	}
+	l.set(&c.timer, next)
 	c.state, c.attempts, c.active = open, nil, l.now
 	c.server.note(events)
+	if t.SendProxyProtocol == edge.ProxyProtocolV1 || t.SendProxyProtocol == edge.ProxyProtocolV2 {
+		c.sendHeader(t.SendProxyProtocol)
+	}
 	c.pump(l, &c.client, &c.server)
 	if c.state == open {
 		c.pump(l, &c.server, &c.client)
@@ -174,8 +198,30 @@ func (c *conn) reachedItself() bool {
 	return to.Addr().IsLoopback() && boundTo(int(c.server.fd)) == to
 }
 
-// dialExpired is called when a backend has not answered in time.
+// sendHeader tells the backend who the client is, before anything else. What
+// waits for a side is written to it first.
+func (c *conn) sendHeader(version edge.ProxyProtocol) {
+	to := boundTo(int(c.client.fd))
+	if c.via != nil {
+		to = c.via.dst
+	}
+	if version == edge.ProxyProtocolV1 {
+		c.server.pending = proxyproto.AppendV1(nil, c.from, to)
+	} else {
+		c.server.pending = proxyproto.AppendV2(nil, c.from, to)
+	}
+}
+
+// dialExpired is called when a backend has not answered for a while, and when
+// it has not in time.
 func (c *conn) dialExpired(l *loop) {
+	if left := c.mark - l.now; left > 0 {
+		if c.r.opts.OnSlowDial != nil {
+			c.r.opts.OnSlowDial(c.backend.count.Addr)
+		}
+		l.set(&c.timer, left)
+		return
+	}
 	c.dropServer(l)
 	c.dialFailed(l, unix.ETIMEDOUT)
 	c.dial(l)
@@ -218,18 +264,24 @@ func (c *conn) turnAway(l *loop, why Reason) {
 	c.closeSides(l, abort)
 	c.leave(l)
 	switch why {
-	case Stopping, SourceRange, Closed, ClientGone:
+	case Stopping, SourceRange, Closed, ClientGone, Banned:
 		return // what the operator, or the client, has asked for
 	default:
 	}
-	if suppressed, ok := c.d.complain(time.Now()); ok {
-		t := c.d.table.Load()
-		if why == Limit || why == ClientLimit {
-			c.r.log.Warn("connection limit reached", "door", c.d.key.String(), "frontend", t.name, "client", c.from.Addr().String(),
-				"reason", string(why), "max_connections", t.maxConnections, "max_connections_per_client", t.maxPerClient, "suppressed", suppressed)
-			return
-		}
-		c.r.log.Warn("no backend took a connection", "door", c.d.key.String(), "frontend", t.name,
-			"client", c.from.Addr().String(), "reason", string(why), "suppressed", suppressed)
+	suppressed, ok := c.d.complain(time.Now())
+	if !ok {
+		return
+	}
+	t := c.d.table.Load()
+	log := c.r.log.With("door", c.d.key.String(), "frontend", t.name, "client", c.from.Addr().String(), "reason", string(why), "suppressed", suppressed)
+	switch why {
+	case Limit, ClientLimit:
+		log.Warn("connection limit reached", "max_connections", t.MaxConnections, "max_connections_per_client", t.MaxConnectionsPerClient)
+	case RateLimit:
+		log.Warn("a client connects too often", "max_rate_per_client", t.MaxRatePerClient.String(), "ban_time", t.BanTime.String())
+	case NotTLS, UnknownName, HelloTimeout, ProxyHeader:
+		log.Info("a connection turned away")
+	default:
+		log.Warn("no backend took a connection")
 	}
 }

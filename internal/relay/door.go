@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/ratelimit"
 )
 
 // door is a frontend's place in the machine: its sockets, and the table that
@@ -25,10 +26,14 @@ type door struct {
 	ifindex int          // that the sockets are bound to; 0: none
 	addr    netip.AddrPort
 	left    map[netip.AddrPort]time.Time // backends that have left the table, and since when
-	closed  time.Time                    // since when the door is not wanted
+	named   map[string]*door             // of a shared door: those of its frontends, which have no sockets
+	loads   map[netip.AddrPort]*atomic.Int64
+	closed  time.Time // since when the door is not wanted
 
-	active  atomic.Int64 // connections or sessions, of all loops
-	clients clients
+	active   atomic.Int64 // connections or sessions, of all loops
+	clients  clients
+	limiter  atomic.Pointer[ratelimit.Limiter] // nil: there has been no rate to hold clients to
+	affinity affinity
 
 	mu     sync.Mutex // guards mutter
 	mutter limiter
@@ -75,14 +80,38 @@ func (d *door) want(wanted bool) {
 	d.wanted = wanted
 }
 
-// setTable notes which backends have left with the table before.
-func (d *door) setTable(t *table) {
-	if before := d.table.Swap(t); before != nil {
+// setTable notes which backends have left with the table before, and returns
+// that.
+func (d *door) setTable(t *table) (before *table) {
+	if before = d.table.Load(); before == nil {
+		before = &table{}
+	}
+	for _, c := range []*candidates{&t.up, &t.pending, &t.down} {
+		c.prepare(t.Balance, d, &before.up, &before.pending, &before.down)
+	}
+	if t.MaxRatePerClient.Connections > 0 && d.limiter.Load() == nil {
+		d.limiter.Store(ratelimit.New())
+	}
+	if before = d.table.Swap(t); before != nil {
 		for _, b := range before.backends {
 			d.leave(b.Addr)
 		}
 	}
 	maps.DeleteFunc(d.left, func(addr netip.AddrPort, _ time.Time) bool { return t.serves(addr) })
+	return before
+}
+
+// load is how many connections a backend has, in all loops.
+func (d *door) load(addr netip.AddrPort) *atomic.Int64 {
+	n := d.loads[addr]
+	if n == nil {
+		if d.loads == nil {
+			d.loads = map[netip.AddrPort]*atomic.Int64{}
+		}
+		n = new(atomic.Int64)
+		d.loads[addr] = n
+	}
+	return n
 }
 
 // leave notes since when a backend gets no new connections; setTable takes
@@ -95,17 +124,38 @@ func (d *door) leave(addr netip.AddrPort) {
 
 // admit says whether one more connection of a client may come, and counts it
 // if so: release takes it back. limited says whether the client was counted,
-// and goes to release.
-func (d *door) admit(t *table, client netip.Addr) (why Reason, limited bool) {
+// and goes to release. Of one that comes from a proxy the client is not known
+// yet, unless its header has been read: then it is admitClient's.
+func (d *door) admit(t *table, client netip.Addr, now time.Duration, known bool) (why Reason, limited bool) {
+	n := d.active.Add(1)
+	proxied := !known && t.isProxy(client)
+	switch {
+	case !proxied && !t.allows(client):
+		return SourceRange, false
+	case t.MaxConnections > 0 && n > int64(t.MaxConnections):
+		return Limit, false
+	case proxied:
+		return "", false
+	}
+	return d.admitClient(t, client, now)
+}
+
+// admitClient is the part of admit that is about the client.
+func (d *door) admitClient(t *table, client netip.Addr, now time.Duration) (why Reason, limited bool) {
 	if !t.allows(client) {
-		d.active.Add(1)
 		return SourceRange, false
 	}
-	if n := d.active.Add(1); t.maxConnections > 0 && n > int64(t.maxConnections) {
-		return Limit, false
+	if rate := t.MaxRatePerClient; rate.Connections > 0 {
+		switch d.limiter.Load().Allow(clientKey(client), ratelimit.Rate{N: rate.Connections, Per: rate.Per}, t.BanTime, now) {
+		case ratelimit.Limited:
+			return RateLimit, false
+		case ratelimit.Banned:
+			return Banned, false
+		default:
+		}
 	}
-	if t.maxPerClient > 0 {
-		if !d.clients.add(client, t.maxPerClient) {
+	if t.MaxConnectionsPerClient > 0 {
+		if !d.clients.add(client, t.MaxConnectionsPerClient) {
 			return ClientLimit, false
 		}
 		return "", true
@@ -172,6 +222,27 @@ type tally struct {
 type backend struct {
 	users int // connections, sessions and dials
 	count BackendStats
+	load  *atomic.Int64 // of all loops together; nil: nobody asks
+}
+
+// use counts one more connection, session or dial. load is where those of all
+// loops are counted, if somebody asks for them.
+func (b *backend) use(load *atomic.Int64) {
+	if b.load == nil && load != nil {
+		b.load = load
+		load.Add(int64(b.users))
+	}
+	b.users++
+	if b.load != nil {
+		b.load.Add(1)
+	}
+}
+
+func (b *backend) unuse() {
+	b.users--
+	if b.load != nil {
+		b.load.Add(-1)
+	}
 }
 
 // tally returns the loop's counters of a door.
@@ -207,9 +278,16 @@ func (t *tally) failed(why Reason) {
 	t.count.Failures[why]++
 }
 
+// routed ends a connection that now is another door's.
+func (t *tally) routed() {
+	t.count.Active--
+	t.count.Waiting--
+	t.count.Routed++
+}
+
 // dialFailed ends the use of a backend that was being dialled.
 func (t *tally) dialFailed(b *backend, why Reason) {
-	b.users--
+	b.unuse()
 	b.count.Failures[why]++
 }
 
@@ -221,7 +299,7 @@ func (t *tally) connected(b *backend) {
 
 // ended ends a connection that had a backend.
 func (t *tally) ended(b *backend, how ending) {
-	b.users--
+	b.unuse()
 	b.count.Active--
 	t.count.Active--
 	switch how {
@@ -233,6 +311,10 @@ func (t *tally) ended(b *backend, how ending) {
 		t.count.DrainTimeouts++
 	case endedLost:
 		t.count.Lost++
+	case endedDown:
+		t.count.BackendDown++
+	case endedUntrusted:
+		t.count.Failures[ProxyUntrusted]++
 	case endedCut:
 		t.count.Cut++
 	default:
@@ -256,7 +338,7 @@ type sum struct {
 
 func newSum(d *door) sum {
 	t := d.table.Load()
-	s := sum{Stats{Door: d.key, Name: t.name, Zone: t.zone, Failures: map[Reason]uint64{}}, map[netip.AddrPort]int{}}
+	s := sum{Stats{Door: d.key, Name: t.name, Zone: t.zone, Names: t.names != nil, Failures: map[Reason]uint64{}}, map[netip.AddrPort]int{}}
 	for _, b := range t.backends {
 		s.backend(b.Addr)
 	}
@@ -283,6 +365,8 @@ func (s *sum) add(t *tally) {
 	s.IdleTimeouts += c.IdleTimeouts
 	s.DrainTimeouts += c.DrainTimeouts
 	s.Lost += c.Lost
+	s.BackendDown += c.BackendDown
+	s.Routed += c.Routed
 	s.Cut += c.Cut
 	s.AcceptErrors += c.AcceptErrors
 	s.BytesToBackend += c.BytesToBackend

@@ -26,6 +26,7 @@
 //	┌──────────────▼─────────────────────────── loop, one per core ─┐
 //	│ epoll ──► acceptor ──► conn: held ◄─► dialling ──► open        │
 //	│   │        admit        begin     dial             │           │
+//	│   │                       └► greeting ┘ (names.go) │           │
 //	│   │                                                ▼           │
 //	│   ├─────► side.ready ───────────► pump: read, write; or, for   │
 //	│   │                                bulky flows, splice ─► pipe │
@@ -47,6 +48,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -65,6 +67,10 @@ type Options struct {
 	// by a loop: it must not block. Failures that are this machine's (no
 	// descriptor or port left) are not reported.
 	OnDialError func(addr netip.AddrPort, err error)
+
+	// OnSlowDial is called, if set, likewise, when a backend has not answered for
+	// suspectAfter; the connection goes on to wait.
+	OnSlowDial func(addr netip.AddrPort)
 
 	// Adopt is what the process before this one has handed over. Apply uses its
 	// sockets instead of opening new ones; those that the first Apply has no use
@@ -86,6 +92,7 @@ type Relay struct {
 	log   *slog.Logger
 	opts  Options
 	times times
+	began time.Time // what the loops' times are counted from
 
 	// live is how many TCP connections there are. Once closing, whoever makes it
 	// zero closes drained.
@@ -100,6 +107,7 @@ type Relay struct {
 	closed bool
 	doors  map[edge.Door]*door // wanted ones, and removed ones with connections left
 	status []DoorStatus        // of the frontends of the last Apply, in their order
+	fallen []fallenOf          // in the Apply at hand
 	drain  *time.Timer         // set if something's drain time runs
 
 	holders map[edge.Door]holders // of taken ports
@@ -108,7 +116,7 @@ type Relay struct {
 // New returns a Relay without doors. It starts nothing.
 func New(log *slog.Logger, opts Options) *Relay {
 	return &Relay{
-		log: log, opts: opts, times: times{lookInterval, lostAfter}, drained: make(chan struct{}),
+		log: log, opts: opts, times: times{lookInterval, lostAfter}, began: time.Now(), drained: make(chan struct{}),
 		doors: map[edge.Door]*door{}, holders: map[edge.Door]holders{},
 	}
 }
@@ -121,10 +129,9 @@ func (r *Relay) startLocked() error {
 	if r.loops != nil {
 		return nil
 	}
-	began := time.Now()
 	var loops []*loop
 	for range cmp.Or(r.opts.Adopt.udpSockets(), min(cores, maxLoops)) {
-		l, err := newLoop(began, rand.Uint64N)
+		l, err := newLoop(r.began, rand.Uint64N)
 		if err != nil {
 			for _, l := range loops {
 				l.close()
@@ -155,8 +162,12 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 	defer r.mu.Unlock()
 
 	wanted := make(map[edge.Door]bool, len(frontends))
+	groups := make(map[edge.Door][]edge.Frontend) // that share a door
 	for _, f := range frontends {
 		wanted[f.Door] = true
+		if len(f.Hostnames) > 0 {
+			groups[f.Door] = append(groups[f.Door], f)
+		}
 	}
 	m := newMachine(r.holders)
 	// Close first: a port may move from one interface to another in one call.
@@ -166,6 +177,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 		case !wanted[key] || r.closed:
 			d.gone.Store(true)
 			removed[d] = true
+			r.ungroupLocked(d, nil)
 		case d.open() && key.Listen.Device != "" && d.ifindex != m.device(key.Listen.Device):
 			moved[d] = true
 		}
@@ -176,24 +188,34 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 
 	var opened []*door
 	r.status = make([]DoorStatus, 0, len(frontends))
-	seen := make(map[edge.Door]string, len(frontends))
+	seen := make(map[edge.Door]DoorStatus, len(frontends))
 	for _, f := range frontends {
 		s := DoorStatus{Door: f.Door, Name: f.Name}
-		if first, again := seen[f.Door]; again {
-			s.Error = fmt.Sprintf("%s is already the door of %s", f.Door, first)
-		} else if d, fresh, err := r.openLocked(f, m); err != nil {
-			s.Error = err.Error()
-		} else {
-			s.Addr = d.addr
-			if fresh {
-				opened = append(opened, d)
-				r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "why", f.Why)
+		first, again := seen[f.Door]
+		group := groups[f.Door]
+		switch {
+		case again && len(f.Hostnames) > 0 && group != nil:
+			s.Addr, s.Error = first.Addr, first.Error
+		case again:
+			s.Error = fmt.Sprintf("%s is already the door of %s", f.Door, cmp.Or(first.Name, "another frontend"))
+		default:
+			if len(f.Hostnames) == 0 {
+				delete(groups, f.Door) // who comes first has it
+				group = nil
 			}
+			d, fresh, err := r.openLocked(f, group, m)
+			if err != nil {
+				s.Error = err.Error()
+			} else if s.Addr = d.addr; fresh {
+				opened = append(opened, d)
+				r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
+			}
+			seen[f.Door] = s
 		}
-		seen[f.Door] = cmp.Or(seen[f.Door], f.Name, "another frontend")
 		r.status = append(r.status, s)
 	}
 	r.serveLocked(opened)
+	r.fellLocked()
 	r.opts.Adopt.Close()
 	r.opts.Adopt = Handover{}
 	maps.DeleteFunc(r.holders, func(_ edge.Door, h holders) bool { return time.Since(h.seen) > holdersAge })
@@ -203,8 +225,9 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 }
 
 // openLocked gives the frontend's door its new table and sees that it has its
-// sockets. fresh says that they are new, and serveLocked is to be called.
-func (r *Relay) openLocked(f edge.Frontend, m *machine) (d *door, fresh bool, err error) {
+// sockets. fresh says that they are new, and serveLocked is to be called. The
+// group is of those that share the door, f among them; nil: it does not.
+func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (d *door, fresh bool, err error) {
 	if r.closed {
 		return nil, false, errors.New("the relay is closed")
 	}
@@ -218,7 +241,12 @@ func (r *Relay) openLocked(f edge.Frontend, m *machine) (d *door, fresh bool, er
 	}
 	d.want(true)
 	// The table before the socket: the first connection must find it.
-	d.setTable(newTable(f))
+	if group == nil {
+		r.ungroupLocked(d, nil)
+		r.setTableLocked(d, newTable(f))
+	} else {
+		r.setTableLocked(d, r.groupLocked(d, group))
+	}
 	d.gone.Store(false)
 	if d.open() {
 		return d, false, nil
@@ -243,6 +271,87 @@ func (r *Relay) openLocked(f edge.Frontend, m *machine) (d *door, fresh bool, er
 	}
 	d.setSockets(fds, addr, len(r.loops))
 	return d, true, nil
+}
+
+// groupLocked gives each of the frontends that share a door a door of its own,
+// without a socket, and returns the table of the shared one.
+func (r *Relay) groupLocked(shared *door, group []edge.Frontend) *table {
+	keep := make(map[string]bool, len(group))
+	n := newNames()
+	for _, f := range group {
+		d := shared.named[f.Name]
+		if d == nil {
+			d = newDoor(f.Door)
+			if shared.named == nil {
+				shared.named = map[string]*door{}
+			}
+			shared.named[f.Name] = d
+		}
+		if !d.wanted {
+			r.log.Info("frontend takes names", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
+		}
+		keep[f.Name] = true
+		r.setTableLocked(d, newTable(f))
+		d.want(true)
+		d.gone.Store(false)
+		if taken := n.add(d, f.Hostnames); len(taken) > 0 {
+			r.log.Error("another frontend has these names", "frontend", f.Name, "listen", d.key.String(), "hostnames", taken)
+		}
+	}
+	r.ungroupLocked(shared, keep)
+	return newSharedTable(group, n)
+}
+
+// ungroupLocked closes the frontends of a shared door that are not to be kept:
+// what they have drains.
+func (r *Relay) ungroupLocked(shared *door, keep map[string]bool) {
+	for name, d := range shared.named {
+		if !keep[name] && d.wanted {
+			d.gone.Store(true)
+			d.want(false)
+			r.log.Info("frontend closed", "frontend", name, "listen", d.key.String(), "reason", "removed", "draining", d.active.Load())
+		}
+	}
+}
+
+// setTableLocked notes, besides, which backends have fallen.
+func (r *Relay) setTableLocked(d *door, t *table) {
+	if fallen := t.fallen(d.setTable(t)); len(fallen) > 0 {
+		r.fallen = append(r.fallen, fallenOf{d, fallen, t.CloseWhenDown})
+	}
+}
+
+// fallenOf are backends of a door that have been found down.
+type fallenOf struct {
+	d        *door
+	backends []netip.AddrPort
+	closes   bool
+}
+
+// fellLocked tells the loops, once all doors have their tables.
+func (r *Relay) fellLocked() {
+	for _, f := range r.fallen {
+		for _, l := range r.loops {
+			l.post(func() { l.fell(f.d, f.backends, f.closes) })
+		}
+	}
+	r.fallen = nil
+}
+
+// allLocked are the doors, and those of the frontends that share them.
+func (r *Relay) allLocked() iter.Seq[*door] {
+	return func(yield func(*door) bool) {
+		for _, d := range r.doors {
+			if !yield(d) {
+				return
+			}
+			for _, named := range d.named {
+				if !yield(named) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // serveLocked has the loops serve doors that have been opened, and go on with
@@ -301,13 +410,13 @@ func (r *Relay) drainLocked() {
 	}
 	now := time.Now()
 	var next time.Duration
-	for _, d := range r.doors {
+	for d := range r.allLocked() {
 		t := d.table.Load()
-		if t.drainTimeout <= 0 {
+		if t.DrainTimeout <= 0 {
 			continue
 		}
 		for addr, since := range d.left {
-			left := t.drainTimeout - now.Sub(since)
+			left := t.DrainTimeout - now.Sub(since)
 			if left > 0 {
 				if next == 0 || left < next {
 					next = left
@@ -353,7 +462,7 @@ func (r *Relay) Close(ctx context.Context) error {
 	defer r.mu.Unlock()
 	r.closed = true
 	all := map[*door]bool{}
-	for _, d := range r.doors {
+	for d := range r.allLocked() {
 		all[d] = true
 		d.want(false)
 	}

@@ -107,7 +107,7 @@ func (s *session) dial(l *loop, t *table) Reason {
 	avoided := len(u.tried)
 	why := NoBackend
 	for {
-		chosen, ok := t.choose(u.tried, l.random)
+		chosen, ok := u.d.choose(t, chooser{s.flow.addr().Addr(), u.tried, l.now, l.random})
 		if !ok && avoided > 0 {
 			u.tried = u.tried[:copy(u.tried, u.tried[avoided:])]
 			avoided = 0
@@ -117,7 +117,7 @@ func (s *session) dial(l *loop, t *table) Reason {
 			return why
 		}
 		b := u.tally.backend(chosen.Addr)
-		b.users++
+		b.use(chosen.load)
 		errno := s.connect(l, chosen.Addr)
 		if errno == 0 {
 			s.backend = b
@@ -410,7 +410,7 @@ func (s *session) limit() int {
 // expired ends the session if it is idle. The timer is not moved for each
 // datagram: it comes when the session could be idle at the earliest.
 func (s *session) expired(l *loop) {
-	if left := s.socket.d.table.Load().idleTimeout - s.idle(l); left > 0 {
+	if left := s.socket.d.table.Load().IdleTimeout - s.idle(l); left > 0 {
 		l.set(&s.timer, left)
 		return
 	}
@@ -470,11 +470,11 @@ func (u *udpSocket) adopt(l *loop, h HandedSession) {
 		return
 	}
 	sessionsAlive.Add(1)
-	_, s.limited = u.d.admit(u.d.table.Load(), h.Client.Addr())
+	_, s.limited = u.d.admit(u.d.table.Load(), h.Client.Addr(), l.now, true)
 	u.tally.accepted()
 	s.backend = u.tally.backend(h.Backend)
-	s.backend.users++
+	s.backend.use(nil)
 	u.tally.connected(s.backend)
 	u.flows[f] = s
-	l.set(&s.timer, u.d.table.Load().idleTimeout-h.Idle)
+	l.set(&s.timer, u.d.table.Load().IdleTimeout-h.Idle)
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/ratelimit"
 )
 
 // Reason is why a connection got no backend, or why a backend could not be
@@ -110,7 +111,7 @@ func (r *Relay) Stats() []Stats {
 	defer r.mu.Unlock()
 	all := r.collectLocked()
 	slices.SortFunc(all, func(a, b Stats) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), compareListen(a.Listen, b.Listen))
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), compareListen(a.Listen, b.Listen), cmp.Compare(a.Name, b.Name))
 	})
 	return all
 }
@@ -123,7 +124,7 @@ const statsBatch = 64
 // backends that are neither wanted nor used any more.
 func (r *Relay) collectLocked() []Stats {
 	all := make([]Stats, 0, len(r.doors))
-	for doors := range slices.Chunk(slices.Collect(maps.Values(r.doors)), statsBatch) {
+	for doors := range slices.Chunk(slices.Collect(r.allLocked()), statsBatch) {
 		sums := make([]sum, len(doors))
 		for i, d := range doors {
 			sums[i] = newSum(d)
@@ -150,14 +151,17 @@ func (r *Relay) collectLocked() []Stats {
 // finishLocked adds what the loops do not know, or drops a door that is done.
 func (r *Relay) finishLocked(d *door, s Stats) (Stats, bool) {
 	if !d.wanted && d.active.Load() == 0 {
-		delete(r.doors, d.key)
+		r.forgetLocked(d)
 		for _, l := range r.loops {
 			l.post(func() { delete(l.doors, d) })
 		}
 		return Stats{}, false
 	}
+	if limiter := d.limiter.Load(); limiter != nil {
+		s.Bans, s.Banned = r.bans(limiter)
+	}
 	t := d.table.Load()
-	s.Draining, s.DrainingSince, s.DrainTimeout = !d.wanted, d.closed, t.drainTimeout
+	s.Draining, s.DrainingSince, s.DrainTimeout = !d.wanted, d.closed, t.DrainTimeout
 	for i := range s.Backends {
 		b := &s.Backends[i]
 		if since, left := d.left[b.Addr]; left && (b.Active > 0 || !t.has(b.Addr)) {
@@ -169,6 +173,29 @@ func (r *Relay) finishLocked(d *door, s Stats) (Stats, bool) {
 	})
 	slices.SortFunc(s.Backends, func(a, b BackendStats) int { return a.Addr.Compare(b.Addr) })
 	return s, true
+}
+
+// forgetLocked drops a door that is done. A shared one is kept as long as one of
+// its frontends.
+func (r *Relay) forgetLocked(d *door) {
+	parent := r.doors[d.key]
+	switch {
+	case parent != d:
+		maps.DeleteFunc(parent.named, func(_ string, named *door) bool { return named == d })
+	case len(d.named) == 0:
+		delete(r.doors, d.key)
+	}
+}
+
+// bans are the clients that are banned now, with the times as clocks show them.
+func (r *Relay) bans(l *ratelimit.Limiter) (int, []Ban) {
+	now := time.Since(r.began)
+	n, first := l.Bans(now)
+	var bans []Ban
+	for _, b := range first {
+		bans = append(bans, Ban{Client: b.Client, Until: time.Now().Add(b.Until - now)})
+	}
+	return n, bans
 }
 
 // compareListen orders the doors of one protocol.

@@ -23,6 +23,12 @@ func read(fd int32, p []byte) (n int, errno unix.Errno) {
 	return count(r, errno)
 }
 
+// peek is read that leaves the bytes where they are.
+func peek(fd int32, p []byte) (n int, errno unix.Errno) {
+	r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_PEEK, 0, 0)
+	return count(r, errno)
+}
+
 // write is send(2) with MSG_NOSIGNAL: a peer that is gone is an error, not a signal.
 func write(fd int32, p []byte) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_NOSIGNAL, 0, 0)

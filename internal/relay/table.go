@@ -19,45 +19,46 @@ const (
 // table is what a new connection goes by: one frontend, made ready for
 // choosing. It does not change; a door gets another one.
 type table struct {
-	name, zone     string
-	sources        []netip.Prefix
-	anySource      bool
-	connectTimeout time.Duration
-	idleTimeout    time.Duration
-	drainTimeout   time.Duration
-	maxConnections int            // 0: no limit
-	maxPerClient   int            // 0: no limit
-	backends       []edge.Backend // all, for Stats
-	up, pending    []edge.Backend // those that take connections
+	name, zone string
+	sources    []netip.Prefix
+	anySource  bool
+	proxies    []netip.Prefix // Frontend.AcceptProxyProtocol
+	names      *names         // not nil: the door is shared, and this is no frontend's table
+	edge.Terms
+	backends []edge.Backend // all, for Stats
+	// Those that take connections. down are the last resort; nil: there is none.
+	up, pending, down candidates
 }
 
 func newTable(f edge.Frontend) *table {
 	t := &table{
-		name:           f.Name,
-		zone:           f.Zone,
-		sources:        slices.Clone(f.SourceRanges),
-		anySource:      f.SourceRanges == nil,
-		connectTimeout: f.ConnectTimeout,
-		idleTimeout:    f.IdleTimeout,
-		drainTimeout:   f.DrainTimeout,
-		maxConnections: f.MaxConnections,
-		maxPerClient:   f.MaxConnectionsPerClient,
-		backends:       slices.Clone(f.Backends),
+		name:      f.Name,
+		zone:      f.Zone,
+		sources:   slices.Clone(f.SourceRanges),
+		anySource: f.SourceRanges == nil,
+		proxies:   slices.Clone(f.AcceptProxyProtocol),
+		Terms:     f.Terms,
+		backends:  slices.Clone(f.Backends),
 	}
-	if t.connectTimeout <= 0 {
-		t.connectTimeout = defaultConnectTimeout
+	if t.ConnectTimeout <= 0 {
+		t.ConnectTimeout = defaultConnectTimeout
 	}
-	if t.idleTimeout <= 0 && f.Protocol == edge.UDP {
-		t.idleTimeout = defaultUDPIdleTimeout
+	if t.IdleTimeout <= 0 && f.Protocol == edge.UDP {
+		t.IdleTimeout = defaultUDPIdleTimeout
 	}
 	for _, b := range f.Backends {
 		switch {
 		case b.Weight <= 0:
 		case b.State == edge.Up:
-			t.up = append(t.up, b)
+			t.up.add(b)
 		case b.State == edge.Pending:
-			t.pending = append(t.pending, b)
+			t.pending.add(b)
+		case !t.RefuseWhenDown:
+			t.down.add(b)
 		}
+	}
+	if !t.up.none() || !t.pending.none() {
+		t.down = candidates{}
 	}
 	return t
 }
@@ -75,37 +76,20 @@ func (t *table) serves(addr netip.AddrPort) bool {
 	return slices.ContainsFunc(t.backends, func(b edge.Backend) bool { return b.Addr == addr && b.Weight > 0 })
 }
 
-// choose picks a backend that has not been tried, each with the probability of
-// its weight among those left. Pending ones are chosen from when none that is
-// up is left: for the connection at hand one that could not be dialled is not
-// up, whatever the last probe said. random(n) is uniform in [0, n).
-func (t *table) choose(tried []netip.AddrPort, random func(n uint64) uint64) (edge.Backend, bool) {
-	if b, ok := pick(t.up, tried, random); ok {
-		return b, true
-	}
-	return pick(t.pending, tried, random)
+// isProxy says whether a peer's connections begin with a PROXY protocol header.
+func (t *table) isProxy(peer netip.Addr) bool {
+	return len(t.proxies) > 0 && slices.ContainsFunc(t.proxies, func(p netip.Prefix) bool { return p.Contains(peer) })
 }
 
-func pick(from []edge.Backend, tried []netip.AddrPort, random func(n uint64) uint64) (edge.Backend, bool) {
-	var total uint64
-	for i := range from {
-		if len(tried) == 0 || !slices.Contains(tried, from[i].Addr) {
-			total += uint64(from[i].Weight)
+// fallen are the backends that are down, and were not in the table before.
+func (t *table) fallen(before *table) (fallen []netip.AddrPort) {
+	if before == nil {
+		return nil
+	}
+	for _, b := range t.backends {
+		if b.State == edge.Down && slices.ContainsFunc(before.backends, func(was edge.Backend) bool { return was.Addr == b.Addr && was.State != edge.Down }) {
+			fallen = append(fallen, b.Addr)
 		}
 	}
-	if total == 0 {
-		return edge.Backend{}, false
-	}
-	at := random(total)
-	for i := range from {
-		if len(tried) > 0 && slices.Contains(tried, from[i].Addr) {
-			continue
-		}
-		if w := uint64(from[i].Weight); at >= w {
-			at -= w
-			continue
-		}
-		return from[i], true
-	}
-	panic("relay: a random number was not below its bound")
+	return fallen
 }

@@ -237,7 +237,7 @@ func (u *udpSocket) noteTable() {
 		return
 	}
 	u.table, u.down = t, u.down[:0]
-	u.hasOthers = len(t.up) > 0 || len(t.pending) > 0
+	u.hasOthers = !t.up.none() || !t.pending.none()
 	if !u.hasOthers {
 		return // nowhere to go: where they are may still be right
 	}
@@ -280,7 +280,7 @@ func (u *udpSocket) open(l *loop, f flow, data []byte) *session {
 	t := u.d.table.Load()
 	client := f.addr()
 	u.tally.accepted()
-	why, limited := u.d.admit(t, client.Addr())
+	why, limited := u.d.admit(t, client.Addr(), l.now, true)
 	if why == "" && !takeSession() {
 		why = Exhausted
 	}
@@ -289,7 +289,7 @@ func (u *udpSocket) open(l *loop, f flow, data []byte) *session {
 		s.timer.owner = s
 		if why = s.dial(l, t); why == "" {
 			u.flows[f] = s
-			l.set(&s.timer, t.idleTimeout)
+			l.set(&s.timer, t.IdleTimeout)
 			return s
 		}
 		giveSessionBack()

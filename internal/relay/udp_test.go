@@ -353,6 +353,7 @@ func TestUDPNobodyThereIsTold(t *testing.T) {
 	for _, state := range []edge.BackendState{edge.Down, ""} {
 		r := newRelay(t, Options{})
 		f := udpLoopback()
+		f.RefuseWhenDown = true
 		if state != "" {
 			f.Backends = []edge.Backend{inState(upAt(named(t, "a")), state)}
 		}

@@ -1,0 +1,437 @@
+package relay
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/netnstest"
+	"e13.dev/gatehouse/internal/proxyproto"
+)
+
+var testCertificate = sync.OnceValue(func() tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+})
+
+// tlsServer says its own name, and the one that it was asked for.
+func tlsServer(t testing.TB, name string) edge.Backend {
+	return upAt(server(t, func(c *net.TCPConn) {
+		s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{testCertificate()}, NextProtos: []string{"acme-tls/1", "h2"}})
+		if s.Handshake() == nil {
+			fmt.Fprintf(s, "%s was asked for %s", name, s.ConnectionState().ServerName)
+		}
+		s.Close()
+	}))
+}
+
+// sharing are frontends of one door. Each takes the names and has the backend.
+func sharing(backends map[string]edge.Backend, hostnames map[string][]string) []edge.Frontend {
+	var frontends []edge.Frontend
+	for name, hosts := range hostnames {
+		f := loopback(backends[name])
+		f.Name, f.Hostnames = name, hosts
+		frontends = append(frontends, f)
+	}
+	return frontends
+}
+
+// openShared applies frontends that share a door, and returns where it is.
+func openShared(t testing.TB, r *Relay, frontends []edge.Frontend) netip.AddrPort {
+	t.Helper()
+	doors := r.Apply(frontends)
+	for _, d := range doors {
+		if d.Error != "" || d.Addr != doors[0].Addr {
+			t.Fatalf("Apply = %+v, want one open door", doors)
+		}
+	}
+	return doors[0].Addr
+}
+
+func askTLS(t testing.TB, addr netip.AddrPort, serverName string, protocols ...string) (string, error) {
+	t.Helper()
+	c := tls.Client(dial(t, addr), &tls.Config{ServerName: serverName, InsecureSkipVerify: true, NextProtos: protocols})
+	defer c.Close()
+	if err := c.Handshake(); err != nil {
+		return "", err
+	}
+	got, err := io.ReadAll(c)
+	return string(got), err
+}
+
+// statsOf are those of one frontend; the empty name is the door's own.
+func statsOf(t testing.TB, r *Relay, name string) Stats {
+	t.Helper()
+	for _, s := range r.Stats() {
+		if s.Name == name {
+			return s
+		}
+	}
+	t.Fatalf("no stats of %q in %+v", name, r.Stats())
+	return Stats{}
+}
+
+func TestAServerNameDecidesWhoIsAsked(t *testing.T) {
+	r := newRelay(t, Options{})
+	backends := map[string]edge.Backend{}
+	for _, name := range []string{"git", "wild", "deep", "rest"} {
+		backends[name] = tlsServer(t, name)
+	}
+	addr := openShared(t, r, sharing(backends, map[string][]string{
+		"git": {"git.example.org"}, "wild": {"*.example.org"}, "deep": {"*.a.example.org", "a.example.org"}, "rest": {"*"},
+	}))
+	for asked, want := range map[string]string{
+		"git.example.org": "git", "GIT.example.org": "git", "www.example.org": "wild", "a.b.example.org": "wild",
+		"x.a.example.org": "deep", "a.example.org": "deep", "y.x.a.example.org": "deep",
+		"example.org": "rest", "git.example.org.evil.net": "rest", "": "rest",
+	} {
+		got, err := askTLS(t, addr, asked)
+		if err != nil || got != fmt.Sprintf("%s was asked for %s", want, asked) {
+			t.Errorf("asked for %q: %q, %v; want %s", asked, got, err, want)
+		}
+	}
+	// A certificate authority asks so, and wants no one else to answer (RFC 8737).
+	if got, err := askTLS(t, addr, "git.example.org", "acme-tls/1"); err != nil || !strings.HasPrefix(got, "git ") {
+		t.Errorf("tls-alpn-01: %q, %v", got, err)
+	}
+	if s := statsOf(t, r, "git"); s.Accepted != 3 || s.Names {
+		t.Errorf("git: %+v, want 3 accepted", s)
+	}
+	if s := statsOf(t, r, ""); !s.Names || s.Accepted != 11 || s.Routed != 11 || s.Active != 0 {
+		t.Errorf("the door: %+v, want 11 accepted and given away", s)
+	}
+}
+
+// hello is what a TLS client begins with.
+func clientHello(t testing.TB, serverName string) []byte {
+	t.Helper()
+	client, server := net.Pipe()
+	go func() {
+		_ = tls.Client(client, &tls.Config{ServerName: serverName, InsecureSkipVerify: true}).Handshake()
+	}()
+	defer client.Close()
+	b := make([]byte, 4096)
+	n, err := server.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b[:n]
+}
+
+// Byte by byte, and in as many TLS records: what is looked at more than once
+// goes to the backend once, as it came.
+func TestAHelloInPieces(t *testing.T) {
+	r := newRelay(t, Options{})
+	whole := clientHello(t, "git.example.org")
+	var records []byte
+	for _, b := range whole[5:] {
+		records = append(records, 0x16, 3, 1, 0, 1, b)
+	}
+	got := make(chan []byte, 1)
+	backend := upAt(server(t, func(c *net.TCPConn) {
+		b, _ := io.ReadAll(c)
+		got <- b
+	}))
+	addr := openShared(t, r, sharing(map[string]edge.Backend{"git": backend, "rest": upAt(refusing(t))}, map[string][]string{"git": {"git.example.org"}, "rest": {"*"}}))
+	for name, sent := range map[string][]byte{"bytes": whole, "records": records} {
+		c := dial(t, addr)
+		for _, b := range sent {
+			c.Write([]byte{b})
+		}
+		c.Write([]byte("more"))
+		c.CloseWrite()
+		if b := <-got; !bytes.Equal(b, append(sent, "more"...)) {
+			t.Errorf("%s: the backend got %d bytes, want the %d of the hello and 4 more", name, len(b), len(sent))
+		}
+	}
+}
+
+func TestWhatHasNoNameIsTurnedAway(t *testing.T) {
+	whole := clientHello(t, "git.example.org")
+	for name, c := range map[string]struct {
+		sent  []byte
+		close bool
+		want  Reason
+	}{
+		"http":              {[]byte("GET / HTTP/1.1\r\n\r\n"), false, NotTLS},
+		"another name":      {clientHello(t, "www.example.org"), false, UnknownName},
+		"no name":           {clientHello(t, ""), false, NotTLS},
+		"half a hello":      {whole[:50], true, NotTLS},
+		"nothing":           {nil, true, ClientGone},
+		"a hello too large": {append([]byte{0x16, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff}, make([]byte, 100)...), false, NotTLS},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRelay(t, Options{})
+			addr := openShared(t, r, sharing(map[string]edge.Backend{"git": upAt(greeter(t, "git"))}, map[string][]string{"git": {"git.example.org"}}))
+			conn := dial(t, addr)
+			conn.Write(c.sent)
+			if c.close {
+				conn.CloseWrite()
+			}
+			if got, err := io.ReadAll(conn); len(got) > 0 || err == nil && !c.close {
+				t.Errorf("got %q, %v; want a reset", got, err)
+			}
+			netnstest.Eventually(t, patience, "it is counted", func() bool { return statsOf(t, r, "").Failures[c.want] == 1 })
+			if s := statsOf(t, r, ""); s.Active != 0 || s.Routed != 0 {
+				t.Errorf("Stats = %+v", s)
+			}
+		})
+	}
+}
+
+func TestWhatIsNotTLSGoesToTheDefault(t *testing.T) {
+	r := newRelay(t, Options{})
+	addr := openShared(t, r, sharing(map[string]edge.Backend{"git": upAt(refusing(t)), "rest": upAt(server(t, echo))}, map[string][]string{"git": {"git.example.org"}, "rest": {"*"}}))
+	c := dial(t, addr)
+	io.WriteString(c, "SSH-2.0-OpenSSH_9.9\r\n")
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil || line != "SSH-2.0-OpenSSH_9.9\r\n" {
+		t.Errorf("got %q, %v", line, err)
+	}
+}
+
+// A frontend that joins or leaves a shared door touches none of the others, and
+// its connections live on.
+func TestFrontendsJoinAndLeaveASharedDoor(t *testing.T) {
+	r := newRelay(t, Options{})
+	backends := map[string]edge.Backend{"a": upAt(server(t, echo)), "b": upAt(server(t, echo))}
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	frontends := func(hostnames map[string][]string) []edge.Frontend {
+		all := sharing(backends, hostnames)
+		for i := range all {
+			all[i].Listen = edge.Listen{Addr: at.Addr(), Port: at.Port()}
+		}
+		return all
+	}
+	talk := func(c *net.TCPConn) error {
+		io.WriteString(c, "!")
+		_, err := io.ReadFull(c, make([]byte, 1))
+		return err
+	}
+	open := func(name string) *net.TCPConn {
+		c := dial(t, at)
+		hello := clientHello(t, name)
+		c.Write(hello)
+		if _, err := io.ReadFull(c, make([]byte, len(hello))); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return c
+	}
+	openShared(t, r, frontends(map[string][]string{"a": {"a.test"}, "b": {"b.test"}}))
+	a, b := open("a.test"), open("b.test")
+	openShared(t, r, frontends(map[string][]string{"a": {"a.test", "b.test"}}))
+	if err := errors.Join(talk(a), talk(b)); err != nil {
+		t.Error(err)
+	}
+	if s := statsOf(t, r, "b"); !s.Draining || s.Active != 1 {
+		t.Errorf("b: %+v, want it to drain", s)
+	}
+	open("b.test") // is a's now
+	if s := statsOf(t, r, "a"); s.Active != 2 || s.Draining {
+		t.Errorf("a: %+v, want 2 connections", s)
+	}
+	// Alone it has all of the door, whatever comes.
+	whole := frontends(map[string][]string{"a": nil})
+	openShared(t, r, whole)
+	c := dial(t, at)
+	if err := errors.Join(talk(a), talk(b), talk(c)); err != nil {
+		t.Error(err)
+	}
+	a.Close()
+	b.Close()
+	netnstest.Eventually(t, patience, "what has drained is forgotten", func() bool {
+		for _, s := range r.Stats() {
+			if s.Name == "b" {
+				return false
+			}
+		}
+		return true
+	})
+	// And back.
+	openShared(t, r, frontends(map[string][]string{"a": {"a.test"}, "b": {"b.test"}}))
+	if err := talk(c); err != nil {
+		t.Error(err)
+	}
+	open("b.test")
+	if got, err := askRaw(t, at, "no hello"); got != "" || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %q, %v; want a reset", got, err)
+	}
+}
+
+func listenAndClose(t testing.TB) *net.TCPListener {
+	l := listenLoopback(t)
+	l.Close()
+	return l
+}
+
+func askRaw(t testing.TB, addr netip.AddrPort, say string) (string, error) {
+	t.Helper()
+	c := dial(t, addr)
+	defer c.Close()
+	io.WriteString(c, say)
+	c.CloseWrite()
+	got, err := io.ReadAll(c)
+	return string(got), err
+}
+
+// proxied is a server that tells what header it got, and what came behind it.
+func proxied(t testing.TB) edge.Backend {
+	return upAt(server(t, func(c *net.TCPConn) {
+		b, _ := io.ReadAll(c)
+		h, n, err := proxyproto.Parse(b)
+		if err != nil {
+			fmt.Fprintf(c, "no header: %q", b)
+			return
+		}
+		fmt.Fprintf(c, "%s to %s: %s", h.Src, h.Dst, b[n:])
+	}))
+}
+
+func TestBackendsAreToldTheClient(t *testing.T) {
+	for _, version := range []edge.ProxyProtocol{edge.ProxyProtocolV1, edge.ProxyProtocolV2} {
+		r := newRelay(t, Options{})
+		f := loopback(proxied(t))
+		f.SendProxyProtocol = version
+		addr := openDoor(t, r, f)
+		c := dial(t, addr)
+		io.WriteString(c, "hello")
+		c.CloseWrite()
+		got, err := io.ReadAll(c)
+		if want := fmt.Sprintf("%s to %s: hello", c.LocalAddr(), addr); string(got) != want || err != nil {
+			t.Errorf("%s: %q, %v; want %q", version, got, err, want)
+		}
+	}
+}
+
+func TestOnlyTrustedProxiesMaySayWhoTheClientIs(t *testing.T) {
+	src, dst := netip.MustParseAddrPort("192.0.2.7:4711"), netip.MustParseAddrPort("203.0.113.1:443")
+	v1 := string(proxyproto.AppendV1(nil, src, dst))
+	v2 := string(proxyproto.AppendV2(nil, src, dst))
+	start := func(t *testing.T, change func(*edge.Frontend)) (*Relay, netip.AddrPort) {
+		r := newRelay(t, Options{})
+		f := loopback(proxied(t))
+		f.SendProxyProtocol = edge.ProxyProtocolV2
+		f.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		change(&f)
+		return r, openDoor(t, r, f)
+	}
+	t.Run("trusted", func(t *testing.T) {
+		for _, header := range []string{v1, v2} {
+			_, addr := start(t, func(*edge.Frontend) {})
+			if got, err := askRaw(t, addr, header+"hello"); got != "192.0.2.7:4711 to 203.0.113.1:443: hello" || err != nil {
+				t.Errorf("got %q, %v", got, err)
+			}
+		}
+	})
+	t.Run("the client's network counts", func(t *testing.T) {
+		for network, want := range map[string]Reason{"127.0.0.0/8": SourceRange, "192.0.2.0/24": ""} {
+			r, addr := start(t, func(f *edge.Frontend) { f.SourceRanges = []netip.Prefix{netip.MustParsePrefix(network)} })
+			got, err := askRaw(t, addr, v2+"hello")
+			if (want == "") != (err == nil) || settled(t, r).Failures[want] != uint64(len(want)/max(len(want), 1)) {
+				t.Errorf("%s: got %q, %v, %v", network, got, err, settled(t, r).Failures)
+			}
+		}
+	})
+	t.Run("no header", func(t *testing.T) {
+		r, addr := start(t, func(*edge.Frontend) {})
+		if got, err := askRaw(t, addr, "hello"); got != "" || err == nil {
+			t.Errorf("got %q, %v; want a reset", got, err)
+		}
+		if s := settled(t, r); s.Failures[ProxyHeader] != 1 {
+			t.Errorf("failures = %v", s.Failures)
+		}
+	})
+	t.Run("untrusted", func(t *testing.T) {
+		for _, header := range []string{v1, v2} {
+			r, addr := start(t, func(f *edge.Frontend) {
+				f.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+			})
+			c := dial(t, addr)
+			for _, b := range []byte(header) { // it is not to be had in pieces, either
+				if _, err := c.Write([]byte{b}); err != nil {
+					break
+				}
+			}
+			if got, _ := io.ReadAll(c); len(got) > 0 { // the reset may have been a write's
+				t.Errorf("got %q", got)
+			}
+			if s := settled(t, r); s.Failures[ProxyUntrusted] != 1 {
+				t.Errorf("failures = %v", s.Failures)
+			}
+			if got, err := askRaw(t, addr, "PROX"); !strings.HasSuffix(got, ": PROX") || err != nil {
+				t.Errorf("what only looks like one: got %q, %v", got, err)
+			}
+		}
+	})
+	t.Run("a server that begins", func(t *testing.T) {
+		_, addr := start(t, func(f *edge.Frontend) {
+			f.SendProxyProtocol = edge.ProxyProtocolNone
+			f.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+			f.Backends = []edge.Backend{upAt(greeter(t, "220 mail"))}
+		})
+		if got, err := ask(t, addr); got != "220 mail" || err != nil {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+	t.Run("names", func(t *testing.T) {
+		r := newRelay(t, Options{})
+		frontends := sharing(map[string]edge.Backend{"git": proxied(t)}, map[string][]string{"git": {"git.example.org"}})
+		frontends[0].SendProxyProtocol = edge.ProxyProtocolV1
+		frontends[0].AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		addr := openShared(t, r, frontends)
+		hello := string(clientHello(t, "git.example.org"))
+		if got, err := askRaw(t, addr, v1+hello); got != "192.0.2.7:4711 to 203.0.113.1:443: "+hello || err != nil {
+			t.Errorf("got %.60q, %v", got, err)
+		}
+	})
+}
+
+func TestAClientThatComesTooOftenIsBanned(t *testing.T) {
+	r := newRelay(t, Options{})
+	f := loopback(upAt(greeter(t, "hello")))
+	f.MaxRatePerClient = edge.Rate{Connections: 3, Per: time.Hour}
+	f.BanTime = time.Hour
+	addr := openDoor(t, r, f)
+	for i := range 6 {
+		got, err := ask(t, addr)
+		if (err == nil) != (i < 3) {
+			t.Errorf("connection %d: %q, %v", i, got, err)
+		}
+	}
+	s := settled(t, r)
+	if s.Failures[RateLimit] != 1 || s.Failures[Banned] != 2 || s.Bans != 1 || len(s.Banned) != 1 ||
+		s.Banned[0].Client != netip.MustParseAddr("127.0.0.1") || time.Until(s.Banned[0].Until) < 59*time.Minute {
+		t.Errorf("Stats = %+v", s)
+	}
+	// Another frontend, or the same without a rate, knows nothing of it.
+	f.MaxRatePerClient, f.BanTime = edge.Rate{}, 0
+	r.Apply([]edge.Frontend{f})
+	if got, err := ask(t, addr); got != "hello" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
