@@ -11,7 +11,8 @@
 //		}
 //	}
 //
-// While the API server is away snapshots stay as they were.
+// While the API server is away snapshots stay as they were, and soon say that
+// they are stale.
 package kube
 
 import (
@@ -60,6 +61,7 @@ type Client struct {
 	userAgent string
 	conn      atomic.Pointer[connection]
 	state     *state
+	fresh     *freshness
 	changed   chan struct{}
 	writer    *writer
 	events    chan edge.Event
@@ -84,6 +86,7 @@ func New(o Options) (*Client, error) {
 		problems:  make(map[string][]edge.Problem),
 	}
 	c.state = newState(c.notify)
+	c.fresh = newFreshness(c.notify)
 	c.writer = newWriter()
 	source, err := loadSource(c.file)
 	if err != nil {
@@ -118,7 +121,11 @@ func (c *Client) Run(ctx context.Context) error {
 // Snapshot is the cluster as last known, and whether all of it has been read
 // since the start. Services are sorted by namespace and name, nodes by name.
 // The caller must not change it; nobody else will.
-func (c *Client) Snapshot() (edge.Cluster, bool) { return c.state.snapshot() }
+func (c *Client) Snapshot() (edge.Cluster, bool) {
+	cluster, synced := c.state.snapshot()
+	cluster.Stale = c.fresh.stale()
+	return cluster, synced
+}
 
 // Changed is sent to after Snapshot or Problems have changed; several changes
 // in a row are one. It has one reader.
@@ -192,6 +199,18 @@ func (c *Client) observe(ctx context.Context, doing string, err error) {
 		c.log.Debug("kubernetes_request_failed", "request", doing, "err", err)
 		c.report(doing, c.conn.Load().explain(doing, err))
 		c.reconnect()
+	}
+}
+
+// noteRead notes whether a kind can be read. That it has to be read anew says
+// neither.
+func (c *Client) noteRead(ctx context.Context, k kind, err error) {
+	switch {
+	case ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err):
+	case err == nil:
+		c.fresh.read(k.resource)
+	default:
+		c.fresh.failed(k.resource)
 	}
 }
 
@@ -280,6 +299,7 @@ func (c *Client) listPage(ctx context.Context, k kind, o metav1.ListOptions) (li
 		err = k.client().Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(list)
 	}
 	c.observe(ctx, "list "+k.resource, err)
+	c.noteRead(ctx, k, err)
 	if err != nil {
 		return nil, err
 	}
@@ -299,6 +319,7 @@ func (c *Client) watch(ctx context.Context, k kind, o metav1.ListOptions) (watch
 	}
 	failure := cmp.Or(err, *outcome)
 	c.observe(ctx, "watch "+k.resource, failure)
+	c.noteRead(ctx, k, failure)
 	if failure == nil {
 		c.report("list " + k.resource) // a stream is a list as well
 	}
