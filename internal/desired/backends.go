@@ -8,31 +8,84 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// probed registers the probe of a backend and takes its state from what the
-// probe has found: at the health check node port if there is one, else by
-// connecting to the backend. To a UDP port one cannot connect, and what one
-// could send there each application would take for something else, so that
-// such a backend counts as up.
-func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, healthCheckNodePort netip.AddrPort, check edge.HealthCheck) edge.Backend {
-	p := edge.Probe{Kind: edge.ProbeBackend, Addr: backend.Addr, HealthCheck: check}
-	if healthCheckNodePort.IsValid() {
-		p.Kind, p.Addr = edge.ProbeHealthCheckNodePort, healthCheckNodePort
-		if protocol == edge.TCP {
-			p.Through = backend.Addr
-		}
-	}
-	if check.Interval == 0 || protocol != edge.TCP && p.Kind == edge.ProbeBackend {
-		backend.State = edge.Up
+// asked is how the health of a backend is asked for.
+type asked struct {
+	check edge.HealthCheck
+	// healthCheckNodePort and healthz are where kube-proxy tells of the Service
+	// on its node, and of its node; zero: it is not asked.
+	healthCheckNodePort, healthz netip.AddrPort
+}
+
+// probed registers the probes of a backend and takes its state from what they
+// have found: at the health check node port if there is one, else by the check
+// of the backend, and besides from what kube-proxy says of the node. A check of
+// a UDP port is not made: one cannot connect to it, and what one could send
+// there each application would take for something else, so that a backend of
+// which nothing else tells counts as up.
+func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, how asked) edge.Backend {
+	backend.State = edge.Up
+	if how.check.Interval == 0 {
 		return backend
 	}
+	if p, ok := probeOf(backend, protocol, how); ok {
+		h := b.ask(p)
+		backend.Probe, backend.State, backend.Error = p.Addr, h.State, h.Error
+	}
+	if k := b.in.Config.Kubernetes; how.healthz.IsValid() && k.Health.Interval > 0 {
+		// Whatever the Service wants checked: it is one probe for the whole node.
+		p := edge.Probe{Kind: edge.ProbeHealthz, Addr: how.healthz, HealthCheck: plain(k.Health)}
+		h := b.ask(p)
+		if !backend.Probe.IsValid() {
+			backend.Probe = p.Addr
+		}
+		if worse(h.State, backend.State) {
+			backend.State, backend.Error = h.State, h.Error
+		}
+	}
+	return backend
+}
+
+// ask registers a probe and returns what it has found.
+func (b *builder) ask(p edge.Probe) edge.Health {
 	b.probes[p] = true
-	backend.Probe = p.Addr
 	h, ok := b.in.Health[p]
 	if !ok {
 		h.State = edge.Pending
 	}
-	backend.State, backend.Error = h.State, h.Error
-	return backend
+	return h
+}
+
+// probeOf is the probe of a backend itself, if there is one.
+func probeOf(backend edge.Backend, protocol edge.Protocol, how asked) (edge.Probe, bool) {
+	check := how.check
+	port := check.Port
+	check.Port = 0 // the address has it
+	p := edge.Probe{Kind: edge.ProbeBackend, Addr: backend.Addr, HealthCheck: check}
+	switch {
+	case how.healthCheckNodePort.IsValid():
+		p.Kind, p.Addr = edge.ProbeHealthCheckNodePort, how.healthCheckNodePort
+		if protocol == edge.TCP {
+			p.Through = backend.Addr
+		} else {
+			p.HealthCheck = plain(check)
+		}
+	case protocol != edge.TCP:
+		return edge.Probe{}, false
+	case port != 0 && backend.Target != edge.TargetNodePort:
+		p.Addr = netip.AddrPortFrom(backend.Addr.Addr(), port)
+	}
+	return p, true
+}
+
+// plain is when a check is made, without what it asks.
+func plain(c edge.HealthCheck) edge.HealthCheck {
+	return edge.HealthCheck{Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall}
+}
+
+// worse says whether a backend in the first state is of less use.
+func worse(x, y edge.BackendState) bool {
+	order := []edge.BackendState{edge.Up, edge.Pending, edge.Down}
+	return slices.Index(order, x) > slices.Index(order, y)
 }
 
 // finishBackends sorts backends by address. The same address twice is one
@@ -55,26 +108,26 @@ func finishBackends(backends []edge.Backend) []edge.Backend {
 }
 
 // inTurn is the state of the backends that take new connections: those that
-// are up, or if there are none, those not known yet.
-func inTurn(backends []edge.Backend) edge.BackendState {
-	for _, backend := range backends {
-		if backend.State == edge.Up && backend.Weight > 0 {
-			return edge.Up
+// are up, or if there are none, those not known yet, or else those that are
+// down: it may be the checks that are wrong. With refuse the last are not
+// asked, and the state is one that no backend with a weight has.
+func inTurn(backends []edge.Backend, refuse bool) edge.BackendState {
+	for _, state := range []edge.BackendState{edge.Up, edge.Pending} {
+		if slices.ContainsFunc(backends, func(b edge.Backend) bool { return b.State == state && b.Weight > 0 }) {
+			return state
 		}
 	}
-	return edge.Pending
-}
-
-func anyUsable(backends []edge.Backend) bool {
-	state := inTurn(backends)
-	return slices.ContainsFunc(backends, func(b edge.Backend) bool { return b.State == state && b.Weight > 0 })
+	if refuse {
+		return edge.Pending
+	}
+	return edge.Down
 }
 
 // shares computes the part of new connections that each backend gets now, and
 // from it, where the pods behind a backend are known, what each pod gets.
 // Given pods are those that kube-proxy spreads over whichever node is chosen.
-func shares(backends []edge.Backend, given []PodShare) ([]edge.Backend, []PodShare) {
-	state, total := inTurn(backends), 0
+func shares(backends []edge.Backend, given []PodShare, refuse bool) ([]edge.Backend, []PodShare) {
+	state, total := inTurn(backends, refuse), 0
 	for _, backend := range backends {
 		if backend.State == state {
 			total += backend.Weight
@@ -147,10 +200,13 @@ func (b *builder) podBackends(endpoints []edge.Endpoint, protocol edge.Protocol,
 		if e.Pod != "" {
 			backend.Pods = []string{e.Pod}
 		}
-		backends = append(backends, b.probed(backend, protocol, netip.AddrPort{}, check))
+		backends = append(backends, b.probed(backend, protocol, asked{check: check}))
 	}
 	return finishBackends(backends)
 }
+
+// staleNote is what an exposure says whose weights are not those of the API.
+const staleNote = "the Kubernetes API does not answer; weights are what kube-proxy says on each node"
 
 // nodeBackends are the node ports of the nodes that should get connections.
 // With externalTrafficPolicy Local a node weighs as many ready pods as it
@@ -159,55 +215,70 @@ func (b *builder) podBackends(endpoints []edge.Endpoint, protocol edge.Protocol,
 // pods are then returned too, since kube-proxy spreads over all of them. No
 // probe takes out a node whose UDP port is dead; so nodes with pods come first
 // there: Kubernetes ends the readiness of pods on a dead node.
-func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, check edge.HealthCheck) ([]edge.Backend, []PodShare) {
-	if len(endpoints) == 0 {
-		return nil, nil
-	}
+//
+// What the API has said may be long over when it does not answer. kube-proxy
+// has what is true on its node, so that under Local each node is asked, and
+// weighs what kube-proxy says there, or what the API said last.
+func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, check edge.HealthCheck) (to backing) {
 	perNode := map[string][]string{}
 	for _, e := range endpoints {
 		if e.Node != "" {
 			perNode[e.Node] = append(perNode[e.Node], e.Pod)
 		}
 	}
-	local := s.Local && len(perNode) > 0
+	named := len(perNode) > 0
+	askAll := b.in.Cluster.Stale && s.Local && s.HealthCheckNodePort != 0 && check.Interval > 0 && (named || len(endpoints) == 0)
+	if len(endpoints) == 0 && !askAll {
+		return to
+	}
+	local := s.Local && named || askAll
 	isHolding := func(n edge.Node) bool { return len(perNode[n.Name]) > 0 }
 	nodes := slices.DeleteFunc(slices.Clone(b.in.Cluster.Nodes), func(n edge.Node) bool {
 		_, ok := nodeAddr(n, s.IPFamilies)
-		return !ok || n.Excluded || n.Leaving || local && !isHolding(n)
+		return !ok || n.Excluded || n.Leaving || local && !askAll && !isHolding(n)
 	})
-	if port.Protocol == edge.UDP && slices.ContainsFunc(nodes, isHolding) {
+	if port.Protocol == edge.UDP && !local && slices.ContainsFunc(nodes, isHolding) {
 		nodes = slices.DeleteFunc(nodes, func(n edge.Node) bool { return !isHolding(n) })
 	}
-	var backends []edge.Backend
 	for _, n := range nodes {
 		addr, _ := nodeAddr(n, s.IPFamilies)
 		pods := perNode[n.Name]
 		backend := edge.Backend{Addr: netip.AddrPortFrom(addr, port.NodePort), Weight: 1, Target: edge.TargetNodePort, Node: n.Name}
-		var at netip.AddrPort
+		how := asked{check: check}
 		if local {
 			backend.Weight = len(pods)
 			backend.Pods = slices.DeleteFunc(slices.Clone(pods), func(p string) bool { return p == "" })
 			// kube-proxy learns of a pod up to a second after the API does, and
 			// drops what comes before; it answers here once it is ready. It counts
-			// no terminating pods, though it still sends connections to them.
-			if s.HealthCheckNodePort != 0 && !terminating {
-				at = netip.AddrPortFrom(addr, s.HealthCheckNodePort)
+			// no terminating pods, though it still sends connections to them; how
+			// long they do is not known while the API does not answer.
+			if s.HealthCheckNodePort != 0 && (!terminating || askAll) {
+				how.healthCheckNodePort = netip.AddrPortFrom(addr, s.HealthCheckNodePort)
+			}
+		} else if k := b.in.Config.Kubernetes; k.HealthzPort != 0 {
+			how.healthz = netip.AddrPortFrom(addr, k.HealthzPort)
+		}
+		if askAll {
+			to.note = staleNote
+			p, _ := probeOf(backend, port.Protocol, how)
+			if told := b.in.Health[p].Weight; told > 0 && told != backend.Weight {
+				backend.Weight, backend.Pods = told, nil // which ones is not told
 			}
 		}
-		backends = append(backends, b.probed(backend, port.Protocol, at, check))
+		to.backends = append(to.backends, b.probed(backend, port.Protocol, how))
 	}
-	backends = finishBackends(backends)
+	to.backends = finishBackends(to.backends)
 	if local {
-		return backends, nil
+		return to
 	}
-	spread := []PodShare{}
+	to.spread = []PodShare{}
 	for _, e := range endpoints {
 		if e.Pod != "" {
-			spread = append(spread, PodShare{Pod: e.Pod, Node: e.Node})
+			to.spread = append(to.spread, PodShare{Pod: e.Pod, Node: e.Node})
 		}
 	}
-	slices.SortFunc(spread, func(x, y PodShare) int { return strings.Compare(x.Pod, y.Pod) })
-	return backends, spread
+	slices.SortFunc(to.spread, func(x, y PodShare) int { return strings.Compare(x.Pod, y.Pod) })
+	return to
 }
 
 // nodeAddr picks the node's address of the Service's first IP family that it has.

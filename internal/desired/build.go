@@ -32,7 +32,7 @@ type Inputs struct {
 // State is everything that should be.
 type State struct {
 	Exposures []Exposure           // sorted by zone, port, name
-	Frontends []edge.Frontend      // the open ones, as the data plane takes them; sorted by door
+	Frontends []edge.Frontend      // the open ones, as the data plane takes them; sorted by door, then name
 	Probes    []edge.Probe         // sorted, without duplicates
 	Statuses  []edge.ServiceStatus // for Services that gatehouse owns
 	Events    []edge.Event         // what the owners of Services should be told
@@ -62,11 +62,19 @@ type Exposure struct {
 	ClientSeen   bool           `json:"clientAddressSeen"`
 	ClientRemedy string         `json:"clientAddressRemedy,omitempty"`
 	Backends     []edge.Backend `json:"backends,omitempty"`
-	Shares       []PodShare     `json:"shares,omitempty"`
+	Shares       []PodShare     `json:"shares,omitempty"` // of the pods whose share is known
+	Notes        []string       `json:"notes,omitempty"`  // what else is to be known of an open row
 	Why          string         `json:"why"`
 
 	code    string   // event and port error reason if closed
 	devices []string // interfaces of the zone on which it listens
+	of      policy
+}
+
+// policy is what kube-proxy does with the connections to a Service.
+type policy struct {
+	local    bool // externalTrafficPolicy: Local
+	affinity bool // sessionAffinity: ClientIP
 }
 
 // PodShare is the part of an exposure's new connections that one pod gets.
@@ -76,15 +84,13 @@ type PodShare struct {
 	Share float64 `json:"share"` // 0 to 1
 }
 
-// relayedClient is what every backend sees as long as connections are relayed.
-const relayedClient = "this machine's address (the connection is relayed)"
-
 type builder struct {
 	in       Inputs
 	zones    map[string]*edge.Zone
 	devices  map[string]edge.Interface
 	own      map[netip.Addr]bool // this machine's addresses
-	claims   map[claimKey][]claim
+	doors    map[doorKey][]*door
+	nodes    map[string]*edge.Node
 	state    State
 	problems []edge.Problem
 	probes   map[edge.Probe]bool
@@ -97,7 +103,8 @@ func Build(in Inputs) (State, []edge.Problem) {
 		zones:   map[string]*edge.Zone{},
 		devices: map[string]edge.Interface{},
 		own:     map[netip.Addr]bool{},
-		claims:  map[claimKey][]claim{},
+		doors:   map[doorKey][]*door{},
+		nodes:   map[string]*edge.Node{},
 		probes:  map[edge.Probe]bool{},
 	}
 	for _, i := range in.Interfaces {
@@ -109,6 +116,11 @@ func Build(in Inputs) (State, []edge.Problem) {
 	for i := range in.Config.Zones {
 		z := &in.Config.Zones[i]
 		b.zones[z.Name] = z
+	}
+	if in.Cluster != nil {
+		for i := range in.Cluster.Nodes {
+			b.nodes[in.Cluster.Nodes[i].Name] = &in.Cluster.Nodes[i]
+		}
 	}
 	b.checkZones()
 	b.claimAdmin()
@@ -192,10 +204,13 @@ func shareNetwork(first, second edge.Interface) bool {
 // static decides one frontend of a file.
 func (b *builder) static(f *config.Frontend) {
 	row := Exposure{
-		Name: f.Name, Protocol: f.Protocol, Port: f.Port, Sources: f.SourceRanges,
-		Target: edge.TargetStatic, DataPlane: "proxy", Client: relayedClient, Why: f.Pos.String(),
+		Name: f.Name, Protocol: f.Protocol, Port: f.Port, Hostnames: f.Hostnames, Sources: f.SourceRanges,
+		Target: edge.TargetStatic, DataPlane: "proxy", Why: f.Pos.String(),
 	}
-	proto := edge.Frontend{Name: f.Name, Hostnames: f.Hostnames, SourceRanges: f.SourceRanges, AcceptProxyProtocol: f.AcceptProxyProtocol, Terms: f.Terms, Health: f.Health, Why: row.Why}
+	proto := edge.Frontend{
+		Name: f.Name, SourceRanges: f.SourceRanges, AcceptProxyProtocol: f.AcceptProxyProtocol,
+		Terms: f.Terms, Health: f.Health, Why: row.Why,
+	}
 	row.Backends = b.staticBackends(f)
 	if f.Listen == nil {
 		for _, zone := range f.Zones {
@@ -248,7 +263,7 @@ func (b *builder) staticBackends(f *config.Frontend) []edge.Backend {
 		}
 		backends = append(backends, b.probed(edge.Backend{
 			Addr: netip.AddrPortFrom(addr, c.Address.Port), Weight: c.Weight, Target: edge.TargetStatic,
-		}, f.Protocol, netip.AddrPort{}, f.Health))
+		}, f.Protocol, asked{check: f.Health}))
 	}
 	return finishBackends(backends)
 }
@@ -273,18 +288,43 @@ func (b *builder) openInZone(row Exposure, proto edge.Frontend, z *edge.Zone) {
 // open claims the doors of a row, and adds a frontend for each that can exist
 // now.
 func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen) {
-	if other := b.claim(row, listens); other != nil {
-		reason := fmt.Sprintf("%s port %d %s is taken by %s", row.Protocol, row.Port, placeOf(row, other), other.name)
-		remedy := "use another port or zone for one of the two"
-		if row.Service != "" && other.service != "" {
-			reason += ", which is older"
-			b.event(other.service, true, "PortConflict", fmt.Sprintf("service %s also wants %s port %d in zone %s; it stays closed there, this one is older and keeps it", row.Service, row.Protocol, row.Port, row.Zone))
+	proxyAsked := proto.SendProxyProtocol
+	if row.Protocol == edge.UDP { // the PROXY protocol is for connections
+		proto.AcceptProxyProtocol = nil
+		if proxyAsked != "" {
+			proto.SendProxyProtocol = edge.ProxyProtocolNone
 		}
-		b.closed(row, "PortConflict", reason, remedy)
+	}
+	proto.AcceptProxyProtocol = slices.Clone(proto.AcceptProxyProtocol)
+	slices.SortFunc(proto.AcceptProxyProtocol, comparePrefixes)
+	names, lost, conflict := b.claim(row, proto.AcceptProxyProtocol, listens)
+	if conflict != nil {
+		b.closedBy(row, conflict)
 		return
 	}
+	if len(lost) > 0 {
+		reason, remedy := b.lose(row, lost, listens)
+		if len(names) == 0 {
+			b.closed(row, "PortConflict", reason, remedy)
+			return
+		}
+		b.problem(edge.Problem{Object: objectOf(row), What: reason, Remedy: remedy})
+		if row.Service != "" {
+			b.event(row.Service, true, "PortConflict", reason+"; "+remedy)
+		}
+		row.Notes = append(row.Notes, reason)
+	}
+	row.Hostnames, proto.Hostnames = names, names
 	row.Open = true
-	row.Backends, row.Shares = shares(row.Backends, row.Shares)
+	row.Balance = cmp.Or(proto.Balance, edge.BalanceRandom)
+	side := b.sameSide(row, listens)
+	blocked := proto.Transparent && side != ""
+	proto.Transparent = proto.Transparent && !blocked
+	row.Backends, row.Shares = shares(row.Backends, row.Shares, proto.RefuseWhenDown)
+	if row.of.affinity && !proto.Transparent && atKubeProxy(row.Target) {
+		b.affinityLost(row, side)
+		row.Shares = nil
+	}
 	var failed []string
 	for _, l := range listens {
 		door := edge.Door{Protocol: row.Protocol, Listen: l}
@@ -308,6 +348,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 			failed = append(failed, err)
 		}
 	}
+	weighs := slices.ContainsFunc(row.Backends, func(b edge.Backend) bool { return b.Weight > 0 })
 	switch {
 	case len(row.Listens) == 0:
 		row.Open, row.code = false, "NoInterface"
@@ -317,10 +358,17 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		row.Reason, row.Remedy = failed[0], listenRemedy(failed[0])
 	case len(row.Backends) == 0 && row.Reason == "":
 		row.Reason = "it has no backend; " + turnedAway(row.Protocol)
-	case len(row.Backends) > 0 && !slices.ContainsFunc(row.Backends, func(b edge.Backend) bool { return b.Weight > 0 }):
+	case len(row.Backends) > 0 && !weighs && row.Target == edge.TargetNodePort:
+		row.Reason = "no node says that it has a ready pod; " + turnedAway(row.Protocol)
+	case len(row.Backends) > 0 && !weighs:
 		row.Reason, row.Remedy = "every backend has weight 0; "+turnedAway(row.Protocol), "give one of them a weight"
-	case len(row.Backends) > 0 && !anyUsable(row.Backends):
+	case len(row.Backends) > 0 && inTurn(row.Backends, false) == edge.Down && proto.RefuseWhenDown:
 		row.Reason = "no backend is up; " + turnedAway(row.Protocol)
+	case len(row.Backends) > 0 && inTurn(row.Backends, false) == edge.Down:
+		row.Reason, row.Remedy = "every backend fails its checks; they are tried all the same", "mend them, or the check; health.whenAllDown: refuse turns clients away instead"
+	}
+	if row.Open {
+		b.sayClient(&row, proto, listens, proxyAsked, side, blocked)
 	}
 	if row.Reason != "" && (row.Open || row.code == "CannotListen") {
 		b.problem(edge.Problem{Object: objectOf(row), What: inZone(row, row.Reason), Remedy: row.Remedy})
@@ -355,7 +403,7 @@ func listenRemedy(err string) string {
 // closed adds a row that is not open, and tells whoever has to know.
 func (b *builder) closed(row Exposure, code, reason, remedy string) {
 	row.Open, row.code, row.Reason, row.Remedy = false, code, reason, remedy
-	row.Backends, row.Shares, row.Target, row.DataPlane, row.Client = nil, nil, "", "", ""
+	row.Backends, row.Shares, row.Target, row.DataPlane = nil, nil, "", ""
 	b.state.Exposures = append(b.state.Exposures, row)
 	if row.Service != "" {
 		text := reason
@@ -382,7 +430,9 @@ func (b *builder) finish() {
 	slices.SortFunc(b.state.Exposures, func(x, y Exposure) int {
 		return cmp.Or(cmp.Compare(x.Zone, y.Zone), cmp.Compare(x.Port, y.Port), cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.Name, y.Name))
 	})
-	slices.SortFunc(b.state.Frontends, func(x, y edge.Frontend) int { return compareDoors(x.Door, y.Door) })
+	slices.SortFunc(b.state.Frontends, func(x, y edge.Frontend) int {
+		return cmp.Or(compareDoors(x.Door, y.Door), cmp.Compare(x.Name, y.Name), slices.Compare(x.Hostnames, y.Hostnames))
+	})
 	for p := range b.probes {
 		b.state.Probes = append(b.state.Probes, p)
 	}
@@ -406,9 +456,16 @@ func compareDoors(x, y edge.Door) int {
 		x.Listen.Addr.Compare(y.Listen.Addr), cmp.Compare(x.Protocol, y.Protocol))
 }
 
+// compareProbes tells any two apart: they come out of a map.
 func compareProbes(x, y edge.Probe) int {
 	return cmp.Or(x.Addr.Compare(y.Addr), cmp.Compare(x.Kind, y.Kind), x.Through.Compare(y.Through), cmp.Compare(x.Interval, y.Interval),
-		cmp.Compare(x.Timeout, y.Timeout), cmp.Compare(x.Rise, y.Rise), cmp.Compare(x.Fall, y.Fall))
+		cmp.Compare(x.Timeout, y.Timeout), cmp.Compare(x.Rise, y.Rise), cmp.Compare(x.Fall, y.Fall), cmp.Compare(x.Type, y.Type),
+		cmp.Compare(x.Port, y.Port), cmp.Compare(x.Path, y.Path), cmp.Compare(x.Host, y.Host), cmp.Compare(x.StatusMin, y.StatusMin),
+		cmp.Compare(x.StatusMax, y.StatusMax), cmp.Compare(x.Send, y.Send), cmp.Compare(x.Expect, y.Expect))
+}
+
+func comparePrefixes(x, y netip.Prefix) int {
+	return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
 }
 
 func objectOf(row Exposure) string {
@@ -419,11 +476,11 @@ func objectOf(row Exposure) string {
 }
 
 // placeOf names where a row meets another, for people.
-func placeOf(row Exposure, other *claim) string {
+func placeOf(row Exposure, l edge.Listen) string {
 	if row.Zone != "" {
 		return "in zone " + row.Zone
 	}
-	return "at " + other.listen.String()
+	return "at " + l.String()
 }
 
 // inZone puts the zone in front of what is said of one port in it.

@@ -1,45 +1,117 @@
 package desired
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// A claim is a door that somebody has. Who comes first has it: the admin
-// address, then the files in their order, then Services by age and name.
-// Interfaces need not exist to be claimed, or a cable that is pulled would
-// decide a conflict anew.
+// A claim is a row that has a door, or some of the names behind one. Who comes
+// first has it: the admin address, then the files in their order, then Services
+// by age and name. Interfaces need not exist to be claimed, or a cable that is
+// pulled would decide a conflict anew.
 type claim struct {
 	name    string // for people: "service shop/web", "frontend git-ssh (gatehouse.yaml:9)"
 	service string
-	listen  edge.Listen
 }
 
-type claimKey struct {
+// A door is what is claimed of one Listen.
+type door struct {
+	listen edge.Listen
+	first  *claim            // who claimed it first
+	names  map[string]*claim // who has which TLS server name; nil: first has all of it
+	accept []netip.Prefix    // acceptProxyProtocol of all who share it
+}
+
+type doorKey struct {
 	protocol edge.Protocol
 	port     uint16
 }
 
-// claim takes all the doors of a row, or none and returns who has one of them.
-func (b *builder) claim(row Exposure, listens []edge.Listen) *claim {
-	key := claimKey{row.Protocol, row.Port}
+// A conflict is why a row cannot have a door.
+type conflict struct {
+	*door
+	kind conflictKind
+}
+
+type conflictKind int
+
+const (
+	taken       conflictKind = iota // both want all of it
+	takenByName                     // the other ones have names, this one has not
+	takenWhole                      // this one has names, the other one has not
+	elsewhere                       // they overlap and are not the same
+	otherProxy                      // they trust different proxies
+)
+
+// A loss is a hostname that somebody else has.
+type loss struct {
+	name string
+	to   *claim
+}
+
+// claim takes all the doors of a row, or none and returns why. Of its hostnames
+// it takes those that nobody has at one of the doors, and returns the others.
+func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.Listen) (names []string, lost []loss, _ *conflict) {
+	key := doorKey{row.Protocol, row.Port}
+	var shared []*door
 	for _, l := range listens {
-		for i, other := range b.claims[key] {
-			if overlap(l, other.listen) {
-				return &b.claims[key][i]
+		for _, d := range b.doors[key] {
+			if !overlap(l, d.listen) {
+				continue
 			}
+			kind := taken
+			switch byName := len(row.Hostnames) > 0; {
+			case !byName && d.names == nil:
+			case !byName:
+				kind = takenByName
+			case d.names == nil:
+				kind = takenWhole
+			case l != d.listen:
+				kind = elsewhere
+			case !slices.Equal(accept, d.accept):
+				kind = otherProxy
+			default:
+				shared = append(shared, d)
+				continue
+			}
+			return nil, nil, &conflict{d, kind}
 		}
 	}
-	name := "frontend " + row.Name + " (" + row.Why + ")"
+	for _, name := range row.Hostnames {
+		if i := slices.IndexFunc(shared, func(d *door) bool { return d.names[name] != nil }); i >= 0 {
+			lost = append(lost, loss{name, shared[i].names[name]})
+			continue
+		}
+		names = append(names, name)
+	}
+	if len(lost) > 0 && len(names) == 0 {
+		return nil, lost, nil
+	}
+	c := &claim{name: "frontend " + row.Name + " (" + row.Why + ")", service: row.Service}
 	if row.Service != "" {
-		name = "service " + row.Service
+		c.name = "service " + row.Service
 	}
 	for _, l := range listens {
-		b.claims[key] = append(b.claims[key], claim{name: name, service: row.Service, listen: l})
+		i := slices.IndexFunc(shared, func(d *door) bool { return d.listen == l })
+		var d *door
+		if i >= 0 {
+			d = shared[i]
+		} else {
+			d = &door{listen: l, first: c, accept: accept}
+			if len(names) > 0 {
+				d.names = map[string]*claim{}
+			}
+			b.doors[key] = append(b.doors[key], d)
+		}
+		for _, name := range names {
+			d.names[name] = c
+		}
 	}
-	return nil
+	return names, lost, nil
 }
 
 // overlap says whether the kernel would refuse to bind both: a socket bound to
@@ -49,6 +121,90 @@ func overlap(x, y edge.Listen) bool {
 		return false
 	}
 	return !x.Addr.IsValid() || !y.Addr.IsValid() || x.Addr == y.Addr
+}
+
+// closedBy closes a row that cannot have its doors, and tells both.
+func (b *builder) closedBy(row Exposure, c *conflict) {
+	place := fmt.Sprintf("%s port %d %s", row.Protocol, row.Port, placeOf(row, c.listen))
+	reason := place + " is taken by " + c.first.name
+	older := row.Service != "" && c.first.service != ""
+	if older {
+		reason += ", which is older"
+	}
+	remedy, told := "use another port or zone for one of the two", ""
+	switch c.kind {
+	case taken:
+	case takenByName:
+		reason = place + " is shared by TLS server name, first by " + c.first.name
+		remedy = "give this one its names in " + hostnamesOf(row.Service) + ", or another port or zone"
+	case takenWhole:
+		if strings.HasPrefix(c.first.name, "admin") {
+			break
+		}
+		reason += ", for all TLS server names"
+		remedy = "give that one its names in " + hostnamesOf(c.first.service) + ", or use another port or zone for one of the two"
+		told = "; they can share it if this one names its own in " + hostnamesOf(c.first.service)
+	case elsewhere:
+		reason += ", at " + c.listen.String()
+		remedy = "names share a port only where both listen at the same place: use zones for both, or the same listen"
+	case otherProxy:
+		reason += ", which accepts the PROXY protocol from other networks"
+		remedy = "give both the same acceptProxyProtocol"
+	}
+	if older {
+		b.event(c.first.service, true, "PortConflict", fmt.Sprintf("service %s also wants %s port %d in zone %s; it stays closed there, this one is older and keeps it%s",
+			row.Service, row.Protocol, row.Port, row.Zone, told))
+	}
+	b.closed(row, "PortConflict", reason, remedy)
+}
+
+// lose tells both of the hostnames that a row does not get. It returns that in
+// words, with what can be done.
+func (b *builder) lose(row Exposure, lost []loss, listens []edge.Listen) (reason, remedy string) {
+	var order []*claim
+	names := map[*claim][]string{}
+	for _, l := range lost {
+		if names[l.to] == nil {
+			order = append(order, l.to)
+		}
+		names[l.to] = append(names[l.to], l.name)
+	}
+	place := fmt.Sprintf("%s port %d %s", row.Protocol, row.Port, placeOf(row, listens[0]))
+	var parts []string
+	for _, other := range order {
+		part := hostnames(names[other])
+		verb := " are"
+		if len(names[other]) == 1 {
+			verb = " is"
+		}
+		if len(parts) == 0 {
+			part += " at " + place
+		}
+		part += verb + " taken by " + other.name
+		if row.Service != "" && other.service != "" {
+			part += ", which is older"
+			b.event(other.service, true, "PortConflict", fmt.Sprintf("service %s also wants %s at %s; this one is older and keeps it", row.Service, hostnames(names[other]), place))
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, ", and "), "give each name to one of them, or use another port or zone"
+}
+
+// hostnames says them with the noun.
+func hostnames(names []string) string {
+	if len(names) == 1 {
+		return "hostname " + names[0]
+	}
+	return "hostnames " + strings.Join(names, ", ")
+}
+
+// hostnamesOf is where the hostnames of a Service are written, or of a static
+// frontend.
+func hostnamesOf(service string) string {
+	if service == "" {
+		return "hostnames"
+	}
+	return "annotation " + annHostnames
 }
 
 // claimAdmin keeps frontends off the port of the status page.
@@ -62,8 +218,8 @@ func (b *builder) claimAdmin() {
 	if err != nil {
 		return
 	}
-	key := claimKey{edge.TCP, ap.Port()}
-	b.claims[key] = append(b.claims[key], claim{
-		name: "admin.listen (" + admin.Pos.String() + ")", listen: edge.Listen{Addr: ap.Addr(), Port: ap.Port()},
+	key := doorKey{edge.TCP, ap.Port()}
+	b.doors[key] = append(b.doors[key], &door{
+		listen: edge.Listen{Addr: ap.Addr(), Port: ap.Port()}, first: &claim{name: "admin.listen (" + admin.Pos.String() + ")"},
 	})
 }

@@ -13,17 +13,20 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// The annotations that are read now, and those that later work will: asking
-// for one of these is refused, since ignoring it would open something else
-// than what was asked for.
+// The annotations that are read now, and those that later work will
+// (annAddresses, and another annDataPlane than proxy): asking for one of these
+// is refused, since ignoring it would open something else than what was asked
+// for.
 const (
 	annZones          = edge.AnnotationPrefix + "zones"
 	annTarget         = edge.AnnotationPrefix + "target"
 	annDataPlane      = edge.AnnotationPrefix + "data-plane"
 	annBalance        = edge.AnnotationPrefix + "balance"
 	annSendProxy      = edge.AnnotationPrefix + "send-proxy-protocol"
+	annTransparent    = edge.AnnotationPrefix + "transparent"
 	annHostnames      = edge.AnnotationPrefix + "hostnames"
 	annAddresses      = edge.AnnotationPrefix + "addresses"
+	annHealthCheck    = edge.AnnotationPrefix + "health-check"
 	annHealthInterval = edge.AnnotationPrefix + "health-interval"
 	annIdleTimeout    = edge.AnnotationPrefix + "idle-timeout"
 	annDrainTimeout   = edge.AnnotationPrefix + "drain-timeout"
@@ -55,11 +58,12 @@ func (b *builder) services() {
 
 // request is what a Service asks for, read and checked.
 type request struct {
-	zones   []string
-	target  edge.Target
-	health  edge.HealthCheck
-	sources []netip.Prefix
-	terms   edge.Terms
+	zones     []string
+	target    edge.Target
+	hostnames []string
+	health    edge.HealthCheck
+	sources   []netip.Prefix
+	terms     edge.Terms
 }
 
 // of are the terms for one protocol. Silence is all that ends a UDP session.
@@ -110,8 +114,11 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 		b.status(s, own)
 		return
 	}
-	if s.AffinityTimeout > 0 {
-		b.problem(edge.Problem{Object: "service/" + s.Key(), What: "sessionAffinity: ClientIP is not supported yet: a client's connections go to any pod"})
+	if s.AffinityTimeout > 0 && req.terms.Balance != edge.BalanceSource {
+		b.problem(edge.Problem{
+			Object: "service/" + s.Key(), What: fmt.Sprintf("sessionAffinity: ClientIP is not kept: annotation %s asks for %s", annBalance, req.terms.Balance),
+			Remedy: "remove the annotation, or the sessionAffinity",
+		})
 	}
 	behind := map[edge.ServicePort]backing{} // the same in each zone
 	for _, zone := range req.zones {
@@ -129,7 +136,8 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 		}
 		for _, port := range s.Ports {
 			row := b.row(s, zone, port)
-			row.Sources = req.sources
+			row.Sources, row.Hostnames = req.sources, req.hostnames
+			row.of = policy{local: s.Local, affinity: s.AffinityTimeout > 0}
 			if port.Protocol != edge.TCP && port.Protocol != edge.UDP {
 				b.closed(row, "ProtocolNotSupported", string(port.Protocol)+" is not supported yet", "")
 				continue
@@ -143,9 +151,15 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 				b.closed(row, "NoTarget", to.refused, "use another "+annTarget)
 				continue
 			}
-			row.Target, row.DataPlane, row.Client = to.target, "proxy", relayedClient
+			row.Target, row.DataPlane = to.target, "proxy"
 			row.Backends, row.Shares, row.Reason, row.Remedy = to.backends, to.spread, to.reason, to.remedy
-			b.openInZone(row, edge.Frontend{Name: row.Name, SourceRanges: req.sources, AcceptProxyProtocol: k.AcceptProxyProtocol, Terms: req.of(port.Protocol), Health: req.health, Why: row.Why}, z)
+			if to.note != "" {
+				row.Notes = append(row.Notes, to.note)
+			}
+			b.openInZone(row, edge.Frontend{
+				Name: row.Name, SourceRanges: req.sources, AcceptProxyProtocol: k.AcceptProxyProtocol,
+				Terms: req.of(port.Protocol), Health: req.health, Why: row.Why,
+			}, z)
 		}
 	}
 	b.status(s, own)
@@ -158,6 +172,7 @@ type backing struct {
 	spread         []PodShare // pods that kube-proxy spreads over; nil: each backend names its own
 	refused        string     // it asks for what cannot be
 	reason, remedy string     // it has no backend
+	note           string
 }
 
 func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, addresses []netip.Addr) backing {
@@ -170,7 +185,14 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 	case edge.TargetPod:
 		to.backends = b.podBackends(endpoints, port.Protocol, req.health)
 	case edge.TargetNodePort:
-		to.backends, to.spread = b.nodeBackends(s, port, endpoints, terminating, req.health)
+		to = b.nodeBackends(s, port, endpoints, terminating, req.health)
+		to.target = edge.TargetNodePort
+		if at := req.health.Port; at != 0 && req.health.Interval > 0 && port.Protocol == edge.TCP {
+			b.problem(edge.Problem{
+				Object: "service/" + s.Key(), What: fmt.Sprintf("health.port %d is not asked: of target nodePort the node port itself is checked", at),
+				Remedy: "use target: pod where pods can be reached from this machine, or a check without a port (annotation " + annHealthCheck + ")",
+			})
+		}
 	default: // refused
 	}
 	switch {
@@ -225,7 +247,7 @@ func (b *builder) addressBackends(addresses []netip.Addr, port edge.ServicePort,
 	for _, a := range addresses {
 		backends = append(backends, b.probed(edge.Backend{
 			Addr: netip.AddrPortFrom(a, port.Port), Weight: 1, Target: edge.TargetAddress,
-		}, port.Protocol, netip.AddrPort{}, check))
+		}, port.Protocol, asked{check: check}))
 	}
 	return finishBackends(backends)
 }
@@ -248,18 +270,27 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 			}
 		}
 	}
-	for _, later := range []struct{ name, only string }{
-		{annDataPlane, "proxy"}, {annBalance, "random"}, {annSendProxy, "none"}, {annHostnames, ""}, {annAddresses, ""},
-	} {
-		if v, ok := s.Annotations[later.name]; ok && v != later.only {
-			return req, refusal{"NotSupported", fmt.Sprintf("annotation %s: %q is not supported yet", later.name, v), "remove the annotation to open the Service without it"}
+	for _, later := range []struct{ name, only string }{{annDataPlane, "proxy"}, {annAddresses, ""}} {
+		v, ok := s.Annotations[later.name]
+		if !ok || v == later.only {
+			continue
 		}
+		if _, named := s.Annotations[annHostnames]; named && v == "nat" {
+			return req, refusal{
+				"AnnotationInvalid", fmt.Sprintf("annotation %s: %q with %s: names are in the TLS hello, which only the relay reads", annDataPlane, v, annHostnames),
+				"use data plane proxy, or remove the hostnames",
+			}
+		}
+		return req, refusal{"NotSupported", fmt.Sprintf("annotation %s: %q is not supported yet", later.name, v), "remove the annotation to open the Service without it"}
 	}
 	if v, ok := s.Annotations[annTarget]; ok {
 		req.target = edge.Target(v)
 		if !slices.Contains([]edge.Target{edge.TargetAuto, edge.TargetAddress, edge.TargetNodePort, edge.TargetPod}, req.target) {
 			return req, refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s: %q is no target", annTarget, v), "use auto, address, nodePort or pod"}
 		}
+	}
+	if bad := req.readConnections(s); bad.reason != "" {
+		return req, bad
 	}
 	interval, bad := healthInterval(s.Annotations)
 	if bad.reason != "" {
@@ -288,6 +319,54 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 		req.sources = append(req.sources, p.Masked())
 	}
 	return req, refusal{}
+}
+
+// readConnections takes which connections the Service wants, to which of its
+// backends they go, and whom those see.
+func (r *request) readConnections(s *edge.Service) refusal {
+	said := map[string]bool{}
+	for _, a := range []struct {
+		name string
+		read func(string) *config.Fault
+	}{
+		{annHostnames, func(v string) (f *config.Fault) { r.hostnames, f = config.ParseHostnames(v); return f }},
+		{annBalance, func(v string) (f *config.Fault) { r.terms.Balance, f = config.ParseBalance(v); return f }},
+		{annSendProxy, func(v string) (f *config.Fault) {
+			r.terms.SendProxyProtocol, f = config.ParseProxyProtocol(v)
+			return f
+		}},
+		{annTransparent, func(v string) (f *config.Fault) { r.terms.Transparent, f = config.ParseBool(v); return f }},
+		{annHealthCheck, func(v string) (f *config.Fault) { r.health, f = config.ParseHealthCheck(v, r.health); return f }},
+	} {
+		v, ok := s.Annotations[a.name]
+		if !ok {
+			continue
+		}
+		said[a.name] = true
+		if f := a.read(v); f != nil {
+			return refusal{"AnnotationInvalid", "annotation " + a.name + ": " + f.What, f.Remedy}
+		}
+	}
+	if proxy := r.terms.SendProxyProtocol; r.terms.Transparent && proxy != "" && proxy != edge.ProxyProtocolNone {
+		switch {
+		case said[annTransparent] && said[annSendProxy]:
+			return refusal{
+				"AnnotationInvalid", fmt.Sprintf("annotations %s and %s: %s: one of the two tells the backend who the client is", annTransparent, annSendProxy, proxy),
+				"remove one of them",
+			}
+		case said[annSendProxy]: // instead of what is said for all
+			r.terms.Transparent = false
+		default:
+			r.terms.SendProxyProtocol = edge.ProxyProtocolNone
+		}
+	}
+	switch {
+	case s.AffinityTimeout > 0 && (!said[annBalance] || r.terms.Balance == edge.BalanceSource):
+		r.terms.Balance, r.terms.AffinityTimeout = edge.BalanceSource, s.AffinityTimeout
+	case r.terms.Balance != edge.BalanceSource:
+		r.terms.AffinityTimeout = 0
+	}
+	return refusal{}
 }
 
 // healthInterval is -1 where nothing is said. The old annotation is in seconds.
