@@ -239,7 +239,7 @@ type Balance string
 
 // BalanceRandom takes any; BalanceLeastConnections, of two taken at random, the
 // one with fewer connections for its weight; BalanceSource the one that the
-// client's address stands for (Maglev hashing).
+// client's address stands for (rendezvous hashing).
 const (
 	BalanceRandom           Balance = "random"
 	BalanceLeastConnections Balance = "leastConnections"

@@ -8,14 +8,14 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/edge"
-	"e13.dev/gatehouse/internal/maglev"
+	"e13.dev/gatehouse/internal/rendezvous"
 )
 
 // candidates are backends of one state, made ready for choosing among them.
 type candidates struct {
 	backends []edge.Backend // their weights are not 0
 	loads    []*atomic.Int64
-	ring     *maglev.Table
+	ring     *rendezvous.Table
 }
 
 func (c *candidates) add(b edge.Backend) { c.backends = append(c.backends, b) }
@@ -40,11 +40,11 @@ func (c *candidates) prepare(balance edge.Balance, d *door, before ...*candidate
 				return
 			}
 		}
-		of := make([]maglev.Backend, len(c.backends))
+		of := make([]rendezvous.Backend, len(c.backends))
 		for i, b := range c.backends {
-			of[i] = maglev.Backend{Addr: b.Addr, Weight: b.Weight}
+			of[i] = rendezvous.Backend{Addr: b.Addr, Weight: b.Weight}
 		}
-		c.ring = maglev.New(of)
+		c.ring = rendezvous.New(of)
 	default:
 	}
 }
