@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -21,6 +22,7 @@ import (
 type site struct {
 	mu      sync.Mutex
 	answer  map[string]func(context.Context) error // nil: refused
+	talk    map[string]func(net.Conn)              // nil: hangs up
 	dialled map[string][]time.Time
 	now     int // dials under way
 	most    int
@@ -44,7 +46,7 @@ func (s *site) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	s.dialled[addr] = append(s.dialled[addr], time.Now())
 	s.now++
 	s.most = max(s.most, s.now)
-	answer := s.answer[addr]
+	answer, talk := s.answer[addr], s.talk[addr]
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
@@ -58,8 +60,24 @@ func (s *site) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 		return nil, err
 	}
 	here, there := net.Pipe()
-	there.Close()
+	go func() {
+		defer there.Close()
+		if talk != nil {
+			talk(there)
+		}
+	}()
 	return here, nil
+}
+
+// says has an address accept, wait for a question and answer it.
+func (s *site) says(addr netip.AddrPort, answer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer[addr.String()] = accept
+	s.talk[addr.String()] = func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 4096))
+		_, _ = io.WriteString(conn, answer)
+	}
 }
 
 // dials returns when an address was dialled, since a time.
@@ -78,7 +96,9 @@ func (s *site) dials(probe edge.Probe, since time.Time) []time.Duration {
 // inBubble runs a test with a prober that runs, and time that costs nothing.
 func inBubble(t *testing.T, test func(t *testing.T, p *Prober, s *site)) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &site{answer: map[string]func(context.Context) error{}, dialled: map[string][]time.Time{}}
+		s := &site{
+			answer: map[string]func(context.Context) error{}, talk: map[string]func(net.Conn){}, dialled: map[string][]time.Time{},
+		}
 		p := New(slog.New(slog.DiscardHandler), Options{})
 		p.dial = s.dial
 		ctx, cancel := context.WithCancel(t.Context())
