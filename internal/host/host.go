@@ -1,6 +1,6 @@
 // Package host observes the machine: its network interfaces, their addresses,
-// and whether they answer ARP for each other. It changes nothing, and leaves
-// what follows from a change to who asks.
+// and whether they answer ARP for each other; it leaves what follows from a
+// change to who asks.
 //
 //	o := host.New(log)
 //	go o.Run(ctx)
@@ -8,6 +8,8 @@
 //		interfaces, err := o.Snapshot()
 //		...
 //	}
+//
+// It owns the routing rules and routes of a Delivery, and changes nothing else.
 package host
 
 import (
