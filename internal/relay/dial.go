@@ -131,7 +131,7 @@ func (c *conn) connect(l *loop, t *table, to netip.AddrPort) unix.Errno {
 	if errno != 0 {
 		return errno
 	}
-	if t.Transparent && seesClient(c.from.Addr(), to.Addr()) {
+	if t.vicinity.seesClient(c.from.Addr(), to.Addr()) {
 		if errno := bindTransparent(fd, c.from.Addr()); errno != 0 {
 			closeFD(fd)
 			return errno

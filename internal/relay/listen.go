@@ -21,6 +21,8 @@ type machine struct {
 	devices map[string]int // interface indexes; 0: there is no such interface
 	owners  owners         // nil: not read yet
 	holders map[edge.Door]holders
+
+	vicinity *vicinity // nil: not read yet
 }
 
 // holders are who was last seen to hold a port, outliving an Apply: while a

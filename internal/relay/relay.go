@@ -243,9 +243,9 @@ func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (
 	// The table before the socket: the first connection must find it.
 	if group == nil {
 		r.ungroupLocked(d, nil)
-		r.setTableLocked(d, newTable(f))
+		r.setTableLocked(d, m.table(f))
 	} else {
-		r.setTableLocked(d, r.groupLocked(d, group))
+		r.setTableLocked(d, r.groupLocked(d, group, m))
 	}
 	d.gone.Store(false)
 	if d.open() {
@@ -275,7 +275,7 @@ func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (
 
 // groupLocked gives each of the frontends that share a door a door of its own,
 // without a socket, and returns the table of the shared one.
-func (r *Relay) groupLocked(shared *door, group []edge.Frontend) *table {
+func (r *Relay) groupLocked(shared *door, group []edge.Frontend, m *machine) *table {
 	keep := make(map[string]bool, len(group))
 	n := newNames()
 	for _, f := range group {
@@ -291,7 +291,7 @@ func (r *Relay) groupLocked(shared *door, group []edge.Frontend) *table {
 			r.log.Info("frontend takes names", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
 		}
 		keep[f.Name] = true
-		r.setTableLocked(d, newTable(f))
+		r.setTableLocked(d, m.table(f))
 		d.want(true)
 		d.gone.Store(false)
 		if taken := n.add(d, f.Hostnames); len(taken) > 0 {

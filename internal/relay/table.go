@@ -25,6 +25,7 @@ type table struct {
 	proxies    []netip.Prefix // Frontend.AcceptProxyProtocol
 	names      *names         // not nil: the door is shared, and this is no frontend's table
 	edge.Terms
+	vicinity *vicinity      // not nil: the frontend is transparent
 	backends []edge.Backend // all, for Stats
 	// Those that take connections. down are the last resort; nil: there is none.
 	up, pending, down candidates
