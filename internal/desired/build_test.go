@@ -31,7 +31,7 @@ func site() Inputs {
 				{Name: "cluster", Interfaces: []string{"eth0"}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 5, Col: 3}},
 			},
 			Kubernetes: &config.Kubernetes{
-				Health:            config.DefaultHealth,
+				Health: config.DefaultHealth, HealthzPort: config.DefaultHealthzPort,
 				LoadBalancerClass: config.DefaultClass, FollowAddresses: true, Target: edge.TargetAuto,
 				Allow: map[string]config.Allow{"internet": {Namespaces: []string{"shop", "ingress-public"}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 9, Col: 13}}},
 			},
@@ -86,6 +86,32 @@ func annotate(name, value string) func(*edge.Service) {
 	return func(s *edge.Service) { s.Annotations["gatehouse.e13.dev/"+name] = value }
 }
 
+// cluster is externalTrafficPolicy: Cluster.
+func cluster(s *edge.Service) { s.Local, s.HealthCheckNodePort = false, 0 }
+
+// named has its own name on port 443.
+func named(hostnames string) func(*edge.Service) {
+	return func(s *edge.Service) {
+		s.Ports[0].Port = 443
+		if hostnames != "" {
+			annotate("hostnames", hostnames)(s)
+		}
+	}
+}
+
+// static is a frontend of a file, with backends of weight 1 that are probed.
+func static(name string, port uint16, line int, backends ...string) config.Frontend {
+	f := config.Frontend{
+		Name: name, Zones: []string{"home"}, Port: port, Protocol: edge.TCP, Health: config.DefaultHealth,
+		Pos: edge.Pos{File: "gatehouse.yaml", Line: line, Col: 5},
+	}
+	for _, addr := range backends {
+		a := netip.MustParseAddrPort(addr)
+		f.Backends = append(f.Backends, config.Backend{Address: edge.HostPort{Host: a.Addr().String(), Port: a.Port()}, Weight: 1})
+	}
+	return f
+}
+
 // dns is one port for TCP and UDP: where the node port is open for both, and
 // the pods answer both.
 func dns(s *edge.Service) {
@@ -108,7 +134,21 @@ func render(state State, problems []edge.Problem) string {
 	for _, e := range state.Exposures {
 		fmt.Fprintf(&b, "%s %s %s/%d (%s)\n", or(e.Zone, "-"), e.Name, e.Protocol, e.Port, e.Why)
 		if e.Open {
-			fmt.Fprintf(&b, "  open on %v at %v, target %s\n", e.Listens, e.Addresses, e.Target)
+			fmt.Fprintf(&b, "  open on %v at %v, target %s, %s\n", e.Listens, e.Addresses, e.Target, e.Balance)
+			fmt.Fprintf(&b, "  sees %s", e.Client)
+			if e.ClientRemedy != "" {
+				fmt.Fprintf(&b, "; %s", e.ClientRemedy)
+			}
+			if e.ClientSeen {
+				b.WriteString(" [seen]")
+			}
+			b.WriteString("\n")
+		}
+		if len(e.Hostnames) > 0 {
+			fmt.Fprintf(&b, "  for %s\n", strings.Join(e.Hostnames, " "))
+		}
+		for _, note := range e.Notes {
+			fmt.Fprintf(&b, "  note %s\n", note)
 		}
 		if e.Reason != "" {
 			fmt.Fprintf(&b, "  because %s", e.Reason)
@@ -118,7 +158,11 @@ func render(state State, problems []edge.Problem) string {
 			b.WriteString("\n")
 		}
 		for _, backend := range e.Backends {
-			fmt.Fprintf(&b, "  -> %s weight %d %s share %.3f %s\n", backend.Addr, backend.Weight, backend.State, backend.Share, backend.Node)
+			fmt.Fprintf(&b, "  -> %s weight %d %s share %.3f %s", backend.Addr, backend.Weight, backend.State, backend.Share, backend.Node)
+			if backend.Error != "" {
+				fmt.Fprintf(&b, " (%s)", backend.Error)
+			}
+			b.WriteString("\n")
 		}
 		for _, p := range e.Shares {
 			fmt.Fprintf(&b, "     %s %.4f\n", p.Pod, p.Share)
@@ -171,7 +215,7 @@ func TestBuildScenarios(t *testing.T) {
 		},
 		"cluster-policy-uses-every-node": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) {
-				s.Local, s.HealthCheckNodePort = false, 0
+				cluster(s)
 				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node == "w2" })
 			})}
 		},
@@ -233,7 +277,8 @@ func TestBuildScenarios(t *testing.T) {
 		},
 		"udp-with-cluster-policy-uses-nodes-with-pods": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns, func(s *edge.Service) {
-				s.Local, s.HealthCheckNodePort, s.Ports = false, 0, s.Ports[1:]
+				cluster(s)
+				s.Ports = s.Ports[1:]
 				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node == "w2" })
 			})}
 		},
@@ -245,7 +290,8 @@ func TestBuildScenarios(t *testing.T) {
 		},
 		"udp-pods-on-excluded-nodes-alone-are-reached-through-others": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns, func(s *edge.Service) {
-				s.Local, s.HealthCheckNodePort, s.Ports = false, 0, s.Ports[1:]
+				cluster(s)
+				s.Ports = s.Ports[1:]
 				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node != "w3" })
 			})}
 			in.Cluster.Nodes[2].Excluded = true
@@ -352,11 +398,227 @@ func TestBuildScenarios(t *testing.T) {
 		},
 		"later-annotations-are-refused": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
-				service("shop/a", 0, annotate("data-plane", "nat")), service("shop/b", 0, annotate("hostnames", "git.example.org")),
+				service("shop/a", 0, annotate("data-plane", "nat")), service("shop/b", 0, annotate("addresses", "10.11.12.70")),
 				service("shop/c", 0, annotate("data-plane", "proxy"), annotate("balance", "random"), annotate("send-proxy-protocol", "none")),
 				service("shop/d", 0, annotate("target", "vip")), service("shop/e", 0, annotate("health-interval", "often")),
 				service("shop/f", 0, annotate("idle-timeout", "30")), service("shop/g", 0, annotate("drain-timeout", "-1s")),
 				service("shop/h", 0, annotate("idle-timeout", "1ms")), service("shop/i", 0, annotate("drain-timeout", "8761h")),
+			}
+		},
+		"annotations-that-are-wrong": func(in *Inputs) {
+			for i, a := range [][2]string{
+				{"hostnames", "git.example.org,*"}, // is right
+				{"hostnames", ""},
+				{"hostnames", "git.example.org:443"},
+				{"balance", "fair"},
+				{"send-proxy-protocol", "v3"},
+				{"transparent", "yes"},
+				{"health-check", "http:healthz"},
+				{"health-check", "tls:/healthz"},
+			} {
+				in.Cluster.Services = append(in.Cluster.Services, service(fmt.Sprintf("shop/s%d", i), 0, annotate(a[0], a[1])))
+			}
+			in.Cluster.Services = append(in.Cluster.Services,
+				service("shop/two-ways", 0, annotate("transparent", "true"), annotate("send-proxy-protocol", "v1")),
+				service("shop/nat", 0, annotate("hostnames", "git.example.org"), annotate("data-plane", "nat")))
+		},
+		"names-share-a-port": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{
+				service("a/git", 1, named("git.example.org")), service("b/wiki", 5, named("wiki.example.org,*.wiki.example.org")),
+				service("c/rest", 0, named("*"), annotate("zones", "home,internet"), func(s *edge.Service) { s.Namespace = "shop" }),
+			}
+			in.Config.Frontends = []config.Frontend{static("mail", 443, 20, "10.0.0.7:993")}
+			in.Config.Frontends[0].Hostnames = []string{"mail.example.org"}
+		},
+		"the-older-keeps-a-name": func(in *Inputs) {
+			in.Config.Frontends = []config.Frontend{static("mail", 443, 20, "10.0.0.7:993")}
+			in.Config.Frontends[0].Hostnames = []string{"imap.example.org", "mail.example.org"}
+			in.Cluster.Services = []edge.Service{
+				service("a/part", 1, named("git.example.org,wiki.example.org,mail.example.org")),
+				service("b/old", 5, named("git.example.org")),
+				service("c/nothing-left", 0, named("git.example.org,mail.example.org,imap.example.org,wiki.example.org")),
+				service("d/whole", 0, named("")),
+			}
+		},
+		"the-whole-port-is-taken": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("a/whole", 1, named("")), service("b/git", 0, named("git.example.org"))}
+			in.Config.Admin = config.Admin{Listen: "127.0.0.1:9180", Pos: edge.Pos{File: "gatehouse.yaml", Line: 30, Col: 9}}
+			in.Config.Frontends = []config.Frontend{static("admin", 9180, 20, "10.0.0.7:80"), static("whole", 444, 21, "10.0.0.7:80"), static("git", 444, 22, "10.0.0.7:80")}
+			in.Config.Frontends[0].Hostnames = []string{"admin.example.org"}
+			in.Config.Frontends[2].Hostnames = []string{"git.example.org"}
+		},
+		"names-are-shared-in-one-place-only": func(in *Inputs) {
+			everywhere, there := static("everywhere", 0, 20, "10.0.0.7:80"), static("there", 0, 21, "10.0.0.7:80")
+			everywhere.Zones, everywhere.Listen = nil, &config.Listen{Port: 443}
+			there.Zones, there.Listen = nil, &config.Listen{Device: "eth1", Port: 444}
+			everywhere.Hostnames, there.Hostnames = []string{"a.example.org"}, []string{"a.example.org"}
+			in.Config.Frontends = []config.Frontend{everywhere, there}
+			in.Cluster.Services = []edge.Service{service("b/git", 1, named("git.example.org"), func(s *edge.Service) {
+				s.Ports = append(s.Ports, edge.ServicePort{Name: "http", Protocol: edge.TCP, Port: 444, NodePort: 30444})
+			})}
+		},
+		"names-of-quic": func(in *Inputs) {
+			in.Config.Kubernetes.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.0.0.0/8")}
+			both := func(s *edge.Service) { dns(s); s.Ports[0].Port, s.Ports[1].Port = 443, 443 }
+			in.Cluster.Services = []edge.Service{
+				service("a/git", 1, both, annotate("hostnames", "git.example.org"), annotate("send-proxy-protocol", "v2")),
+				service("b/wiki", 0, both, annotate("hostnames", "wiki.example.org")),
+				service("c/git", 0, both, annotate("hostnames", "git.example.org"), func(s *edge.Service) { s.Ports = s.Ports[1:] }),
+			}
+		},
+		"other-proxies-are-trusted": func(in *Inputs) {
+			trusted := []netip.Prefix{netip.MustParsePrefix("10.11.12.2/32"), netip.MustParsePrefix("10.11.12.3/32")}
+			in.Config.Frontends = []config.Frontend{static("mail", 443, 20, "10.0.0.7:993"), static("mail2", 443, 21, "10.0.0.7:993"), static("mail3", 443, 21, "10.0.0.7:993")}
+			for i, name := range []string{"mail.example.org", "mail2.example.org", "mail3.example.org"} {
+				in.Config.Frontends[i].Hostnames = []string{name}
+				in.Config.Frontends[i].AcceptProxyProtocol = trusted
+			}
+			in.Config.Frontends[1].AcceptProxyProtocol = []netip.Prefix{trusted[1], trusted[0]} // the same
+			in.Config.Frontends[2].AcceptProxyProtocol = trusted[:1]
+			in.Cluster.Services = []edge.Service{service("a/git", 1, named("git.example.org"))}
+		},
+		"checks-of-each-kind": func(in *Inputs) {
+			in.Config.Kubernetes.Health.Port = 9000
+			files := static("files", 8080, 20, "10.0.0.7:80")
+			files.Health = edge.HealthCheck{Type: edge.CheckHTTP, Interval: time.Second, Port: 81, Path: "/up", StatusMin: 200, StatusMax: 299}
+			in.Config.Frontends = []config.Frontend{files}
+			in.Cluster.Services = []edge.Service{
+				service("a/http", 9, annotate("health-check", "http:/healthz"), annotate("health-interval", "2s")),
+				service("b/pods", 8, annotate("zones", "cluster"), annotate("target", "pod")),
+				service("c/tls", 7, annotate("zones", "internet"), annotate("target", "pod"), annotate("health-check", "tls"), func(s *edge.Service) { s.Namespace = "shop" }),
+				service("d/node-port", 6, func(s *edge.Service) { s.Ports[0].Port = 81 }),
+				service("e/udp", 6, dns),
+				service("f/address", 5, func(s *edge.Service) {
+					s.Ports[0].Port, s.Class, s.Ingress = 82, "metallb.io/metallb", []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}}
+				}),
+			}
+		},
+		"kube-proxy-tells-of-its-node": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{
+				service("a/web", 2, cluster), service("b/web", 1, cluster, annotate("zones", "cluster"), annotate("health-check", "http:/up"), annotate("health-interval", "1s")),
+				service("c/dns", 0, dns, cluster, func(s *edge.Service) { s.Ports = s.Ports[1:] }),
+			}
+			state, _ := Build(*in)
+			for _, p := range state.Probes {
+				h := edge.Health{State: edge.Up}
+				switch p.Addr.String() {
+				case "10.0.0.101:10256":
+					h = edge.Health{State: edge.Down, Error: "healthz answers 503"}
+				case "10.0.0.102:10256":
+					continue // not known yet
+				case "10.0.0.102:30080":
+					h = edge.Health{State: edge.Down, Error: "connection refused"}
+				}
+				in.Health[p] = h
+			}
+		},
+		"kube-proxy-is-not-asked": func(in *Inputs) {
+			in.Config.Kubernetes.HealthzPort = 0
+			in.Cluster.Services = []edge.Service{service("a/web", 0, cluster)}
+		},
+		"the-api-is-away": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{
+				service("a/web", 2, func(s *edge.Service) { // w1 and w2
+					s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node == "w3" })
+				}),
+				service("b/none", 1, annotate("zones", "cluster"), func(s *edge.Service) { s.Endpoints, s.HealthCheckNodePort = nil, 32001 }),
+				service("c/policy", 1, annotate("zones", "internet"), cluster, func(s *edge.Service) { s.Namespace = "shop" }),
+				service("d/unprobed", 0, annotate("health-interval", "0"), func(s *edge.Service) { s.Ports[0].Port = 81 }),
+				service("e/ending", 0, func(s *edge.Service) {
+					s.HealthCheckNodePort, s.Ports[0].Port = 32002, 82
+					for i := range s.Endpoints {
+						s.Endpoints[i].Ready, s.Endpoints[i].Terminating = false, true
+					}
+				}),
+				service("f/dns", 0, dns, func(s *edge.Service) {
+					s.HealthCheckNodePort, s.Ports = 32003, s.Ports[1:]
+					s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e edge.Endpoint) bool { return e.Node != "w1" })
+				}),
+			}
+			in.Cluster.Nodes = append(in.Cluster.Nodes, node("w4", "10.0.0.104"), node("w5", "10.0.0.105"))
+			in.Cluster.Nodes[4].Excluded = true
+			in.Cluster.Stale = true
+			state, _ := Build(*in)
+			for _, p := range state.Probes {
+				switch p.Addr.String() {
+				case "10.0.0.101:32000": // one has left
+					in.Health[p] = edge.Health{State: edge.Down, Error: "no ready pods there"}
+				case "10.0.0.102:32000": // as it was
+					in.Health[p] = edge.Health{State: edge.Up, Weight: 2}
+				case "10.0.0.103:32000": // three have come
+					in.Health[p] = edge.Health{State: edge.Up, Weight: 3}
+				case "10.0.0.104:32000", "10.0.0.102:32003": // says no number
+					in.Health[p] = edge.Health{State: edge.Up}
+				case "10.0.0.101:32003":
+					in.Health[p] = edge.Health{State: edge.Up, Weight: 7}
+				}
+			}
+		},
+		"every-backend-down-and-refused": func(in *Inputs) {
+			in.Config.Kubernetes.RefuseWhenDown = true
+			files := static("files", 8080, 20, "10.0.0.7:80", "10.0.0.8:80", "10.0.0.9:80")
+			files.Backends[2].Weight = 0
+			in.Config.Frontends = []config.Frontend{files}
+			in.Cluster.Services = []edge.Service{service("shop/web", 0)}
+			state, _ := Build(*in)
+			for _, p := range state.Probes {
+				in.Health[p] = edge.Health{State: edge.Down, Error: "connection refused"}
+			}
+		},
+		"who-sees-the-client": func(in *Inputs) {
+			add := func(key string, change ...func(*edge.Service)) {
+				n := len(in.Cluster.Services)
+				in.Cluster.Services = append(in.Cluster.Services, service(key, 60-n, append(change, func(s *edge.Service) { s.Ports[0].Port = uint16(8000 + n) })...))
+			}
+			transparent, v2 := annotate("transparent", "true"), annotate("send-proxy-protocol", "v2")
+			address := func(s *edge.Service) {
+				s.Class, s.Ingress = "metallb.io/metallb", []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}}
+			}
+			add("a/relayed")
+			add("a/relayed-cluster", cluster)
+			add("a/proxy", v2, cluster)
+			add("b/local", transparent)
+			add("b/cluster", transparent, cluster)
+			add("b/pods", transparent, cluster, annotate("target", "pod"))
+			add("b/address", transparent, address)
+			add("b/address-cluster", transparent, address, cluster)
+			add("c/same-side", transparent, annotate("zones", "cluster"))
+			add("c/same-side-pods", transparent, annotate("zones", "cluster"), annotate("target", "pod"))
+			add("c/same-side-address", transparent, address, annotate("zones", "cluster"))
+			add("c/same-side-relayed", annotate("zones", "cluster"))
+			add("d/no-ipv6", transparent, annotate("zones", "internet"), func(s *edge.Service) { s.Namespace = "shop" })
+			add("e/udp", v2, dns, func(s *edge.Service) { s.Ports = s.Ports[1:] })
+			add("e/udp-transparent", transparent, dns, func(s *edge.Service) { s.Ports = s.Ports[1:] })
+			for i, backends := range [][]string{{"10.0.0.7:80"}, {"[fd00:0:0:1::7]:80"}, {"10.0.0.7:80", "[fd00:0:0:1::7]:80"}, {"10.11.12.7:80"}, {"127.0.0.1:80"}, {"10.0.0.1:80"}} {
+				f := static(fmt.Sprintf("transparent-%d", i), uint16(9000+i), 20+i, backends...)
+				f.Transparent = true
+				in.Config.Frontends = append(in.Config.Frontends, f)
+			}
+			proxied, everywhere, loopback := static("proxied", 9100, 30, "10.0.0.7:80"), static("everywhere", 0, 31, "10.0.0.7:80"), static("address", 0, 32, "10.0.0.7:80")
+			proxied.SendProxyProtocol = edge.ProxyProtocolV1
+			everywhere.Zones, everywhere.Listen, everywhere.Transparent = nil, &config.Listen{Port: 9101}, true
+			loopback.Zones, loopback.Listen, loopback.Transparent = nil, &config.Listen{Host: "10.0.0.1", Port: 9102}, true
+			in.Config.Frontends = append(in.Config.Frontends, proxied, everywhere, loopback, static("relayed", 9103, 33, "10.0.0.7:80"))
+		},
+		"what-the-service-says-of-the-client-comes-first": func(in *Inputs) {
+			in.Config.Kubernetes.Transparent = true
+			in.Cluster.Services = []edge.Service{
+				service("a/default", 2), service("b/proxy", 1, annotate("send-proxy-protocol", "v1"), named("")),
+				service("c/none", 0, annotate("transparent", "false"), func(s *edge.Service) { s.Ports[0].Port = 81 }),
+			}
+		},
+		"affinity": func(in *Inputs) {
+			sticky := func(s *edge.Service) { s.AffinityTimeout = 3 * time.Hour }
+			for i, change := range [][]func(*edge.Service){
+				{annotate("target", "pod")},
+				{},
+				{cluster},
+				{annotate("transparent", "true"), cluster},
+				{annotate("balance", "random"), annotate("target", "pod")},
+				{annotate("balance", "source"), annotate("target", "pod")},
+				{annotate("transparent", "true"), annotate("zones", "cluster")},
+			} {
+				in.Cluster.Services = append(in.Cluster.Services, service(fmt.Sprintf("shop/s%d", i), 60-i, append(change, sticky, func(s *edge.Service) { s.Ports[0].Port = uint16(8000 + i) })...))
 			}
 		},
 		"health-interval": func(in *Inputs) {
@@ -486,8 +748,11 @@ func TestProbesOfUDP(t *testing.T) {
 				s.Endpoints[i].Ready, s.Endpoints[i].Terminating = false, true
 			}
 		}, nil},
-		"node port, Cluster": {func(s *edge.Service) { s.Local, s.HealthCheckNodePort = false, 0 }, nil},
-		"pods":               {annotate("target", "pod"), nil},
+		"node port, Cluster": {cluster, []string{
+			"healthz 10.0.0.101:10256 through nothing", "healthz 10.0.0.102:10256 through nothing", "healthz 10.0.0.103:10256 through nothing",
+		}},
+		"node port, Cluster, no probes wanted": {func(s *edge.Service) { cluster(s); annotate("health-interval", "0")(s) }, nil},
+		"pods":                                 {annotate("target", "pod"), nil},
 		"address": {func(s *edge.Service) {
 			s.Class, s.Ingress = "metallb.io/metallb", []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}}
 		}, nil},
@@ -526,7 +791,23 @@ func TestProbesOfUDP(t *testing.T) {
 // What a Service says for itself comes before what is said for all; the limits
 // are the operator's alone.
 func TestTermsOfConnections(t *testing.T) {
-	all := edge.Terms{ConnectTimeout: time.Second, IdleTimeout: 2 * time.Hour, DrainTimeout: 3 * time.Minute, MaxConnections: 4, MaxConnectionsPerClient: 5}
+	all := edge.Terms{
+		ConnectTimeout: time.Second, IdleTimeout: 2 * time.Hour, DrainTimeout: 3 * time.Minute, MaxConnections: 4, MaxConnectionsPerClient: 5,
+		MaxRatePerClient: edge.Rate{Connections: 6, Per: 7 * time.Second}, BanTime: 8 * time.Minute,
+		Balance: edge.BalanceSource, AffinityTimeout: 9 * time.Minute, Transparent: true, RefuseWhenDown: true, CloseWhenDown: true,
+	}
+	proxied := all
+	proxied.Transparent, proxied.SendProxyProtocol = false, edge.ProxyProtocolV2
+	for v, i := reflect.ValueOf(all), 0; i < v.NumField(); i++ {
+		if v.Field(i).IsZero() && reflect.ValueOf(proxied).Field(i).IsZero() {
+			t.Errorf("Terms.%s is not tested", v.Type().Field(i).Name)
+		}
+	}
+	change := func(of edge.Terms, f func(*edge.Terms)) edge.Terms {
+		f(&of)
+		return of
+	}
+	withoutProxy := change(proxied, func(t *edge.Terms) { t.SendProxyProtocol = edge.ProxyProtocolNone })
 	for name, tc := range map[string]struct {
 		terms       edge.Terms
 		annotations map[string]string
@@ -540,7 +821,23 @@ func TestTermsOfConnections(t *testing.T) {
 			all, map[string]string{"idle-timeout": "0", "drain-timeout": "0s"}, with(all, 0, 0), with(all, 30*time.Second, 0),
 		},
 		"an empty annotation says nothing": {all, map[string]string{"idle-timeout": "", "drain-timeout": ""}, all, all},
-		"limits are not asked for":         {all, map[string]string{"max-connections": "0", "connect-timeout": "9s"}, all, all},
+		"limits are not asked for": {all, map[string]string{
+			"max-connections": "0", "connect-timeout": "9s", "max-rate-per-client": "1/s", "ban-time": "0", "accept-proxy-protocol": "0.0.0.0/0",
+		}, all, all},
+		"the PROXY protocol is for TCP": {proxied, nil, proxied, withoutProxy},
+		"the Service wants another": {
+			proxied,
+			map[string]string{"balance": "leastConnections", "send-proxy-protocol": "v1"},
+			change(proxied, func(t *edge.Terms) {
+				t.Balance, t.AffinityTimeout, t.SendProxyProtocol = edge.BalanceLeastConnections, 0, edge.ProxyProtocolV1
+			}),
+			change(withoutProxy, func(t *edge.Terms) { t.Balance, t.AffinityTimeout = edge.BalanceLeastConnections, 0 }),
+		},
+		"the Service is transparent": {
+			proxied,
+			map[string]string{"transparent": "true"},
+			change(withoutProxy, func(t *edge.Terms) { t.Transparent = true }), change(withoutProxy, func(t *edge.Terms) { t.Transparent = true }),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := site()
@@ -552,7 +849,7 @@ func TestTermsOfConnections(t *testing.T) {
 			in.Cluster.Services = []edge.Service{s}
 			for _, p := range []edge.Protocol{edge.TCP, edge.UDP} {
 				in.Config.Frontends = append(in.Config.Frontends, config.Frontend{
-					Name: "static", Zones: []string{"cluster"}, Port: 53, Protocol: p, Terms: tc.terms,
+					Name: "static", Zones: []string{"internet"}, Port: 53, Protocol: p, Terms: tc.terms,
 					Backends: []config.Backend{{Address: edge.HostPort{Host: "10.0.0.7", Port: 53}, Weight: 1}},
 				})
 			}
@@ -562,14 +859,136 @@ func TestTermsOfConnections(t *testing.T) {
 			}
 			for _, f := range state.Frontends {
 				want := map[edge.Protocol]edge.Terms{edge.TCP: tc.tcp, edge.UDP: tc.udp}[f.Protocol]
-				if f.Zone == "cluster" {
+				if f.Zone == "internet" {
 					want = tc.terms // as the file has it
+					if f.Protocol == edge.UDP && want.SendProxyProtocol != "" {
+						want.SendProxyProtocol = edge.ProxyProtocolNone
+					}
 				}
 				if f.Terms != want {
 					t.Errorf("%s %s: %+v, want %+v", f.Name, f.Protocol, f.Terms, want)
 				}
 			}
 		})
+	}
+}
+
+// sessionAffinity is source balance with the Service's timeout, unless the
+// Service says otherwise.
+func TestTermsOfAffinity(t *testing.T) {
+	for name, tc := range map[string]struct {
+		timeout time.Duration
+		all     edge.Terms
+		balance string // annotation
+		want    edge.Terms
+	}{
+		"none":                  {0, edge.Terms{Balance: edge.BalanceRandom}, "", edge.Terms{Balance: edge.BalanceRandom}},
+		"kept":                  {3 * time.Hour, edge.Terms{Balance: edge.BalanceRandom}, "", edge.Terms{Balance: edge.BalanceSource, AffinityTimeout: 3 * time.Hour}},
+		"comes first":           {time.Hour, edge.Terms{Balance: edge.BalanceSource, AffinityTimeout: time.Minute}, "", edge.Terms{Balance: edge.BalanceSource, AffinityTimeout: time.Hour}},
+		"asked for in each way": {time.Hour, edge.Terms{}, "source", edge.Terms{Balance: edge.BalanceSource, AffinityTimeout: time.Hour}},
+		"not wanted":            {time.Hour, edge.Terms{Balance: edge.BalanceSource, AffinityTimeout: time.Minute}, "random", edge.Terms{Balance: edge.BalanceRandom}},
+		"by address alone":      {0, edge.Terms{}, "source", edge.Terms{Balance: edge.BalanceSource}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := site()
+			in.Config.Kubernetes.Terms = tc.all
+			s := service("shop/web", 0, annotate("target", "pod"))
+			s.AffinityTimeout = tc.timeout
+			if tc.balance != "" {
+				annotate("balance", tc.balance)(&s)
+			}
+			in.Cluster.Services = []edge.Service{s}
+			state, _ := Build(in)
+			if got := state.Frontends[0].Terms; got != tc.want {
+				t.Errorf("%+v, want %+v", got, tc.want)
+			}
+		})
+	}
+}
+
+// What the data plane gets of a door that is shared, and of one that is not.
+func TestFrontendsOfOneDoor(t *testing.T) {
+	in := site()
+	trusted := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.0.0.0/8")}
+	in.Config.Kubernetes.AcceptProxyProtocol = trusted
+	both := func(s *edge.Service) { dns(s); s.Ports[0].Port, s.Ports[1].Port = 443, 443 }
+	in.Cluster.Services = []edge.Service{
+		service("b/wiki", 3, both, annotate("hostnames", "Wiki.Example.org,*.wiki.example.org")),
+		service("a/git", 2, both, annotate("hostnames", "git.example.org,wiki.example.org")),
+		service("c/web", 1),
+	}
+	state, _ := Build(in)
+	var got []string
+	for _, f := range state.Frontends {
+		got = append(got, fmt.Sprintf("%s %s %v accepts %v", f.Door, f.Name, f.Hostnames, f.AcceptProxyProtocol))
+	}
+	want := []string{
+		"TCP @eth1:80 c/web:80 [] accepts [10.0.0.0/8 192.0.2.0/24]",
+		"TCP @eth1:443 a/git:443 [git.example.org] accepts [10.0.0.0/8 192.0.2.0/24]",
+		"TCP @eth1:443 b/wiki:443 [*.wiki.example.org wiki.example.org] accepts [10.0.0.0/8 192.0.2.0/24]",
+		"UDP @eth1:443 a/git:443/UDP [git.example.org] accepts []",
+		"UDP @eth1:443 b/wiki:443/UDP [*.wiki.example.org wiki.example.org] accepts []",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("frontends\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if trusted[0].Bits() != 24 {
+		t.Error("the configuration was changed")
+	}
+}
+
+// Transparent connections that could not work are not made; what the data plane
+// gets and what is said of it are one.
+func TestTransparentWhereItWorks(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*Inputs)
+		want   bool
+	}{
+		"across this machine": {func(*Inputs) {}, true},
+		"backends beside the clients": {func(in *Inputs) {
+			in.Cluster.Services[0].Annotations["gatehouse.e13.dev/zones"] = "cluster"
+		}, false},
+		"one backend of three beside the clients": {func(in *Inputs) {
+			in.Cluster.Nodes[2].Addrs[0] = netip.MustParseAddr("10.11.12.103")
+		}, false},
+		"a pod on a node beside the clients": {func(in *Inputs) {
+			annotate("target", "pod")(&in.Cluster.Services[0])
+			in.Cluster.Nodes[2].Addrs = append(in.Cluster.Nodes[2].Addrs, netip.MustParseAddr("fd00:0:0:12::103"))
+		}, false},
+		"the zone has another interface, there": {func(in *Inputs) {
+			in.Config.Zones[0].Interfaces, in.Config.Zones[2].Interfaces = []string{"eth1", "eth0"}, nil
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := site()
+			in.Cluster.Services = []edge.Service{service("shop/web", 0, annotate("transparent", "true"))}
+			tc.change(&in)
+			state, _ := Build(in)
+			if len(state.Frontends) == 0 {
+				t.Fatal("no frontend")
+			}
+			for _, f := range state.Frontends {
+				if e := state.Exposures[0]; f.Transparent != tc.want || e.ClientSeen != tc.want {
+					t.Errorf("transparent %t; seen %t: %s", f.Transparent, e.ClientSeen, e.Client)
+				}
+			}
+		})
+	}
+}
+
+// A network that cannot be read closes the Service: not one client, let alone
+// all of them, comes in by mistake.
+func TestSourceRangesThatAreNone(t *testing.T) {
+	for _, ranges := range [][]string{{"10.11.12.0/33"}, {"10.11.12.0/24", "everywhere"}, {""}} {
+		in := site()
+		in.Cluster.Services = []edge.Service{service("shop/web", 0, func(s *edge.Service) { s.SourceRanges = ranges })}
+		state, problems := Build(in)
+		if len(state.Frontends) != 0 || len(state.Exposures) != 1 || state.Exposures[0].Open || len(problems) != 1 {
+			t.Errorf("%q: %s", ranges, render(state, problems))
+		}
+		if len(state.Events) != 1 || state.Events[0].Reason != "SourceRangesInvalid" {
+			t.Errorf("%q: events %v", ranges, state.Events)
+		}
 	}
 }
 
@@ -595,24 +1014,80 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// Promise 7: which event came first shows nowhere.
-func TestBuildIgnoresInputOrder(t *testing.T) {
+// crowded is a site where much is asked for that cannot all be.
+func crowded() Inputs {
 	in := site()
 	in.Interfaces[1].AnswersForOthers, in.Interfaces[2].Up = true, false
-	for i := range 30 {
+	for i := range 60 {
 		in.Cluster.Services = append(in.Cluster.Services, service(fmt.Sprintf("shop/s%d", i), i%4, func(s *edge.Service) {
 			s.Annotations["gatehouse.e13.dev/zones"] = []string{"home", "home,internet", "cluster", "lan2", ""}[i%5]
 			s.Ports[0].Port = uint16(80 + i%7)
 			s.Ports = append(s.Ports, edge.ServicePort{Name: "http", Protocol: edge.TCP, Port: uint16(180 + i%7), NodePort: uint16(31000 + i)},
 				edge.ServicePort{Name: "http", Protocol: []edge.Protocol{edge.UDP, edge.SCTP}[i%2], Port: uint16(180 + i%7), NodePort: uint16(31000 + i)})
+			for name, values := range map[string][]string{
+				"hostnames":    {"", "a.example.org", "a.example.org,b.example.org", "c.example.org,*", "*.example.org,b.example.org,c.example.org"},
+				"transparent":  {"", "", "true"},
+				"target":       {"", "pod", "nodePort"},
+				"health-check": {"", "http:/up", "tls", "http:/down"},
+			} {
+				if v := values[i/5%len(values)]; v != "" { // of each zone some
+					annotate(name, v)(s)
+				}
+			}
+			s.Local, s.HealthCheckNodePort = i%3 != 0, uint16(32000+i)
+			s.AffinityTimeout = time.Duration(i%2) * time.Hour
 		}))
+	}
+	everywhere := static("everywhere", 0, 20, "10.0.0.7:443")
+	everywhere.Zones, everywhere.Listen = nil, &config.Listen{Device: "eth1", Port: 81}
+	everywhere.Hostnames = []string{"b.example.org"}
+	in.Config.Frontends = []config.Frontend{everywhere}
+	return in
+}
+
+// A decision is made from what it is given, which stays as it is.
+func TestBuildLeavesItsInputsAlone(t *testing.T) {
+	in := crowded()
+	in.Cluster.Stale = true
+	in.Config.Kubernetes.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.0.0.0/8")}
+	before := crowded()
+	before.Cluster.Stale, before.Config.Kubernetes.AcceptProxyProtocol = true, slices.Clone(in.Config.Kubernetes.AcceptProxyProtocol)
+	first, _ := Build(in)
+	if !reflect.DeepEqual(in, before) {
+		t.Error("the inputs were changed")
+	}
+	if again, _ := Build(in); !reflect.DeepEqual(first, again) {
+		t.Error("the same inputs decide otherwise the second time")
+	}
+}
+
+// Promise 7: which event came first shows nowhere.
+func TestBuildIgnoresInputOrder(t *testing.T) {
+	for _, stale := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stale %t", stale), func(t *testing.T) { ignoresOrder(t, stale) })
+	}
+}
+
+func ignoresOrder(t *testing.T, stale bool) {
+	in := crowded()
+	in.Cluster.Stale = stale
+	first, _ := Build(in)
+	for i, p := range first.Probes {
+		in.Health[p] = edge.Health{State: []edge.BackendState{edge.Up, edge.Down, edge.Pending}[i%3], Weight: i % 4}
+	}
+	shared := map[edge.Door]int{}
+	for _, f := range first.Frontends {
+		shared[f.Door]++
+	}
+	if door := (edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "eth1", Port: 81}}); shared[door] < 3 {
+		t.Fatalf("%s is shared by %d", door, shared[door])
 	}
 	want, wantProblems := Build(in)
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		shuffled := in
 		shuffled.Interfaces = slices.Clone(in.Interfaces)
-		shuffled.Cluster = &edge.Cluster{Services: slices.Clone(in.Cluster.Services), Nodes: slices.Clone(in.Cluster.Nodes)}
+		shuffled.Cluster = &edge.Cluster{Services: slices.Clone(in.Cluster.Services), Nodes: slices.Clone(in.Cluster.Nodes), Stale: stale}
 		r.Shuffle(len(shuffled.Interfaces), func(i, j int) {
 			shuffled.Interfaces[i], shuffled.Interfaces[j] = shuffled.Interfaces[j], shuffled.Interfaces[i]
 		})
