@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/maphash"
 	"math/big"
 	"math/rand/v2"
 	"net/netip"
@@ -118,6 +119,13 @@ func (m *model) allow(rate Rate, ban, now time.Duration) Verdict {
 	return OK
 }
 
+// full says whether all tokens are back.
+func (m *model) full(rate Rate, now time.Duration) bool {
+	full := big.NewRat(int64(rate.N), 1)
+	more := new(big.Rat).Mul(big.NewRat(int64(now-m.last), int64(rate.Per)), full)
+	return more.Add(more, m.tokens).Cmp(full) >= 0
+}
+
 // Random clients come at random times, now and then exactly when a token or the
 // end of a ban is due.
 func TestLimiterIsAsTheModel(t *testing.T) {
@@ -148,6 +156,17 @@ func TestLimiterIsAsTheModel(t *testing.T) {
 				t.Fatalf("seed %d, rate %v, ban %v, step %d, at %v: client %d: verdict %d, want %d", seed, rate, ban, i, now, c, got, want)
 			}
 			seen[got]++
+			// What makes no difference may be forgotten, and nothing else.
+			c = rnd.IntN(len(models))
+			k := key(client(c).As16())
+			shard := &l.shards[maphash.Bytes(l.seed, k[:])%shards]
+			if at, known := shard.index[k]; known {
+				m := models[c]
+				want := m.full(rate, now) && (!m.banned || now >= m.until)
+				if got := shard.buckets[at].forgettable(now); got != want {
+					t.Fatalf("seed %d, rate %v, step %d, at %v: client %d can be forgotten: %v, want %v", seed, rate, i, now, c, got, want)
+				}
+			}
 			if i%100 == 0 {
 				var want []Ban
 				for c, m := range models {
