@@ -442,7 +442,8 @@ func (d *Daemon) Status() status.Status {
 	doors, stats := d.relay.Doors(), d.relay.Stats()
 	s := status.Status{
 		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
-		Config: d.files.status(), Exposures: d.state.Exposures, Frontends: frontends(d.state.Frontends, doors, stats),
+		Config: d.files.status(), Exposures: d.state.Exposures,
+		Frontends: frontends(d.state, doors, stats), Listeners: listeners(d.state.Frontends, doors, stats),
 	}
 	s.Problems = append(append([]edge.Problem{}, s.Config.Problems...), d.decided...)
 	if s.Exposures == nil {

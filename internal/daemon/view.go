@@ -2,30 +2,33 @@ package daemon
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
+	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/relay"
 	"e13.dev/gatehouse/internal/status"
 )
 
 // frontends puts what was decided, what listens and what was counted side by
-// side. Doors that were removed and have connections left come last.
-func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.Stats) []status.Frontend {
+// side. Those that were removed and have connections left come last.
+func frontends(state desired.State, doors []relay.DoorStatus, stats []relay.Stats) []status.Frontend {
 	errs := failed(doors)
-	counted := make(map[edge.Door]relay.Stats, len(stats))
-	for _, s := range stats {
-		counted[s.Door] = s
+	stats = merged(stats)
+	counted := countersOf(stats)
+	exposures := make(map[exposureKey]desired.Exposure, len(state.Exposures))
+	for _, e := range state.Exposures {
+		exposures[exposureKey{e.Protocol, e.Zone, e.Name}] = e
 	}
-	rows := make([]status.Frontend, 0, len(wanted))
-	here := make(map[edge.Door]bool, len(wanted))
-	for _, f := range wanted {
-		here[f.Door] = true
-		s := counted[f.Door]
+	rows := make([]status.Frontend, 0, len(state.Frontends))
+	for _, f := range state.Frontends {
+		s := counted.of(f)
 		row := frontend(f.Name, f.Door, s)
 		row.Zone, row.Sources, row.Error = f.Zone, f.SourceRanges, errs[f.Door]
-		row.DrainTimeout, row.IdleTimeout = status.Duration(f.DrainTimeout), status.Duration(f.IdleTimeout)
-		row.MaxConnections, row.MaxConnectionsPerClient = f.MaxConnections, f.MaxConnectionsPerClient
+		terms(&row, f)
+		e := exposures[exposureKey{f.Protocol, f.Zone, f.Name}]
+		row.Client, row.ClientSeen, row.ClientRemedy = e.Client, e.ClientSeen, e.ClientRemedy
 		perBackend := map[netip.AddrPort]relay.BackendStats{}
 		for _, b := range s.Backends {
 			perBackend[b.Addr] = b
@@ -49,8 +52,8 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 		}
 		rows = append(rows, row)
 	}
-	for _, s := range stats {
-		if !s.Draining || here[s.Door] {
+	for i, s := range stats {
+		if !s.Draining || s.Names || counted.found[i] {
 			continue
 		}
 		row := frontend(s.Name, s.Door, s)
@@ -64,6 +67,154 @@ func frontends(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.S
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// merged has one row for each name at a door. There are two when a frontend
+// shared its door and now has it for itself, as long as connections are left
+// from before: they are added to what there is now, and what had been counted
+// of them is not, so that counters go on where they were.
+func merged(stats []relay.Stats) []relay.Stats {
+	type key struct {
+		edge.Door
+		name  string
+		names bool
+	}
+	at := make(map[key]int, len(stats))
+	rows := make([]relay.Stats, 0, len(stats))
+	for _, s := range stats {
+		k := key{s.Door, s.Name, s.Names}
+		i, again := at[k]
+		if !again {
+			at[k] = len(rows)
+			rows = append(rows, s)
+			continue
+		}
+		now, before := rows[i], s
+		if now.Draining && !before.Draining {
+			now, before = before, now
+		}
+		now.Active += before.Active
+		now.Waiting += before.Waiting
+		now.Backends = slices.Clone(now.Backends)
+		for _, b := range before.Backends {
+			if have := slices.IndexFunc(now.Backends, func(x relay.BackendStats) bool { return x.Addr == b.Addr }); have >= 0 {
+				now.Backends[have].Active += b.Active
+			} else if b.Active > 0 {
+				b.Draining, b.DrainingSince = true, earlier(b.DrainingSince, before.DrainingSince)
+				now.Backends = append(now.Backends, b)
+			}
+		}
+		slices.SortFunc(now.Backends, func(a, b relay.BackendStats) int { return a.Addr.Compare(b.Addr) })
+		rows[i] = now
+	}
+	return rows
+}
+
+// exposureKey is what an Exposure and its frontends have in common.
+type exposureKey struct {
+	protocol   edge.Protocol
+	zone, name string
+}
+
+// counters finds what was counted for a frontend.
+type counters struct {
+	stats  []relay.Stats
+	found  []bool // parallel to stats: it is some frontend's
+	at     map[edge.Door][]int
+	shared map[edge.Door]bool
+}
+
+func countersOf(stats []relay.Stats) *counters {
+	c := &counters{stats: stats, found: make([]bool, len(stats)), at: map[edge.Door][]int{}, shared: map[edge.Door]bool{}}
+	for i, s := range stats {
+		switch {
+		case !s.Names:
+			c.at[s.Door] = append(c.at[s.Door], i)
+		case !s.Draining:
+			c.shared[s.Door] = true
+		}
+	}
+	return c
+}
+
+// of returns the counters of a frontend, which no other gets then. Behind a
+// door that is shared they go by the name. One that has the door for itself
+// finds them by the door: it may have been renamed since.
+func (c *counters) of(f edge.Frontend) relay.Stats {
+	alone := len(f.Hostnames) == 0 && !c.shared[f.Door]
+	for _, fits := range []func(relay.Stats) bool{
+		func(s relay.Stats) bool { return !s.Draining && s.Name == f.Name },
+		func(s relay.Stats) bool { return !s.Draining && alone },
+		func(s relay.Stats) bool { return s.Name == f.Name },
+	} {
+		for _, i := range c.at[f.Door] {
+			if !c.found[i] && fits(c.stats[i]) {
+				c.found[i] = true
+				return c.stats[i]
+			}
+		}
+	}
+	return relay.Stats{}
+}
+
+// listeners are the doors that are shared by name.
+func listeners(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.Stats) []status.Listener {
+	errs := failed(doors)
+	counted := make(map[edge.Door]relay.Stats)
+	for _, s := range stats {
+		if s.Names {
+			counted[s.Door] = s
+		}
+	}
+	var rows []status.Listener
+	here := make(map[edge.Door]bool)
+	for _, f := range wanted {
+		if len(f.Hostnames) == 0 || here[f.Door] {
+			continue
+		}
+		here[f.Door] = true
+		row := listener(f.Door, counted[f.Door])
+		row.Zone, row.Error = f.Zone, errs[f.Door]
+		rows = append(rows, row)
+	}
+	for _, s := range stats {
+		if s.Names && s.Draining && !here[s.Door] {
+			row := listener(s.Door, s)
+			row.Zone, row.Drain = s.Zone, status.DrainFrom(s.DrainingSince, s.DrainTimeout)
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+func listener(door edge.Door, s relay.Stats) status.Listener {
+	row := status.Listener{Protocol: door.Protocol, Listen: door.Listen.String(), Traffic: traffic(door, s), Routed: s.Routed}
+	for _, b := range s.Backends {
+		if b.Active > 0 {
+			row.Backends = append(row.Backends, draining(b, status.DrainFrom(b.DrainingSince, s.DrainTimeout)))
+		}
+	}
+	return row
+}
+
+// terms says what the connections of a frontend are held to.
+func terms(row *status.Frontend, f edge.Frontend) {
+	row.Hostnames = f.Hostnames
+	row.DrainTimeout, row.IdleTimeout = status.Duration(f.DrainTimeout), status.Duration(f.IdleTimeout)
+	row.MaxConnections, row.MaxConnectionsPerClient = f.MaxConnections, f.MaxConnectionsPerClient
+	row.MaxRatePerClient, row.BanTime = status.Rate(f.MaxRatePerClient), status.Duration(f.BanTime)
+	row.Balance, row.AffinityTimeout = f.Balance, status.Duration(f.AffinityTimeout)
+	row.AcceptProxyProtocol, row.Transparent = f.AcceptProxyProtocol, f.Transparent
+	if f.SendProxyProtocol != edge.ProxyProtocolNone {
+		row.SendProxyProtocol = f.SendProxyProtocol
+	}
+	row.Health = status.CheckOf(f.Health)
+	if f.RefuseWhenDown {
+		row.WhenAllDown = "refuse"
+	}
+	if f.CloseWhenDown {
+		row.OnDown = "close"
+	}
 }
 
 // draining is a backend that is gone and has connections left.
@@ -80,25 +231,43 @@ func earlier(a, b time.Time) time.Time {
 }
 
 func frontend(name string, door edge.Door, s relay.Stats) status.Frontend {
-	row := status.Frontend{
-		Name: name, Protocol: door.Protocol, Listen: door.Listen.String(),
+	row := status.Frontend{Name: name, Protocol: door.Protocol, Listen: door.Listen.String(), Traffic: traffic(door, s), Bans: s.Bans}
+	// From when it shared the door: others have accepted those.
+	row.Accepted -= s.Routed
+	for _, b := range s.Banned {
+		row.Banned = append(row.Banned, status.Ban{Client: clientOf(b.Client), Until: b.Until})
+	}
+	return row
+}
+
+func traffic(door edge.Door, s relay.Stats) status.Traffic {
+	t := status.Traffic{
 		Accepted: s.Accepted, Active: s.Active, Waiting: s.Waiting, AcceptErrors: s.AcceptErrors,
 		Received: s.BytesToBackend, Sent: s.BytesToClient,
 		Ended: map[status.Ending]uint64{
 			status.Finished: s.Finished, status.Reset: s.Resets, status.IdleTimeout: s.IdleTimeouts,
-			status.DrainTimeout: s.DrainTimeouts, status.Lost: s.Lost, status.Cut: s.Cut,
+			status.DrainTimeout: s.DrainTimeouts, status.Lost: s.Lost, status.BackendDown: s.BackendDown, status.Cut: s.Cut,
 		},
 	}
 	if door.Protocol == edge.UDP {
-		row.Packets = &status.Packets{Received: s.PacketsToBackend, Sent: s.PacketsToClient, Dropped: s.PacketsDropped}
+		t.Packets = &status.Packets{Received: s.PacketsToBackend, Sent: s.PacketsToClient, Dropped: s.PacketsDropped}
 	}
 	if len(s.Failures) > 0 {
-		row.Failures = make(map[string]uint64, len(s.Failures))
+		t.Failures = make(map[string]uint64, len(s.Failures))
 		for reason, n := range s.Failures {
-			row.Failures[string(reason)] = n
+			t.Failures[string(reason)] = n
 		}
 	}
-	return row
+	return t
+}
+
+// clientOf is how a client is told apart from others: an IPv6 client has all of
+// its /64.
+func clientOf(addr netip.Addr) string {
+	if addr.Is4() {
+		return addr.String()
+	}
+	return netip.PrefixFrom(addr, 64).String()
 }
 
 func sum(failures map[relay.Reason]uint64) uint64 {

@@ -3,7 +3,10 @@
 package status
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +24,14 @@ type Status struct {
 	Cluster   *Cluster           `json:"cluster,omitempty"` // nil: none configured
 	Exposures []desired.Exposure `json:"exposures"`
 	Frontends []Frontend         `json:"frontends"`
-	Problems  []edge.Problem     `json:"problems"` // of the configuration files first
+	// Listeners are the doors that several frontends share by name.
+	Listeners []Listener     `json:"listeners,omitempty"`
+	Problems  []edge.Problem `json:"problems"` // of the configuration files first
+}
+
+// Closed are the exposures that are not open.
+func (s Status) Closed() []desired.Exposure {
+	return slices.DeleteFunc(slices.Clone(s.Exposures), func(e desired.Exposure) bool { return e.Open })
 }
 
 // Config says which configuration runs.
@@ -43,22 +53,69 @@ type Cluster struct {
 // Draining is the state of a backend that is gone and has connections left.
 const Draining edge.BackendState = "draining"
 
-// Frontend is an open door and what went through it since it was opened. Of
-// UDP, a session is a connection.
+// Frontend is an open door, or some of the names behind one, and what went
+// through it since it was opened. Of UDP, a session is a connection.
 type Frontend struct {
-	Name     string         `json:"name"`
-	Zone     string         `json:"zone,omitempty"`
-	Protocol edge.Protocol  `json:"protocol"`
-	Sources  []netip.Prefix `json:"sourceRanges,omitempty"` // absent: everybody may connect
-	Listen   string         `json:"listen"`
-	Error    string         `json:"error,omitempty"` // why it is not open
-	Drain                   // closed; its last connections live on
+	Name      string         `json:"name"`
+	Zone      string         `json:"zone,omitempty"`
+	Protocol  edge.Protocol  `json:"protocol"`
+	Sources   []netip.Prefix `json:"sourceRanges,omitempty"` // absent: everybody may connect
+	Listen    string         `json:"listen"`
+	Hostnames []string       `json:"hostnames,omitempty"` // absent: whatever comes
+	Error     string         `json:"error,omitempty"`     // why it is not open
+	Drain                    // closed; its last connections live on
 
 	// What its connections are held to; absent: nothing.
 	IdleTimeout             Duration `json:"idleTimeout,omitzero"`
 	MaxConnections          int      `json:"maxConnections,omitempty"`
 	MaxConnectionsPerClient int      `json:"maxConnectionsPerClient,omitempty"`
+	MaxRatePerClient        Rate     `json:"maxRatePerClient,omitzero"`
+	BanTime                 Duration `json:"banTime,omitzero"`
 
+	Balance         edge.Balance `json:"balance,omitempty"`
+	AffinityTimeout Duration     `json:"affinityTimeout,omitzero"`
+	Health          string       `json:"health,omitempty"`      // how they are asked, in words; absent: not at all
+	WhenAllDown     string       `json:"whenAllDown,omitempty"` // absent: try
+	OnDown          string       `json:"onDown,omitempty"`      // absent: keep
+
+	// Whose address the backends see, why, and what would make it the client's own.
+	AcceptProxyProtocol []netip.Prefix     `json:"acceptProxyProtocol,omitempty"`
+	SendProxyProtocol   edge.ProxyProtocol `json:"sendProxyProtocol,omitempty"` // absent: none
+	Transparent         bool               `json:"transparent,omitempty"`
+	Client              string             `json:"clientAddress,omitempty"` // absent: not known any more
+	ClientSeen          bool               `json:"clientAddressSeen"`
+	ClientRemedy        string             `json:"clientAddressRemedy,omitempty"`
+
+	Traffic
+	Bans     int       `json:"bans,omitempty"`   // how many clients are turned away for BanTime
+	Banned   []Ban     `json:"banned,omitempty"` // those of them whose ban ends first
+	Backends []Backend `json:"backends,omitempty"`
+}
+
+// Rate is printed as one would write it in a configuration file: "100/10s".
+type Rate edge.Rate
+
+func (r Rate) String() string { return edge.Rate(r).String() }
+
+// MarshalText makes JSON of it.
+func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// PerSecond is 0 where there is no limit.
+func (r Rate) PerSecond() float64 {
+	if r.Connections == 0 {
+		return 0
+	}
+	return float64(r.Connections) / r.Per.Seconds()
+}
+
+// Ban is a client that is turned away until a time.
+type Ban struct {
+	Client string    `json:"client"` // an IPv4 address or an IPv6 /64
+	Until  time.Time `json:"until"`
+}
+
+// Traffic is what came and went since it was opened.
+type Traffic struct {
 	Accepted uint64            `json:"acceptedConnections"`
 	Active   uint64            `json:"activeConnections"`
 	Waiting  uint64            `json:"waitingConnections"` // those of Active that have no backend yet
@@ -68,8 +125,21 @@ type Frontend struct {
 	Sent     uint64            `json:"sentBytes"`          // to clients
 	Packets  *Packets          `json:"packets,omitempty"`  // of UDP
 	// Connections that could not be accepted for want of descriptors or memory.
-	AcceptErrors uint64    `json:"acceptErrors"`
-	Backends     []Backend `json:"backends,omitempty"`
+	AcceptErrors uint64 `json:"acceptErrors"`
+}
+
+// Listener is a door that frontends share by name. What comes through it is its
+// own until the name is known: then a frontend has it, and has accepted it once
+// more. What else it has is from before, when one frontend had all of the door.
+type Listener struct {
+	Zone     string        `json:"zone,omitempty"`
+	Protocol edge.Protocol `json:"protocol"`
+	Listen   string        `json:"listen"`
+	Error    string        `json:"error,omitempty"` // why it is not open
+	Drain                  // closed; names may still come
+	Traffic
+	Routed   uint64    `json:"routedConnections"` // given to a frontend
+	Backends []Backend `json:"backends,omitempty"`
 }
 
 // Backend is what one backend of a frontend took.
@@ -115,8 +185,40 @@ const (
 	IdleTimeout  Ending = "idle_timeout"  // no byte for the idle timeout
 	DrainTimeout Ending = "drain_timeout" // its backend or frontend was removed, the drain timeout ago
 	Lost         Ending = "lost"          // one side did not answer any more
+	BackendDown  Ending = "backend_down"  // its backend was found down
 	Cut          Ending = "cut"           // it was left when gatehouse stopped
 )
+
+// CheckOf says in words how backends are asked: "http /healthz every 5s, wants
+// 200-399". It is empty where they are not. What a check sends is left out: it
+// may be a password.
+func CheckOf(h edge.HealthCheck) string {
+	if h.Interval == 0 {
+		return ""
+	}
+	words := []string{string(cmp.Or(h.Type, edge.CheckTCP))}
+	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
+	if h.Path != "" {
+		add("%s", h.Path)
+	}
+	if h.Host != "" {
+		add("of %s", h.Host)
+	}
+	if h.Port != 0 {
+		add("at port %d", h.Port)
+	}
+	add("every %s", Duration(h.Interval))
+	text := strings.Join(words, " ")
+	switch {
+	case h.Expect != "":
+		text += fmt.Sprintf(", wants %q", h.Expect)
+	case h.StatusMin != 0 && h.StatusMin == h.StatusMax:
+		text += fmt.Sprintf(", wants %d", h.StatusMin)
+	case h.StatusMin != 0:
+		text += fmt.Sprintf(", wants %d-%d", h.StatusMin, h.StatusMax)
+	}
+	return text
+}
 
 // Packets are counted of UDP.
 type Packets struct {

@@ -1,6 +1,9 @@
 package web
 
 import (
+	"cmp"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,34 +38,68 @@ var (
 	kubeSynced     = desc("kubernetes_synced", "1 when Services, EndpointSlices and Nodes were read at least once.")
 	kubeConnected  = desc("kubernetes_connected", "1 when the last request to the Kubernetes API went well.")
 	exposures      = desc("exposures", "Service ports and static frontends by zone and whether they are open.", "zone", "open")
-	// Of UDP, a session is a connection.
-	up              = frontendDesc("up", "1 when the frontend listens.")
-	accepted        = frontendDesc("connections_total", "Connections accepted.")
-	active          = frontendDesc("connections_active", "Connections now, draining ones included.")
-	waiting         = frontendDesc("connections_waiting", "Those of the active connections that have no backend yet.")
-	limit           = frontendDesc("connections_limit", "How many connections there may be at a time; no series: any number.")
-	clientLimit     = frontendDesc("client_connections_limit", "How many connections one client address may have at a time; no series: any number.")
-	idleTimeout     = frontendDesc("idle_timeout_seconds", "After how long without a byte a connection is closed; no series: never.")
-	drainTimeout    = frontendDesc("drain_timeout_seconds", "How long connections outlive a backend or frontend that is removed; no series: until they end by themselves.")
-	ended           = frontendDesc("connections_ended_total", "Connections that had a backend and ended: finished, reset by a side, after the idle_timeout or the drain_timeout, lost (a side did not answer any more), or cut when gatehouse stopped.", "how")
-	failures        = frontendDesc("failures_total", "Connections that got no backend, by reason.", "reason")
-	acceptErrors    = frontendDesc("accept_errors_total", "Failed attempts to accept a connection, for want of descriptors or memory.")
-	received        = frontendDesc("received_bytes_total", "Bytes from clients.")
-	sent            = frontendDesc("sent_bytes_total", "Bytes to clients.")
-	receivedPackets = frontendDesc("received_packets_total", "UDP packets from clients that went on to a backend.")
-	sentPackets     = frontendDesc("sent_packets_total", "UDP packets to clients.")
-	droppedPackets  = frontendDesc("dropped_packets_total", "UDP packets dropped for want of a session, a backend or room.")
+	clientSeen     = desc("exposure_client_address_seen", "1 when the backends of what is open see the client's own address.", "frontend", "zone", "protocol")
+	// One that came through a shared door is a frontend's once its name is known:
+	// it has then been accepted by both.
+	ofFrontend = newTrafficDescs("frontend", "frontend")
+	ofListener = newTrafficDescs("listener")
+	routed     = ofListener.desc("connections_routed_total", "Connections given to the frontend that has their name, which counts them as accepted, too.")
+
+	limit           = ofFrontend.desc("connections_limit", "How many connections there may be at a time; no series: any number.")
+	clientLimit     = ofFrontend.desc("client_connections_limit", "How many connections one client address may have at a time; no series: any number.")
+	clientRate      = ofFrontend.desc("client_connections_per_second_limit", "How many new connections a second one client address may open on average; no series: any number.")
+	banTime         = ofFrontend.desc("ban_time_seconds", "How long a client is turned away that has opened more; no series: until it has slowed down.")
+	banned          = ofFrontend.desc("banned_clients", "Clients that are turned away now for having opened more; no series: there is no ban time.")
+	idleTimeout     = ofFrontend.desc("idle_timeout_seconds", "After how long without a byte a connection is closed; no series: never.")
+	drainTimeout    = ofFrontend.desc("drain_timeout_seconds", "How long connections outlive a backend or frontend that is removed; no series: until they end by themselves.")
+	affinityTimeout = ofFrontend.desc("affinity_timeout_seconds", "How long a client keeps its backend after its last connection has begun; no series: not for a time.")
+	frontendInfo    = ofFrontend.desc("info", "Always 1; how backends are chosen and told the client's address are labels.", "balance", "send_proxy_protocol", "transparent")
 
 	backendUp       = backendDesc("up", "1 when the backend is up, or counts as up because nothing asks it.")
 	backendDraining = backendDesc("draining", "1 when the backend is gone, or has weight 0, and has connections left.")
 	backendTotal    = backendDesc("connections_total", "Connections given to the backend.")
 	backendActive   = backendDesc("connections_active", "Connections to the backend now.")
 	backendFailures = backendDesc("failures_total", "Attempts to connect to the backend that failed.")
+	backendWeight   = backendDesc("weight", "What the backend is given of new connections, relative to the others of the frontend; 0: none.")
 	backendShare    = backendDesc("share_ratio", "Part of new connections the backend should get, 0 to 1.")
 )
 
-func frontendDesc(name, help string, more ...string) *prometheus.Desc {
-	return desc("frontend_"+name, help, append([]string{"frontend", "zone", "protocol", "listen"}, more...)...)
+// trafficDescs are the series of what comes through frontends, or through the
+// doors that they share. Of UDP, a session is a connection.
+type trafficDescs struct {
+	family string
+	labels []string
+
+	up, accepted, active, waiting, ended, failures, acceptErrors *prometheus.Desc
+	received, sent, receivedPackets, sentPackets, droppedPackets *prometheus.Desc
+}
+
+func newTrafficDescs(family string, more ...string) trafficDescs {
+	d := trafficDescs{family: family, labels: append(more, "zone", "protocol", "listen")}
+	d.up = d.desc("up", "1 when the "+family+" listens.")
+	d.accepted = d.desc("connections_total", "Connections accepted.")
+	d.active = d.desc("connections_active", "Connections now, draining ones included.")
+	d.waiting = d.desc("connections_waiting", "Those of the active connections that have no backend yet.")
+	d.ended = d.desc("connections_ended_total", "Connections that had a backend and ended: finished, reset by a side, after the idle_timeout or the drain_timeout, lost (a side did not answer any more), with a backend that was found down (backend_down), or cut when gatehouse stopped.", "how")
+	d.failures = d.desc("failures_total", "Connections that got no backend, by reason.", "reason")
+	d.acceptErrors = d.desc("accept_errors_total", "Failed attempts to accept a connection, for want of descriptors or memory.")
+	d.received = d.desc("received_bytes_total", "Bytes from clients.")
+	d.sent = d.desc("sent_bytes_total", "Bytes to clients.")
+	d.receivedPackets = d.desc("received_packets_total", "UDP packets from clients that went on to a backend.")
+	d.sentPackets = d.desc("sent_packets_total", "UDP packets to clients.")
+	d.droppedPackets = d.desc("dropped_packets_total", "UDP packets dropped for want of a session, a backend or room.")
+	return d
+}
+
+func (d trafficDescs) desc(name, help string, more ...string) *prometheus.Desc {
+	return desc(d.family+"_"+name, help, slices.Concat(d.labels, more)...)
+}
+
+func (d trafficDescs) all() []*prometheus.Desc {
+	return []*prometheus.Desc{
+		d.up, d.accepted, d.active, d.waiting, d.ended, d.failures, d.acceptErrors,
+		d.received, d.sent, d.receivedPackets, d.sentPackets, d.droppedPackets,
+	}
 }
 
 func backendDesc(name, help string) *prometheus.Desc {
@@ -70,12 +107,11 @@ func backendDesc(name, help string) *prometheus.Desc {
 }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
-		buildInfo, ready, configCurrent, configLoaded, configProblems, problems, kubeSynced, kubeConnected, exposures,
-		up, accepted, active, waiting, limit, clientLimit, idleTimeout, drainTimeout, ended, failures, acceptErrors,
-		received, sent, receivedPackets, sentPackets, droppedPackets,
-		backendUp, backendDraining, backendTotal, backendActive, backendFailures, backendShare,
-	} {
+	for _, d := range slices.Concat(ofFrontend.all(), ofListener.all(), []*prometheus.Desc{
+		buildInfo, ready, configCurrent, configLoaded, configProblems, problems, kubeSynced, kubeConnected, exposures, clientSeen,
+		routed, limit, clientLimit, clientRate, banTime, banned, idleTimeout, drainTimeout, affinityTimeout, frontendInfo,
+		backendUp, backendDraining, backendTotal, backendActive, backendFailures, backendWeight, backendShare,
+	}) {
 		ch <- d
 	}
 }
@@ -105,9 +141,32 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	rows := map[zoneOpen]int{}
 	for _, e := range s.Exposures {
 		rows[zoneOpen{e.Zone, e.Open}]++
+		if e.Open {
+			gauge(clientSeen, number(e.ClientSeen), e.Name, e.Zone, string(e.Protocol))
+		}
 	}
 	for k, n := range rows {
-		gauge(exposures, float64(n), k.zone, map[bool]string{true: "true", false: "false"}[k.open])
+		gauge(exposures, float64(n), k.zone, strconv.FormatBool(k.open))
+	}
+	traffic := func(d trafficDescs, open bool, t status.Traffic, labels []string) {
+		gauge(d.up, number(open), labels...)
+		counter(d.accepted, t.Accepted, labels...)
+		gauge(d.active, float64(t.Active), labels...)
+		gauge(d.waiting, float64(t.Waiting), labels...)
+		for how, n := range t.Ended {
+			counter(d.ended, n, slices.Concat(labels, []string{string(how)})...)
+		}
+		for reason, n := range t.Failures {
+			counter(d.failures, n, slices.Concat(labels, []string{reason})...)
+		}
+		counter(d.acceptErrors, t.AcceptErrors, labels...)
+		counter(d.received, t.Received, labels...)
+		counter(d.sent, t.Sent, labels...)
+		if p := t.Packets; p != nil {
+			counter(d.receivedPackets, p.Received, labels...)
+			counter(d.sentPackets, p.Sent, labels...)
+			counter(d.droppedPackets, p.Dropped, labels...)
+		}
 	}
 	for _, f := range s.Frontends {
 		labels := []string{f.Name, f.Zone, string(f.Protocol), f.Listen}
@@ -116,27 +175,20 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 				gauge(d, v, labels...)
 			}
 		}
-		gauge(up, number(f.Error == "" && !f.Draining), labels...)
-		counter(accepted, f.Accepted, labels...)
-		gauge(active, float64(f.Active), labels...)
-		gauge(waiting, float64(f.Waiting), labels...)
+		traffic(ofFrontend, f.Error == "" && !f.Draining, f.Traffic, labels)
 		set(limit, float64(f.MaxConnections))
 		set(clientLimit, float64(f.MaxConnectionsPerClient))
+		set(clientRate, f.MaxRatePerClient.PerSecond())
+		if f.BanTime > 0 {
+			set(banTime, time.Duration(f.BanTime).Seconds())
+			gauge(banned, float64(f.Bans), labels...)
+		}
 		set(idleTimeout, time.Duration(f.IdleTimeout).Seconds())
 		set(drainTimeout, time.Duration(f.DrainTimeout).Seconds())
-		for how, n := range f.Ended {
-			counter(ended, n, append(labels, string(how))...)
-		}
-		for reason, n := range f.Failures {
-			counter(failures, n, append(labels, reason)...)
-		}
-		counter(acceptErrors, f.AcceptErrors, labels...)
-		counter(received, f.Received, labels...)
-		counter(sent, f.Sent, labels...)
-		if p := f.Packets; p != nil {
-			counter(receivedPackets, p.Received, labels...)
-			counter(sentPackets, p.Sent, labels...)
-			counter(droppedPackets, p.Dropped, labels...)
+		set(affinityTimeout, time.Duration(f.AffinityTimeout).Seconds())
+		if f.Balance != "" { // else it is removed
+			proxyProtocol := string(cmp.Or(f.SendProxyProtocol, edge.ProxyProtocolNone))
+			gauge(frontendInfo, 1, slices.Concat(labels, []string{string(f.Balance), proxyProtocol, strconv.FormatBool(f.Transparent)})...)
 		}
 		for _, b := range f.Backends {
 			labels := append(labels, b.Addr)
@@ -145,8 +197,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			counter(backendTotal, b.Total, labels...)
 			gauge(backendActive, float64(b.Active), labels...)
 			counter(backendFailures, b.Failures, labels...)
+			gauge(backendWeight, float64(b.Weight), labels...)
 			gauge(backendShare, b.Share, labels...)
 		}
+	}
+	for _, l := range s.Listeners {
+		labels := []string{l.Zone, string(l.Protocol), l.Listen}
+		traffic(ofListener, l.Error == "" && !l.Draining, l.Traffic, labels)
+		counter(routed, l.Routed, labels...)
 	}
 }
 

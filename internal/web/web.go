@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/status"
 )
 
@@ -27,10 +28,52 @@ var files embed.FS
 var page = template.Must(template.New("page.html").Funcs(template.FuncMap{
 	"percent": func(share float64) string { return fmt.Sprintf("%.1f %%", 100*share) },
 	"bytes":   formatBytes,
-	"ago":     func(now, t time.Time) string { return now.Sub(t).Round(time.Second).String() },
+	"ago":     func(now, t time.Time) string { return formatAge(now.Sub(t)) },
 	"drain":   formatDrain,
+	"left":    func(now, until time.Time) string { return formatAge(max(until.Sub(now), 0)) + " more" },
+	"more":    func(all int, shown []status.Ban) int { return all - len(shown) },
+	"choice":  func(b edge.Balance) string { return choices[b] },
 	"words":   func(label any) string { return strings.ReplaceAll(fmt.Sprint(label), "_", " ") },
 }).ParseFS(files, "page.html"))
+
+// choices say what the backend of a connection follows from, where that is more
+// than chance.
+var choices = map[edge.Balance]string{
+	edge.BalanceLeastConnections: "fewest connections",
+	edge.BalanceSource:           "client address",
+}
+
+// row is a frontend on the page, or the listener of the frontends after it.
+type row struct {
+	Listener *status.Listener
+	Frontend *status.Frontend
+}
+
+// rowsOf puts each shared door in front of the first frontend that shares it.
+// Frontends that are not open have their place elsewhere.
+func rowsOf(s status.Status) []row {
+	var rows []row
+	done := make([]bool, len(s.Listeners))
+	for i := range s.Frontends {
+		f := &s.Frontends[i]
+		if f.Error != "" {
+			continue
+		}
+		for j := range s.Listeners {
+			if l := &s.Listeners[j]; !done[j] && l.Protocol == f.Protocol && l.Listen == f.Listen && len(f.Hostnames) > 0 {
+				done[j] = true
+				rows = append(rows, row{Listener: l})
+			}
+		}
+		rows = append(rows, row{Frontend: f})
+	}
+	for j := range s.Listeners {
+		if !done[j] && s.Listeners[j].Error == "" {
+			rows = append(rows, row{Listener: &s.Listeners[j]})
+		}
+	}
+	return rows
+}
 
 // Server serves the status that a function returns.
 type Server struct {
@@ -118,13 +161,24 @@ func (s *Server) json(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+	now := s.status()
 	data := struct {
 		status.Status
-		Now time.Time
-	}{s.status(), time.Now()}
+		Rows []row
+		Now  time.Time
+	}{now, rowsOf(now), time.Now()}
 	if err := page.Execute(w, data); err != nil {
 		s.log.Debug("page not written", "err", err)
 	}
+}
+
+// formatAge is exact to the second, or to the hour where there are days.
+func formatAge(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= 2*day {
+		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+	}
+	return status.Duration(d.Round(time.Second)).String()
 }
 
 // formatDrain says when connections of what was removed are over.

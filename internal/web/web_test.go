@@ -2,10 +2,12 @@ package web
 
 import (
 	"encoding/json"
+	"html"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -22,14 +24,20 @@ func sample() status.Status {
 		Config:  status.Config{Files: []string{"gatehouse.yaml"}, LoadedAt: time.Unix(1700000000, 0), Current: true},
 		Cluster: &status.Cluster{Synced: true, Services: 2, Nodes: 3},
 		Exposures: []desired.Exposure{
-			{Name: "shop/web:80", Service: "shop/web", Zone: "home", Port: 80, Open: true, Why: "service/shop/web"},
+			{Name: "shop/web:80", Service: "shop/web", Zone: "home", Port: 80, Protocol: edge.TCP, Open: true, Why: "service/shop/web", ClientSeen: true},
+			{Name: "shop/web:80", Service: "shop/web", Zone: "internet", Port: 80, Protocol: edge.TCP, Open: true, Why: "service/shop/web"},
 			{Name: "shop/<b>:81", Service: "shop/b", Zone: "home", Port: 81, Reason: "SCTP is not supported yet", Why: "service/shop/b"},
 		},
 		Frontends: []status.Frontend{{
-			Name: "shop/web:80", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:80", Accepted: 7, Active: 2, Received: 1500, Sent: 3_000_000,
-			Failures: map[string]uint64{"no_backend": 4},
-			Waiting:  1, AcceptErrors: 11, MaxConnections: 20000, MaxConnectionsPerClient: 2001, IdleTimeout: status.Duration(90 * time.Minute),
-			Ended: map[status.Ending]uint64{status.Finished: 21, status.Reset: 22, status.IdleTimeout: 23, status.DrainTimeout: 24, status.Lost: 25, status.Cut: 0},
+			Name: "shop/web:80", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:80", Health: "tcp every 5s", Balance: edge.BalanceRandom,
+			Client: "this machine's address (the connection is relayed)", ClientRemedy: "sendProxyProtocol or transparent would change it",
+			MaxConnections: 20000, MaxConnectionsPerClient: 2001, IdleTimeout: status.Duration(90 * time.Minute),
+			Traffic: status.Traffic{
+				Accepted: 7, Active: 2, Received: 1500, Sent: 3_000_000,
+				Failures: map[string]uint64{"no_backend": 4},
+				Waiting:  1, AcceptErrors: 11,
+				Ended: map[status.Ending]uint64{status.Finished: 21, status.Reset: 22, status.IdleTimeout: 23, status.DrainTimeout: 24, status.Lost: 25, status.Cut: 0},
+			},
 			Drain: status.Drain{DrainTimeout: status.Duration(5 * time.Minute)},
 			Backends: []status.Backend{
 				{Addr: "10.0.0.101:30080", Node: "w1", State: edge.Up, Share: 0.25, Total: 3, Active: 2, Failures: 6},
@@ -39,11 +47,43 @@ func sample() status.Status {
 			},
 		}, {
 			// On the same port: only the protocol tells the two apart.
-			Name: "shop/web:80", Zone: "home", Protocol: edge.UDP, Listen: "@eth1:80", Accepted: 31, IdleTimeout: status.Duration(30 * time.Second),
-			Failures: map[string]uint64{"client_limit": 32}, Packets: &status.Packets{Received: 33, Sent: 34, Dropped: 35},
+			Name: "shop/web:80", Zone: "home", Protocol: edge.UDP, Listen: "@eth1:80", Balance: edge.BalanceRandom, IdleTimeout: status.Duration(30 * time.Second),
+			Traffic: status.Traffic{
+				Accepted: 31, Failures: map[string]uint64{"client_limit": 32}, Packets: &status.Packets{Received: 33, Sent: 34, Dropped: 35},
+			},
 			Backends: []status.Backend{{Addr: "10.0.0.101:30080", State: edge.Up, Unprobed: true, Share: 1}},
 		}, {
-			Name: "old", Protocol: edge.TCP, Listen: "127.0.0.1:81", Active: 41, Drain: status.DrainFrom(time.Now().Add(-time.Second), time.Hour),
+			Name: "shop/git:443", Zone: "internet", Protocol: edge.TCP, Listen: "@veth0:443", Hostnames: []string{"git.example.org", "*.git.example.org"},
+			Sources: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}, AcceptProxyProtocol: []netip.Prefix{netip.MustParsePrefix("203.0.113.9/32")},
+			MaxConnections: 20000, MaxRatePerClient: status.Rate{Connections: 100, Per: 10 * time.Second}, BanTime: status.Duration(time.Hour),
+			Balance: edge.BalanceSource, AffinityTimeout: status.Duration(3 * time.Hour), SendProxyProtocol: edge.ProxyProtocolV2,
+			Health: "http /healthz every 5s, wants 200-399", WhenAllDown: "refuse", OnDown: "close",
+			Client: "the client's own address (PROXY protocol v2)", ClientSeen: true,
+			Traffic: status.Traffic{
+				Accepted: 51, Active: 52, Received: 53, Sent: 54, Ended: map[status.Ending]uint64{status.BackendDown: 55},
+				Failures: map[string]uint64{"rate_limit": 56, "banned": 57},
+			},
+			Bans: 5, Banned: []status.Ban{{Client: "203.0.113.7", Until: time.Now().Add(125 * time.Second)}, {Client: "2001:db8:1:2::/64", Until: time.Now().Add(time.Hour)}},
+			Backends: []status.Backend{
+				{Addr: "10.0.0.101:30443", Node: "w1", State: edge.Up, Weight: 2, Share: 1, Total: 58, Active: 52},
+				{Addr: "10.0.0.102:30443", Node: "w2", State: edge.Down, Weight: 1, Error: "GET /healthz: 503"},
+			},
+		}, {
+			Name: "rest", Zone: "internet", Protocol: edge.TCP, Listen: "@veth0:443", Hostnames: []string{"*"}, Balance: edge.BalanceLeastConnections, Transparent: true,
+			Client: "the client's own address (transparent)", ClientSeen: true, Traffic: status.Traffic{Accepted: 61},
+			BanTime: status.Duration(time.Minute), MaxRatePerClient: status.Rate{Connections: 20, Per: time.Second},
+			Backends: []status.Backend{{Addr: "10.0.0.103:443", State: edge.Up, Weight: 1, Share: 1}},
+		}, {
+			Name: "old", Protocol: edge.TCP, Listen: "127.0.0.1:81", Traffic: status.Traffic{Active: 41}, Drain: status.DrainFrom(time.Now().Add(-time.Second), time.Hour),
+		}},
+		Listeners: []status.Listener{{
+			Zone: "internet", Protocol: edge.TCP, Listen: "@veth0:443", Routed: 112, Traffic: status.Traffic{
+				Accepted: 123, Active: 5, Waiting: 3, Failures: map[string]uint64{"not_tls": 71, "unknown_name": 72}, AcceptErrors: 73,
+			},
+			Backends: []status.Backend{{Addr: "10.0.0.103:443", State: status.Draining, Active: 2, Drain: status.DrainFrom(time.Now(), 0)}},
+		}, {
+			Protocol: edge.UDP, Listen: "10.0.0.1:444", Drain: status.DrainFrom(time.Now(), 0),
+			Traffic: status.Traffic{Waiting: 1, Packets: &status.Packets{Dropped: 74}},
 		}},
 		Problems: []edge.Problem{{Object: "service/shop/b", What: "SCTP is not supported yet"}},
 	}
@@ -80,6 +120,7 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_kubernetes_synced 1`,
 		`gatehouse_kubernetes_connected 1`,
 		`gatehouse_exposures{open="true",zone="home"} 1`,
+		`gatehouse_exposures{open="true",zone="internet"} 1`,
 		`gatehouse_exposures{open="false",zone="home"} 1`,
 		`gatehouse_frontend_up{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1`,
 		`gatehouse_frontend_connections_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 7`,
@@ -115,6 +156,27 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_backend_draining{backend="10.0.0.101:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 0`,
 		`gatehouse_backend_draining{backend="10.0.0.103:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1`,
 		`gatehouse_backend_up{backend="10.0.0.103:30080",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 0`,
+		`gatehouse_backend_weight{backend="10.0.0.101:30443",frontend="shop/git:443",listen="@veth0:443",protocol="TCP",zone="internet"} 2`,
+		`gatehouse_frontend_connections_ended_total{frontend="shop/git:443",how="backend_down",listen="@veth0:443",protocol="TCP",zone="internet"} 55`,
+		`gatehouse_frontend_failures_total{frontend="shop/git:443",listen="@veth0:443",protocol="TCP",reason="banned",zone="internet"} 57`,
+		`gatehouse_frontend_client_connections_per_second_limit{frontend="shop/git:443",listen="@veth0:443",protocol="TCP",zone="internet"} 10`,
+		`gatehouse_frontend_ban_time_seconds{frontend="shop/git:443",listen="@veth0:443",protocol="TCP",zone="internet"} 3600`,
+		`gatehouse_frontend_banned_clients{frontend="shop/git:443",listen="@veth0:443",protocol="TCP",zone="internet"} 5`,
+		`gatehouse_frontend_banned_clients{frontend="rest",listen="@veth0:443",protocol="TCP",zone="internet"} 0`,
+		`gatehouse_frontend_affinity_timeout_seconds{frontend="shop/git:443",listen="@veth0:443",protocol="TCP",zone="internet"} 10800`,
+		`gatehouse_frontend_info{balance="source",frontend="shop/git:443",listen="@veth0:443",protocol="TCP",send_proxy_protocol="v2",transparent="false",zone="internet"} 1`,
+		`gatehouse_frontend_info{balance="leastConnections",frontend="rest",listen="@veth0:443",protocol="TCP",send_proxy_protocol="none",transparent="true",zone="internet"} 1`,
+		`gatehouse_exposure_client_address_seen{frontend="shop/web:80",protocol="TCP",zone="home"} 1`,
+		`gatehouse_exposure_client_address_seen{frontend="shop/web:80",protocol="TCP",zone="internet"} 0`,
+		`gatehouse_listener_up{listen="@veth0:443",protocol="TCP",zone="internet"} 1`,
+		`gatehouse_listener_up{listen="10.0.0.1:444",protocol="UDP",zone=""} 0`,
+		`gatehouse_listener_connections_total{listen="@veth0:443",protocol="TCP",zone="internet"} 123`,
+		`gatehouse_listener_connections_active{listen="@veth0:443",protocol="TCP",zone="internet"} 5`,
+		`gatehouse_listener_connections_waiting{listen="@veth0:443",protocol="TCP",zone="internet"} 3`,
+		`gatehouse_listener_connections_routed_total{listen="@veth0:443",protocol="TCP",zone="internet"} 112`,
+		`gatehouse_listener_failures_total{listen="@veth0:443",protocol="TCP",reason="not_tls",zone="internet"} 71`,
+		`gatehouse_listener_accept_errors_total{listen="@veth0:443",protocol="TCP",zone="internet"} 73`,
+		`gatehouse_listener_dropped_packets_total{listen="10.0.0.1:444",protocol="UDP",zone=""} 74`,
 		"go_goroutines ", "process_resident_memory_bytes ",
 	} {
 		if !strings.Contains(body, want) {
@@ -124,7 +186,10 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 	// Nothing is said of what is not limited, and of packets where there are none.
 	for _, none := range []string{
 		`connections_limit{frontend="shop/web:80",listen="@eth1:80",protocol="UDP"`, `drain_timeout_seconds{frontend="shop/web:80",listen="@eth1:80",protocol="UDP"`,
-		`idle_timeout_seconds{frontend="old"`, `packets_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP"`,
+		`idle_timeout_seconds{frontend="old"`, `info{balance="",`, `banned_clients{frontend="shop/web:80"`, `client_address_seen{frontend="shop/<b>:81"`,
+		// Whoever comes from outside makes no series.
+		"203.0.113", "2001:db8",
+		`packets_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP"`,
 	} {
 		if strings.Contains(body, none) {
 			t.Errorf("there is %s", none)
@@ -164,18 +229,29 @@ func TestPageEscapesWhatOthersWrote(t *testing.T) {
 func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 	_, body := ask(t, sample(), "GET", "/")
 	text := strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(body, " ")), " ")
+	text = html.UnescapeString(text)
 	for _, want := range []string{
-		"TCP @eth1:80", "UDP @eth1:80", "idle timeout 1h30m drain timeout 5m", "idle timeout 30s",
+		"TCP @eth1:80", "UDP @eth1:80", "idle timeout 1h30m drain timeout 5m checked by tcp every 5s", "idle timeout 30s",
 		"22 reset", "23 idle timeout", "24 drain timeout", "25 lost", "4 no backend", "11 not accepted", "32 client limit",
-		"2 of 20000 2001 per client 1 waiting", "33 packets 35 dropped", "34 packets", "up , not probed 100.0 %", "up 25.0 %",
+		"2 of 20000 2001 per client 1 waiting", "33 packets in 34 packets out 35 dropped", "up , not checked 100.0 %", "up 25.0 %",
 		"10.0.0.103:30080 draining: 8 left, cut in (4m0|3m5.)s", "10.0.0.104:30080 draining: 7 left, until they end",
 		"closed; its last connections live on, cut in 59m5.s",
+		"not seen this machine's address \\(the connection is relayed\\) sendProxyProtocol or transparent would change it 7",
+		"shop/git:443 git.example.org \\*.git.example.org TCP @veth0:443 only from 203.0.113.0/24 behind the proxy 203.0.113.9/32 seen the client's own address \\(PROXY protocol v2\\) 51",
+		"55 backend down", "57 banned 56 rate limit",
+		"100/10s new per client, else banned for 1h backend chosen by client address, kept for 3h checked by http /healthz every 5s, wants 200-399 " +
+			"clients are turned away when all are down connections are closed when their backend is down " +
+			"5 clients banned 203.0.113.7 2m(5|4)s more 2001:db8:1:2::/64 (1h|59m59s) more and 3 more",
+		"backend chosen by fewest connections –",
+		"TCP @veth0:443 in internet, shared by server name 3 waiting for a name 112 of 123 given to a frontend 71 not tls 72 unknown name 73 not accepted " +
+			"from before it was shared: 2 left with 10.0.0.103:443 , until they end internet shop/git:443",
+		"UDP 10.0.0.1:444 , shared by server name closed 1 waiting for a name 0 of 0 given to a frontend 74 packets dropped Not open",
 	} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("the page does not say %q", want)
 		}
 	}
-	for _, none := range []string{"finished", "0 cut", "0 waiting"} {
+	for _, none := range []string{"finished", "0 cut", "0 waiting", "chosen by random", "0 clients banned", "and 0 more"} {
 		if strings.Contains(text, none) {
 			t.Errorf("the page says %q", none)
 		}
@@ -212,13 +288,25 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 			AcceptedConnections, WaitingConnections, MaxConnections uint64
 			IdleTimeout, DrainTimeout                               string
 			EndedConnections, Packets                               map[string]uint64
+			Hostnames, AcceptProxyProtocol                          []string
+			MaxRatePerClient, BanTime, Balance, AffinityTimeout     string
+			Health, WhenAllDown, OnDown, SendProxyProtocol          string
+			Transparent, ClientAddressSeen                          bool
+			ClientAddress, ClientAddressRemedy                      string
+			Bans                                                    int
+			Banned                                                  []struct{ Client, Until string }
 			Backends                                                []drain
+		}
+		Listeners []struct {
+			Zone, Protocol, Listen                                     string
+			AcceptedConnections, WaitingConnections, RoutedConnections uint64
+			Failures                                                   map[string]uint64
 		}
 	}
 	if err := json.Unmarshal([]byte(body), &got); err != nil {
 		t.Fatal(err)
 	}
-	if !got.Ready || len(got.Exposures) != 2 || got.Exposures[1].Reason == "" || got.Frontends[0].AcceptedConnections != 7 {
+	if !got.Ready || len(got.Exposures) != 3 || got.Exposures[2].Reason == "" || got.Frontends[0].AcceptedConnections != 7 {
 		t.Errorf("got %+v", got)
 	}
 	f, udp := got.Frontends[0], got.Frontends[1]
@@ -227,6 +315,18 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 	}
 	if f.Packets != nil || udp.Packets["dropped"] != 35 || udp.DrainTimeout != "" {
 		t.Errorf("packets: %v and %v", f.Packets, udp.Packets)
+	}
+	git, rest := got.Frontends[2], got.Frontends[3]
+	if git.Hostnames[1] != "*.git.example.org" || git.AcceptProxyProtocol[0] != "203.0.113.9/32" || git.MaxRatePerClient != "100/10s" || git.BanTime != "1h" ||
+		git.Balance != "source" || git.AffinityTimeout != "3h" || git.Health != "http /healthz every 5s, wants 200-399" || git.WhenAllDown != "refuse" ||
+		git.OnDown != "close" || git.SendProxyProtocol != "v2" || git.Transparent || !rest.Transparent || rest.SendProxyProtocol != "" ||
+		!git.ClientAddressSeen || git.ClientAddress == "" || f.ClientAddressSeen || f.ClientAddressRemedy == "" ||
+		git.Bans != 5 || git.Banned[1].Client != "2001:db8:1:2::/64" || git.Banned[1].Until == "" || udp.MaxRatePerClient != "" {
+		t.Errorf("got %+v\nand %+v", git, rest)
+	}
+	if l := got.Listeners[0]; l.Zone != "internet" || l.Protocol != "TCP" || l.Listen != "@veth0:443" || l.AcceptedConnections != 123 ||
+		l.WaitingConnections != 3 || l.RoutedConnections != 112 || l.Failures["not_tls"] != 71 {
+		t.Errorf("got %+v", l)
 	}
 	if b := f.Backends[0]; b != (drain{ActiveConnections: 2}) {
 		t.Errorf("a backend that is there: %+v", b)
