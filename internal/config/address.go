@@ -87,6 +87,13 @@ func (l Listen) String() string {
 	}
 }
 
+// isLoopback says whether only this machine can connect, as far as one can say
+// without asking what a name stands for.
+func (l Listen) isLoopback() bool {
+	a, err := netip.ParseAddr(canonicalHost(l.Host))
+	return l.Device == "lo" || err == nil && a.IsLoopback()
+}
+
 // parseAdmin reads the listen address of the admin block. What it serves is
 // for operators, so it listens where it was told to and nowhere else: names,
 // which stand for other addresses tomorrow, are refused.

@@ -17,7 +17,8 @@ as ` + "`FILE:LINE:COL: path: what is wrong; what would be right`" + `. A file t
 Unknown fields, duplicate keys, aliases, empty values and second documents are problems. A file has at most 1 MiB.
 Two frontends must not overlap: ` + "`:80`" + ` is in the way of every other frontend on port 80, an address is in the way
 of every interface (the kernel refuses to bind both), and zones and interfaces are in each other's way only if the
-interface belongs to the zone.
+interface belongs to the zone. Frontends that all have ` + "`hostnames`" + `, each name in one of them, share a port: in the
+same zone, or at a listen address that is written alike.
 
 ## Reference
 

@@ -25,6 +25,12 @@ type field struct {
 // remedy shows how the field is written.
 func (f *field) remedy() string { return "write " + f.key + ": " + f.example }
 
+// of is the field with something more said of it.
+func (f field) of(doc string) field {
+	f.doc += " " + doc
+	return f
+}
+
 // A refusal is a field that is known and not accepted.
 type refusal struct{ key, remedy string }
 
@@ -43,7 +49,6 @@ var topBlock = block{
 	later: []refusal{
 		{"stateDir", "leave it out: state is kept in memory"},
 		{"pools", "leave it out: gatehouse answers on the addresses its interfaces have"},
-		{"hostnames", "leave it out"},
 		{"dns", "leave it out and keep your DNS server"},
 		{"dhcp", "leave it out and keep your DHCP server"},
 		{"links", "leave it out and configure interfaces with the system's own tools"},
@@ -53,6 +58,9 @@ var topBlock = block{
 		{"routes", "leave it out and configure routes with the system's own tools"},
 		{"announce", "leave it out"},
 		{"bgp", "leave it out"},
+	},
+	wrong: []refusal{
+		{"hostnames", "each frontend has its own: frontends: [{hostnames: [git.example.org]}]"},
 	},
 }
 
@@ -73,20 +81,23 @@ var frontendBlock = block{
 		{"port", "1 to 65535", "required with `zones`", "22", "The port opened in each of the zones."},
 		{"listen", "listen address", "none", `"127.0.0.1:2222"`, "One listen address instead of zones: `\":2222\"` (every address), `\"127.0.0.1:2222\"`, `\"[::1]:2222\"`, `\"name:2222\"` or `\"@eth1:2222\"` (what comes in on eth1). Quote it: `@` and `[` mean something else in YAML."},
 		{"protocol", "`TCP` or `UDP`", "`TCP`", "TCP", "Transport protocol. Of UDP, what one client port sends is a session: it keeps its backend until it is idle for `idleTimeout`."},
+		{"hostnames", "list of 1 to 64 hostnames", "the whole port", "[git.example.org]", "The TLS server names that it takes of what comes to its port, so that several frontends, all of them with hostnames, can have the same one in the same zone or at the same listen address: `git.example.org`; `\"*.example.org\"`, for one label or more in front of the rest; or `\"*\"`, for whatever else comes, what has no name and what is no TLS included. The most specific one counts. TLS is not terminated. Of UDP, the names of QUIC. Quote those that begin with `*`, which means something else in YAML."},
 		{"dataPlane", "`proxy`", "`proxy`", "proxy", "What moves the bytes."},
-		{"balance", "`random`", "`random`", "random", "How a backend is chosen for a new connection: at random, by weight."},
-		{"sendProxyProtocol", "`none`", "`none`", "none", "Whether backends are told the client's address by the PROXY protocol."},
-		{"sourceRanges", "list of networks", "all", "[10.11.12.0/24]", "The client networks that may connect."},
+		balanceField,
+		{"affinityTimeout", "duration, 1s to 24h, or 0", "`0`", "10m", "With `balance: source`: how long a client keeps its backend after its last connection has begun, though other backends have come meanwhile. 0: the backend follows from the client's address and the backends that there are."},
+		acceptProxyProtocolField,
+		sendProxyProtocolField,
+		transparentField,
+		{"sourceRanges", "list of networks", "all", "[10.11.12.0/24]", "The client networks that may connect. Behind a proxy whose PROXY protocol header is accepted, the client is the one that the header names."},
 		{"connectTimeout", "duration, 10ms to 2m", "`3s`", "3s", "How long a backend may take to accept a connection, before another one is tried. Not for UDP."},
 		{"idleTimeout", "duration, 100ms to 8760h, or 0", "`0`; UDP: `30s`", "1h", "Close a connection after this long without a byte in either direction; 0: never. UDP sessions end in no other way, so that 0 is refused for them."},
 		{"drainTimeout", "duration, 100ms to 8760h, or 0", "`0`", "5m", "How long connections outlive their backend, or this frontend, once it has left the configuration or has weight 0; then they are cut. 0: they end by themselves. A backend that is only down keeps its connections."},
 		{"maxConnections", "0 to 10000000", "`20000`", "20000", "How many connections (UDP: sessions) there may be at a time, in each place where it listens; more are closed at once. 0: no limit."},
 		{"maxConnectionsPerClient", "0 to 10000000", "`2000`", "2000", "Likewise, of one client address. Give it more where many clients share one, behind NAT or another proxy. 0: no limit."},
-		{"health", "map", "the defaults below; UDP: none", "{interval: 5s}", "How backends are probed: by connecting to them. UDP backends are not probed, and count as up."},
+		maxRateField,
+		banTimeField,
+		{"health", "map", "the defaults below; UDP: none", "{interval: 5s}", "How backends are probed, and what follows. UDP backends are not probed, and count as up."},
 		{"backends", "list", required, `[{address: "10.0.0.101:22"}]`, "Where connections go."},
-	},
-	later: []refusal{
-		{"hostnames", "leave it out and give each frontend a port of its own"},
 	},
 	wrong: []refusal{
 		{"bind", "here it is called listen (bind is for files with apiVersion: v1)"},
@@ -96,15 +107,54 @@ var frontendBlock = block{
 	},
 }
 
+// Fields of static frontends and of all Services.
+var (
+	balanceField = field{
+		"balance", "`random`, `leastConnections` or `source`", "`random`", "random",
+		"How a backend is chosen for a new connection, among those that are up and by weight. `random`: any. `leastConnections`: of two taken at random, the one with fewer connections for its weight. `source`: the one that the client's address stands for, so that a client comes back to it; when a backend goes, only its clients move.",
+	}
+	acceptProxyProtocolField = field{
+		"acceptProxyProtocol", "list of networks", "none", "[10.0.0.5/32]",
+		"The networks of proxies in front of this machine. Their connections have to begin with a PROXY protocol header (v1 or v2), which says who the client is; from elsewhere a header is not accepted. The same for all frontends that share a port. TCP only.",
+	}
+	sendProxyProtocolField = field{
+		"sendProxyProtocol", "`none`, `v1` or `v2`", "`none`", "v2",
+		"Whether backends are told the client's address by a PROXY protocol header, which they have to expect. TCP only; not together with `transparent`.",
+	}
+	transparentField = field{
+		"transparent", "true or false", "`false`", "true",
+		"Whether connections come to backends from the client's own address. What the backends answer has to come back through this machine.",
+	}
+	maxRateField = field{
+		"maxRatePerClient", "CONNECTIONS/TIME, 1 to 1000000 in 100ms to 24h", "any", "100/10s",
+		"How many new connections (UDP: sessions) one client address may open in a time: `100/10s`, or `20/s`, `5/m`, `100/h`. What comes faster is closed at once.",
+	}
+	banTimeField = field{
+		"banTime", "duration, 1s to 8760h, or 0", "`0`", "10m",
+		"How long a client is turned away that has come faster than `maxRatePerClient`. 0: only until it has slowed down.",
+	}
+)
+
+var healthFields = []field{
+	{"type", "`tcp`, `tls`, `http`, `https` or `exchange`", "`tcp`", "tcp", "What a probe does. `tcp` connects. `tls` shakes hands, whatever the certificate. `http` and `https` ask for a path and want a status. `exchange` sends something, or only listens, and wants something back."},
+	{"interval", "duration, 100ms to 24h, or 0", "`5s`", "5s", "Time between two probes; 0: no probes, the backend counts as up."},
+	{"timeout", "duration, 10ms to 1m", "`1s`", "1s", "How long a probe may take."},
+	{"rise", "1 to 100", "`1`", "1", "Successes in a row before a down backend is up."},
+	{"fall", "1 to 100", "`2`", "2", "Failures in a row before an up backend is down."},
+	{"port", "1 to 65535", "the backend's", "8080", "The port that is probed."},
+	{"path", "text", "`/`", "/healthz", "Of `http` and `https`: what is asked for."},
+	{"host", "hostname", "none", "git.example.org", "Of `http` and `https`: whom is asked for, instead of the backend's address. Of `https` and `tls`: the server name."},
+	{"status", "status, or two with `-` between them", "`200-399`", "200-399", "Of `http` and `https`: which statuses are a success."},
+	{"send", "text", "nothing", `"PING\r\n"`, "Of `exchange`: what is sent. In double quotes, `\\r\\n` ends a line."},
+	{"expect", "text", "required with `exchange`", `"SSH-2.0"`, "Of `exchange`: what the answer has to contain."},
+	{"whenAllDown", "`try` or `refuse`", "`try`", "try", "What becomes of connections while every backend is down. `try`: they are sent there all the same, since it may be the checks that are wrong. `refuse`: they are closed."},
+	{"onDown", "`keep` or `close`", "`keep`", "keep", "What becomes of the connections of a backend that is found down: they go on as long as they can, or they are reset."},
+}
+
 var healthBlock = block{
 	path: "frontends[].health", format: APIVersion,
-	doc: "A probe connects to the backend and closes the connection.",
-	fields: []field{
-		{"interval", "duration, 100ms to 24h, or 0", "`5s`", "5s", "Time between two probes; 0: no probes, the backend counts as up."},
-		{"timeout", "duration, 10ms to 1m", "`1s`", "1s", "How long a probe may take."},
-		{"rise", "1 to 100", "`1`", "1", "Successes in a row before a down backend is up."},
-		{"fall", "1 to 100", "`2`", "2", "Failures in a row before an up backend is down."},
-	},
+	doc:    "What is probed, how often, and what follows when a backend is down.",
+	fields: healthFields,
 }
 
 var backendBlock = block{
@@ -132,13 +182,30 @@ var kubernetesBlock = block{
 		{"drainTimeout", "duration, 100ms to 8760h, or 0", "`0`", "5m", "How long connections outlive their pod, node or Service once it is gone, or has no ready pod any more; then they are cut. 0: they end by themselves. The annotation `gatehouse.e13.dev/drain-timeout` comes first."},
 		{"maxConnections", "0 to 10000000", "`20000`", "20000", "How many connections (UDP: sessions) one port of a Service may have at a time, on each interface; more are closed at once. 0: no limit."},
 		{"maxConnectionsPerClient", "0 to 10000000", "`2000`", "2000", "Likewise, of one client address. 0: no limit."},
+		maxRateField,
+		banTimeField,
+		balanceField.of("The annotation `gatehouse.e13.dev/balance` comes first."),
+		acceptProxyProtocolField,
+		sendProxyProtocolField.of("The annotation `gatehouse.e13.dev/send-proxy-protocol` comes first."),
+		transparentField.of("The annotation `gatehouse.e13.dev/transparent` comes first."),
+		{"health", "map", "the defaults below", "{interval: 5s}", "How backends are probed, and what follows. The annotations `gatehouse.e13.dev/health-check` and `gatehouse.e13.dev/health-interval` come first."},
+		{"healthzPort", "0 to 65535", "`10256`", "10256", "The port at which kube-proxy says of each node whether it takes connections; 0: it is not asked."},
 		{"target", "`auto`, `address`, `nodePort` or `pod`", "`auto`", "auto", "What serves a Service: the address another controller assigned, node ports, or pods. `auto`: the first of these that there is."},
 	},
 	later: []refusal{
 		{"apiServer", "leave it out and write a static frontend with the API server's address as its backend"},
-		{"balance", "leave it out: backends are chosen at random, by weight"},
-		{"sendProxyProtocol", "leave it out"},
 	},
+	wrong: []refusal{
+		{"hostnames", "each Service says it itself, with the annotation gatehouse.e13.dev/hostnames"},
+		{"affinityTimeout", "each Service says it itself, with sessionAffinity: ClientIP"},
+		{"sourceRanges", "each Service says it itself, with loadBalancerSourceRanges"},
+	},
+}
+
+var kubernetesHealthBlock = block{
+	path: "kubernetes.health", format: APIVersion,
+	doc:    "As of a static frontend, for all Services.",
+	fields: healthFields,
 }
 
 var allowBlock = block{
@@ -199,7 +266,7 @@ var l4BackendBlock = block{
 
 // blocks are all of them, in the order that the documentation has.
 var blocks = []*block{
-	&topBlock, &zoneBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &allowBlock, &adminBlock,
+	&topBlock, &zoneBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &kubernetesHealthBlock, &allowBlock, &adminBlock,
 	&l4Block, &l4FrontendBlock, &l4BackendBlock,
 }
 

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -97,30 +98,81 @@ func (f *file) frontend(v value) {
 	if p, ok := choice(m.get("protocol"), "protocol", []edge.Protocol{edge.TCP, edge.UDP}, []edge.Protocol{edge.SCTP}); ok {
 		fe.Protocol = p
 	}
-	choice(m.get("dataPlane"), "data plane", []string{"proxy"}, []string{"nat"})
-	choice(m.get("balance"), "way to balance", []string{"random"}, []string{"leastConnections", "source"})
-	choice(m.get("sendProxyProtocol"), "PROXY protocol", []string{"none"}, []string{"v1", "v2"})
+	names := m.get("hostnames").hostnames()
+	fe.Hostnames = plain(names)
+	slices.Sort(fe.Hostnames)
 	zones := f.opened(v, m, &fe)
-	fe.SourceRanges = m.get("sourceRanges").networks()
+	fe.SourceRanges = m.get("sourceRanges").networks(nobodyConnects)
+	fe.AcceptProxyProtocol = m.acceptProxyProtocol()
 	m.terms(&fe.Terms)
-	m.get("health").health(&fe.Health)
-	if fe.Protocol == edge.UDP {
-		m.udp(&fe)
-	}
+	m.get("affinityTimeout").duration(&fe.AffinityTimeout, time.Second, 24*time.Hour, true)
+	m.get("health").health(&fe.Health, &fe.Terms, &healthBlock)
+	m.contradictions(&fe)
 	fe.Backends = backends(m.need("backends"), &backendBlock)
 	if zones == nil || fe.Listen == nil { // both is a problem of its own
-		f.claim(&fe, m.get("listen"), zones)
+		f.claim(&fe, m.get("listen"), zones, m.sharing(names, fe.AcceptProxyProtocol))
 	}
-	f.add(fe, v, m.get("name"))
+	f.add(fe, names, v, m.get("name"))
+}
+
+// contradictions are what is right by itself, and not together.
+func (m fields) contradictions(fe *Frontend) {
+	if affinity, balance := m.get("affinityTimeout"), m.get("balance"); fe.AffinityTimeout > 0 && (balance.absent() || balance.says(string(fe.Balance))) && fe.Balance != edge.BalanceSource {
+		affinity.problem("clients keep their backend only with balance: source", "write balance: source, or remove affinityTimeout")
+	}
+	if l := fe.Listen; fe.Transparent && l != nil && l.isLoopback() && m.get("acceptProxyProtocol").absent() {
+		m.keys["transparent"].problem("whoever connects to "+l.String()+" is on this machine, and has no address that a backend could answer", "remove transparent, or listen where clients come from")
+	}
+	if fe.Protocol == edge.UDP {
+		m.udp(fe)
+	}
 }
 
 // terms reads what connections are held to.
 func (m fields) terms(t *edge.Terms) {
+	parsed(m.get("balance"), &t.Balance, ParseBalance)
+	parsed(m.get("sendProxyProtocol"), &t.SendProxyProtocol, ParseProxyProtocol)
+	m.get("transparent").bool(&t.Transparent)
+	parsed(m.get("maxRatePerClient"), &t.MaxRatePerClient, ParseRate)
+	m.get("banTime").duration(&t.BanTime, time.Second, LongestTimeout, true)
+	if t.BanTime > 0 && m.get("maxRatePerClient").absent() {
+		m.get("banTime").problem("nobody is turned away without a rate", "write maxRatePerClient: 100/10s, or the rate wanted, or remove banTime")
+	}
+	if t.Transparent && t.SendProxyProtocol != edge.ProxyProtocolNone {
+		m.keys["transparent"].problem("backends see the client's address, or are told it by sendProxyProtocol: not both", "sendProxyProtocol is at "+m.keys["sendProxyProtocol"].pos().String()+"; remove one of them")
+	}
+	m.dataPlane(t)
 	m.get("connectTimeout").duration(&t.ConnectTimeout, 10*time.Millisecond, 2*time.Minute, false)
 	m.get("idleTimeout").duration(&t.IdleTimeout, ShortestTimeout, LongestTimeout, true)
 	m.get("drainTimeout").duration(&t.DrainTimeout, ShortestTimeout, LongestTimeout, true)
 	m.get("maxConnections").int(&t.MaxConnections, 0, maxConnections)
 	m.get("maxConnectionsPerClient").int(&t.MaxConnectionsPerClient, 0, maxConnections)
+}
+
+// dataPlane reads what moves the bytes. What only a relay can do is a reason to
+// have one, whatever else there will be.
+func (m fields) dataPlane(t *edge.Terms) {
+	v := m.get("dataPlane")
+	if !v.says("nat") {
+		choice(v, "data plane", []string{"proxy"}, nil)
+		return
+	}
+	for _, relayed := range []struct {
+		key  string
+		asks bool
+		why  string
+	}{
+		{"hostnames", true, "cannot see names: they are in the TLS hello, which only a relay reads"},
+		{"acceptProxyProtocol", true, "cannot take the PROXY protocol header off a connection"},
+		{"sendProxyProtocol", t.SendProxyProtocol != edge.ProxyProtocolNone, "cannot put a PROXY protocol header in front of a connection"},
+		{"transparent", t.Transparent, "relays nothing, transparent or not"},
+	} {
+		if key, ok := m.keys[relayed.key]; ok && relayed.asks {
+			v.problem("data plane nat "+relayed.why, "write dataPlane: proxy; "+relayed.key+" is at "+key.pos().String())
+			return
+		}
+	}
+	choice(v, "data plane", []string{"proxy"}, []string{"nat"})
 }
 
 // udp is what differs for a frontend that has no connections to watch: only
@@ -129,6 +181,12 @@ func (m fields) udp(fe *Frontend) {
 	idle, health := m.get("idleTimeout"), m.get("health")
 	if key, ok := m.keys["connectTimeout"]; ok {
 		key.problem("nothing is waited for before a UDP backend is sent to", "remove connectTimeout")
+	}
+	if key, ok := m.keys["acceptProxyProtocol"]; ok {
+		key.problem("the PROXY protocol is for TCP: its header comes before the first byte of a connection", "remove acceptProxyProtocol")
+	}
+	if fe.SendProxyProtocol != edge.ProxyProtocolNone {
+		m.keys["sendProxyProtocol"].problem("the PROXY protocol is for TCP: its header comes before the first byte of a connection", "remove sendProxyProtocol")
 	}
 	switch {
 	case idle.absent():
@@ -139,7 +197,7 @@ func (m fields) udp(fe *Frontend) {
 	switch {
 	case health.absent():
 		fe.Health = edge.HealthCheck{}
-	case fe.Health.Interval > 0:
+	case fe.Health.Interval > 0 || health.hasOtherThan("interval", "timeout", "rise", "fall"):
 		m.keys["health"].problem("UDP backends are not probed: a connection to them says nothing", "remove health; backends count as up")
 	}
 }
@@ -185,10 +243,10 @@ func (v value) listen(s string, parse func(string) (Listen, *Fault)) *Listen {
 
 // add keeps a frontend. Its name, which is made if there is none, is its own:
 // status and metrics tell frontends apart by it.
-func (f *file) add(fe Frontend, v, name value) {
+func (f *file) add(fe Frontend, hostnames []text, v, name value) {
 	made := name.absent()
 	if made {
-		fe.Name = madeName(&fe)
+		fe.Name = madeName(&fe, hostnames)
 	} else {
 		v = name
 	}
@@ -205,10 +263,13 @@ func (f *file) add(fe Frontend, v, name value) {
 }
 
 // madeName names a frontend after what it opens; empty if that is not known.
-func madeName(fe *Frontend) string {
+func madeName(fe *Frontend, hostnames []text) string {
 	suffix := ""
 	if fe.Protocol == edge.UDP {
 		suffix = "/UDP" // the same port can be opened for TCP too
+	}
+	if len(hostnames) > 0 {
+		suffix += "/" + hostnames[0].text // nobody else has it there
 	}
 	switch {
 	case fe.Listen != nil:
@@ -226,9 +287,31 @@ func (f *file) zoneNames(v value) []text {
 	return names
 }
 
-func (v value) networks() []netip.Prefix {
+// hostnames reads the TLS server names of a frontend, in the order written.
+func (v value) hostnames() []text {
 	if v.emptyList() {
-		v.problem("an empty list lets nobody connect", "write the networks that may connect, or leave it out to let everybody connect")
+		v.problem("an empty list takes no name", `write the names, or ["*"] for whatever else comes, or leave it out for the whole port`)
+	}
+	names := v.parsedTexts(ParseHostname)
+	if len(names) > MaxHostnames {
+		v.fault(tooManyHostnames(len(names)))
+	}
+	return names
+}
+
+var nobodyConnects = Fault{"an empty list lets nobody connect", "write the networks that may connect, or leave it out to let everybody connect"}
+
+// acceptProxyProtocol reads networks, sorted: those of all frontends that share
+// a port are compared.
+func (m fields) acceptProxyProtocol() []netip.Prefix {
+	networks := m.get("acceptProxyProtocol").networks(Fault{"an empty list accepts the header of nobody", "write the networks of the proxies in front of this machine, or leave it out"})
+	slices.SortFunc(networks, netip.Prefix.Compare)
+	return networks
+}
+
+func (v value) networks(empty Fault) []netip.Prefix {
+	if v.emptyList() {
+		v.fault(&empty)
 	}
 	var networks []netip.Prefix
 	for _, t := range v.texts(nil) {
@@ -242,15 +325,90 @@ func (v value) networks() []netip.Prefix {
 	return networks
 }
 
-func (v value) health(h *edge.HealthCheck) {
-	m, ok := v.fields(&healthBlock)
+// health reads how backends are checked, and what follows for connections.
+func (v value) health(h *edge.HealthCheck, t *edge.Terms, b *block) {
+	m, ok := v.fields(b)
 	if !ok {
 		return
+	}
+	parsed(m.get("type"), &h.Type, parseCheckType)
+	if isHTTP(h.Type) {
+		defaultsOfHTTP(h)
 	}
 	m.get("interval").duration(&h.Interval, 100*time.Millisecond, 24*time.Hour, true)
 	m.get("timeout").duration(&h.Timeout, 10*time.Millisecond, time.Minute, false)
 	m.get("rise").int(&h.Rise, 1, 100)
 	m.get("fall").int(&h.Fall, 1, 100)
+	var port int
+	if m.get("port").int(&port, 1, 65535) {
+		h.Port = uint16(port)
+	}
+	m.get("path").checked(&h.Path, checkHealthPath)
+	parsed(m.get("host"), &h.Host, parseHealthHost)
+	m.get("status").statuses(h)
+	m.get("send").checked(&h.Send, checkExchange)
+	m.get("expect").checked(&h.Expect, checkExchange)
+	if w, ok := choice(m.get("whenAllDown"), "choice", []string{"try", "refuse"}, nil); ok {
+		t.RefuseWhenDown = w == "refuse"
+	}
+	if w, ok := choice(m.get("onDown"), "choice", []string{"keep", "close"}, nil); ok {
+		t.CloseWhenDown = w == "close"
+	}
+	if typ := m.get("type"); typ.absent() || typ.says(string(h.Type)) {
+		m.checkHealthFields(h.Type)
+	}
+}
+
+// checkHealthFields refuses what a check of this type has no use for.
+func (m fields) checkHealthFields(t edge.CheckType) {
+	for _, of := range []struct {
+		keys  []string
+		types []edge.CheckType
+		text  string
+	}{
+		{[]string{"path", "status"}, []edge.CheckType{edge.CheckHTTP, edge.CheckHTTPS}, "http or https"},
+		{[]string{"host"}, []edge.CheckType{edge.CheckHTTP, edge.CheckHTTPS, edge.CheckTLS}, "http, https or tls"},
+		{[]string{"send", "expect"}, []edge.CheckType{edge.CheckExchange}, "exchange"},
+	} {
+		for _, key := range of.keys {
+			if k, ok := m.keys[key]; ok && !slices.Contains(of.types, t) {
+				k.problem("a check of type "+string(t)+" has no use for it", "write type: "+of.text+", or remove "+key)
+			}
+		}
+	}
+	if t == edge.CheckExchange {
+		m.need("expect")
+	}
+}
+
+// statuses reads a range, or one, which is a number to YAML.
+func (v value) statuses(h *edge.HealthCheck) {
+	if v.absent() {
+		return
+	}
+	s := v.node.Value
+	if v.node.Kind != yaml.ScalarNode || v.node.Tag != "!!int" {
+		var ok bool
+		if s, ok = v.text(); !ok {
+			return
+		}
+	}
+	lo, hi, f := parseStatus(s)
+	if f != nil {
+		v.fault(f)
+		return
+	}
+	h.StatusMin, h.StatusMax = lo, hi
+}
+
+// hasOtherThan says whether a map has other keys.
+func (v value) hasOtherThan(keys ...string) bool {
+	for i := 0; i < len(v.node.Content); i += 2 {
+		if !slices.Contains(keys, v.node.Content[i].Value) {
+			return true
+		}
+	}
+	return false
 }
 
 // backends reads the backends of a frontend, in either format.
@@ -304,11 +462,16 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 	m.get("followAddresses").bool(&k.FollowAddresses)
 	m.get("selector").checked(&k.Selector, checkSelector)
 	k.DefaultZones = plain(f.zoneNames(m.get("defaultZones")))
-	choice(m.get("dataPlane"), "data plane", []string{"proxy"}, []string{"nat"})
 	if t, ok := choice(m.get("target"), "target", []edge.Target{edge.TargetAuto, edge.TargetAddress, edge.TargetNodePort, edge.TargetPod}, nil); ok {
 		k.Target = t
 	}
 	m.terms(&k.Terms)
+	k.AcceptProxyProtocol = m.acceptProxyProtocol()
+	m.get("health").health(&k.Health, &k.Terms, &kubernetesHealthBlock)
+	var port int
+	if m.get("healthzPort").int(&port, 0, 65535) {
+		k.HealthzPort = uint16(port)
+	}
 	for _, e := range m.get("allow").entries() {
 		f.zoneRefs = append(f.zoneRefs, text{e.key, e.keyAt})
 		m, ok := e.value.fields(&allowBlock)

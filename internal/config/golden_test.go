@@ -163,6 +163,16 @@ func dump(c *Config) string {
 	at := func(p edge.Pos) string { return fmt.Sprintf("%s:%d", p, p.Col) }
 	terms := func(t edge.Terms) {
 		line("  terms: connect %s, idle %s, drain %s, at most %d, %d per client", t.ConnectTimeout, t.IdleTimeout, t.DrainTimeout, t.MaxConnections, t.MaxConnectionsPerClient)
+		line("  rate: %s, ban %s", t.MaxRatePerClient, t.BanTime)
+		line("  balance: %s, affinity %s", t.Balance, t.AffinityTimeout)
+		line("  to backends: PROXY protocol %s, transparent %t", t.SendProxyProtocol, t.Transparent)
+		line("  refuse when all down: %t, close when down: %t", t.RefuseWhenDown, t.CloseWhenDown)
+	}
+	health := func(h edge.HealthCheck) {
+		line("  health: %s, every %s, timeout %s, rise %d, fall %d", h.Type, h.Interval, h.Timeout, h.Rise, h.Fall)
+		if rest := (edge.HealthCheck{Port: h.Port, Path: h.Path, Host: h.Host, StatusMin: h.StatusMin, StatusMax: h.StatusMax, Send: h.Send, Expect: h.Expect}); rest != (edge.HealthCheck{}) {
+			line("    port %d, path %q, host %q, status %d-%d, send %q, expect %q", h.Port, h.Path, h.Host, h.StatusMin, h.StatusMax, h.Send, h.Expect)
+		}
 	}
 	for _, z := range c.Zones {
 		line("zone %s: %q (%s)", z.Name, z.Interfaces, at(z.Pos))
@@ -176,8 +186,12 @@ func dump(c *Config) string {
 			line("  port: %d", f.Port)
 		}
 		line("  protocol: %s", f.Protocol)
+		if f.Hostnames != nil {
+			line("  hostnames: %q", f.Hostnames)
+		}
 		line("  sources: %s", allOr(f.SourceRanges == nil, f.SourceRanges))
-		line("  health: every %s, timeout %s, rise %d, fall %d", f.Health.Interval, f.Health.Timeout, f.Health.Rise, f.Health.Fall)
+		line("  proxies: %s", f.AcceptProxyProtocol)
+		health(f.Health)
 		terms(f.Terms)
 		for _, be := range f.Backends {
 			line("  backend: %q port %d weight %d (%s)", be.Address.Host, be.Address.Port, be.Weight, at(be.Pos))
@@ -194,6 +208,9 @@ func dump(c *Config) string {
 		}
 		line("  target: %s", k.Target)
 		terms(k.Terms)
+		line("  proxies: %s", k.AcceptProxyProtocol)
+		health(k.Health)
+		line("  healthz: %d", k.HealthzPort)
 	}
 	if c.Admin != (Admin{}) {
 		line("admin: %q (%s)", c.Admin.Listen, at(c.Admin.Pos))

@@ -36,6 +36,6 @@ func (f *file) l4Frontend(v value) {
 	}
 	m.get("timeout").duration(&fe.IdleTimeout, time.Millisecond, maxL4Interval*time.Second, true)
 	fe.Backends = backends(m.need("backends"), &l4BackendBlock)
-	f.claim(&fe, bind, nil)
-	f.add(fe, v, value{})
+	f.claim(&fe, bind, nil, sharing{})
+	f.add(fe, nil, v, value{})
 }

@@ -124,15 +124,24 @@ func (v value) checked(dst *string, check func(string) *Fault) {
 	*dst = s
 }
 
+// parsed reads text with a parser. Absent text leaves dst alone.
+func parsed[T any](v value, dst *T, parse func(string) (T, *Fault)) {
+	s, ok := v.text()
+	if !ok {
+		return
+	}
+	t, f := parse(s)
+	if f != nil {
+		v.fault(f)
+		return
+	}
+	*dst = t
+}
+
 func (v value) bool(dst *bool) {
-	// YAML 1.1 took these for booleans, and people still write them.
 	if !v.absent() && v.node.Kind == yaml.ScalarNode && v.node.Tag == "!!str" {
-		switch strings.ToLower(v.node.Value) {
-		case "yes", "on":
-			v.problem(quote(v.node.Value)+" is not true or false", "write true")
-			return
-		case "no", "off":
-			v.problem(quote(v.node.Value)+" is not true or false", "write false")
+		if f := oldBool(v.node.Value); f != nil {
+			v.fault(f)
 			return
 		}
 	}
@@ -259,6 +268,17 @@ func (v value) list() []value {
 // texts returns the elements of a list of texts, each once. The check, if any,
 // says what is wrong with one.
 func (v value) texts(check func(string) *Fault) []text {
+	return v.parsedTexts(func(s string) (string, *Fault) {
+		if check == nil {
+			return s, nil
+		}
+		return s, check(s)
+	})
+}
+
+// parsedTexts is texts for what can be written in several ways, and has one
+// that the parser returns.
+func (v value) parsedTexts(parse func(string) (string, *Fault)) []text {
 	var texts []text
 	seen := map[string]edge.Pos{}
 	for _, e := range v.list() {
@@ -266,18 +286,17 @@ func (v value) texts(check func(string) *Fault) []text {
 		if !ok {
 			continue
 		}
-		if check != nil {
-			if f := check(s); f != nil {
-				e.fault(f)
-				continue
-			}
+		parsed, f := parse(s)
+		if f != nil {
+			e.fault(f)
+			continue
 		}
-		if first, ok := seen[s]; ok {
+		if first, ok := seen[parsed]; ok {
 			e.problem(quote(s)+" is in the list twice", "the first is at "+first.String())
 			continue
 		}
-		seen[s] = e.pos()
-		texts = append(texts, text{s, e})
+		seen[parsed] = e.pos()
+		texts = append(texts, text{parsed, e})
 	}
 	return texts
 }
@@ -353,6 +372,10 @@ func (v value) entries() []entry {
 	}
 	return entries
 }
+
+// says whether a word is there and reads so: a field that is wrong has a
+// problem of its own.
+func (v value) says(word string) bool { return !v.absent() && v.node.Value == word }
 
 // fields are the values of a map with a fixed set of keys.
 type fields struct {

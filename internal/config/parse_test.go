@@ -1,7 +1,9 @@
 package config
 
 import (
+	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -104,6 +106,11 @@ func TestAnyMebibyteIsReadInTime(t *testing.T) {
 	for i := range 15000 {
 		frontends.WriteString(`- {listen: "10.0.` + strconv.Itoa(i/256) + "." + strconv.Itoa(i%256) + `:80", backends: [{address: "a:1"}]}` + "\n")
 	}
+	var names strings.Builder
+	names.WriteString(head + "frontends:\n")
+	for i := range 12000 {
+		names.WriteString(`- {listen: ":443", hostnames: [a` + strconv.Itoa(i) + `.lan], backends: [{address: "a:1"}]}` + "\n")
+	}
 	fill := func(start, unit string) string {
 		return start + strings.Repeat(unit, (MaxFileSize-len(start))/len(unit))
 	}
@@ -113,6 +120,7 @@ func TestAnyMebibyteIsReadInTime(t *testing.T) {
 	tests := map[string]string{
 		"aliases":            head + bomb,
 		"frontends":          frontends.String(),
+		"names":              names.String(),
 		"unknown fields":     fill(head, "a: \n"),
 		"one long key":       fill(head, "x") + ": 1",
 		"comments":           fill(head, "#\n"),
@@ -172,15 +180,25 @@ frontend "home:80" (frontends.yaml:2:13)
   port: 80
   protocol: TCP
   sources: all
-  health: every 5s, timeout 1s, rise 1, fall 2
+  proxies: []
+  health: tcp, every 5s, timeout 1s, rise 1, fall 2
   terms: connect 3s, idle 0s, drain 0s, at most 20000, 2000 per client
+  rate: 0/0s, ban 0s
+  balance: random, affinity 0s
+  to backends: PROXY protocol none, transparent false
+  refuse when all down: false, close when down: false
   backend: "a" port 1 weight 1 (frontends.yaml:2:50)
 frontend ":81" (old.yaml:2:13)
   listen: device "" host "" port 81 (old.yaml:2:20)
   protocol: TCP
   sources: all
-  health: every 5s, timeout 1s, rise 1, fall 2
+  proxies: []
+  health: tcp, every 5s, timeout 1s, rise 1, fall 2
   terms: connect 3s, idle 0s, drain 0s, at most 20000, 2000 per client
+  rate: 0/0s, ban 0s
+  balance: random, affinity 0s
+  to backends: PROXY protocol none, transparent false
+  refuse when all down: false, close when down: false
   backend: "b" port 1 weight 1 (old.yaml:2:38)
 kubernetes (zones.yaml:3:1)
   kubeconfig: ""
@@ -189,6 +207,13 @@ kubernetes (zones.yaml:3:1)
   default zones: []
   target: auto
   terms: connect 3s, idle 0s, drain 0s, at most 20000, 2000 per client
+  rate: 0/0s, ban 0s
+  balance: random, affinity 0s
+  to backends: PROXY protocol none, transparent false
+  refuse when all down: false, close when down: false
+  proxies: []
+  health: tcp, every 5s, timeout 1s, rise 1, fall 2
+  healthz: 10256
 admin: "[::1]:9180" (admin.yaml:2:1)
 `
 	if got := dump(cfg); got != want {
@@ -240,18 +265,25 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"frontends[0].port":                       "23",
 		"frontends[0].protocol":                   "",
 		"frontends[0].dataPlane":                  "",
-		"frontends[0].balance":                    "",
-		"frontends[0].sendProxyProtocol":          "",
+		"frontends[0].balance":                    "leastConnections",
+		"frontends[0].acceptProxyProtocol[0]":     "10.11.12.0/24",
+		"frontends[0].sendProxyProtocol":          "v2",
+		"frontends[0].transparent":                "true",
 		"frontends[0].sourceRanges[0]":            "10.0.0.0/8",
 		"frontends[0].connectTimeout":             "1s",
 		"frontends[0].idleTimeout":                "1h",
 		"frontends[0].drainTimeout":               "1h",
 		"frontends[0].maxConnections":             "0",
 		"frontends[0].maxConnectionsPerClient":    "0",
+		"frontends[0].maxRatePerClient":           "20/s",
+		"frontends[0].banTime":                    "1h",
+		"frontends[0].health.type":                "tls",
 		"frontends[0].health.interval":            "6s",
 		"frontends[0].health.timeout":             "2s",
 		"frontends[0].health.rise":                "3",
 		"frontends[0].health.fall":                "3",
+		"frontends[0].health.whenAllDown":         "refuse",
+		"frontends[0].health.onDown":              "close",
 		"frontends[0].backends[0].address":        "10.0.0.109:22",
 		"frontends[0].backends[0].weight":         "2",
 		"frontends[0].backends[1].address":        "[fd00::109]:22",
@@ -263,6 +295,30 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"frontends[2].protocol":                   "TCP",
 		"frontends[2].idleTimeout":                "10s",
 		"frontends[2].backends[0].address":        "10.0.0.54:53",
+		"frontends[3].name":                       "other",
+		"frontends[3].zones[0]":                   "cluster",
+		"frontends[3].zones[1]":                   "cluster",
+		"frontends[3].port":                       "444",
+		"frontends[3].hostnames[0]":               "git2.example.org",
+		"frontends[3].balance":                    "",
+		"frontends[3].affinityTimeout":            "0",
+		"frontends[3].health.type":                "http",
+		"frontends[3].health.port":                "8444",
+		"frontends[3].health.path":                "/",
+		"frontends[3].health.host":                "git2.example.org",
+		"frontends[3].health.status":              "200",
+		"frontends[3].backends[0].address":        "10.0.0.109:443",
+		"frontends[3].backends[1].address":        "10.0.0.109:443",
+		"frontends[4].name":                       "other",
+		"frontends[4].zones[0]":                   "cluster",
+		"frontends[4].zones[1]":                   "cluster",
+		"frontends[4].port":                       "444",
+		"frontends[4].hostnames[0]":               "*.example.com",
+		"frontends[4].hostnames[1]":               "example.com",
+		"frontends[4].health.type":                "",
+		"frontends[4].health.send":                "HELLO",
+		"frontends[4].health.expect":              "WORLD",
+		"frontends[4].backends[0].address":        "10.0.0.109:443",
 		"kubernetes.kubeconfig":                   "/etc/kubernetes/gatehouse.conf",
 		"kubernetes.loadBalancerClass":            "example.org/other",
 		"kubernetes.classless":                    "true",
@@ -277,6 +333,20 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"kubernetes.drainTimeout":                 "1h",
 		"kubernetes.maxConnections":               "0",
 		"kubernetes.maxConnectionsPerClient":      "0",
+		"kubernetes.maxRatePerClient":             "20/s",
+		"kubernetes.banTime":                      "1h",
+		"kubernetes.balance":                      "source",
+		"kubernetes.acceptProxyProtocol[0]":       "10.11.12.0/24",
+		"kubernetes.sendProxyProtocol":            "v1",
+		"kubernetes.transparent":                  "true",
+		"kubernetes.health.type":                  "tls",
+		"kubernetes.health.interval":              "6s",
+		"kubernetes.health.timeout":               "2s",
+		"kubernetes.health.rise":                  "3",
+		"kubernetes.health.fall":                  "3",
+		"kubernetes.health.whenAllDown":           "refuse",
+		"kubernetes.health.onDown":                "close",
+		"kubernetes.healthzPort":                  "0",
 		"admin.listen":                            "127.0.0.1:9181",
 		"stopTimeout":                             "11s",
 	}
@@ -392,6 +462,7 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		"frontends[]":               zones + "frontends: [%]\n",
 		"frontends[].health":        zones + "frontends: [{listen: \":80\", backends: [{address: \"a:1\"}], health: %}]\n",
 		"frontends[].backends[]":    zones + "frontends: [{listen: \":80\", backends: [%]}]\n",
+		"kubernetes.health":         zones + "kubernetes: {health: %}\n",
 		"kubernetes":                zones + "kubernetes: %\n",
 		"kubernetes.allow.ZONE":     zones + "kubernetes: {allow: {home: %}}\n",
 		"admin":                     "admin: %\n",
@@ -403,6 +474,12 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		"frontends[] name": `port: 1, zones: [home], backends: [{address: "a:1"}]`, "frontends[] zones": `port: 1, backends: [{address: "a:1"}]`,
 		"frontends[] port": `zones: [home], backends: [{address: "a:1"}]`, "frontends[] backends": `port: 1, zones: [home]`,
 		"frontends[]": `listen: ":80", backends: [{address: "a:1"}]`, "frontends[] listen": `backends: [{address: "a:1"}]`,
+		"frontends[] affinityTimeout": `balance: source, listen: ":80", backends: [{address: "a:1"}]`, "frontends[] banTime": `maxRatePerClient: 20/s, listen: ":80", backends: [{address: "a:1"}]`,
+		"kubernetes banTime":      "maxRatePerClient: 20/s",
+		"frontends[].health path": "type: http", "frontends[].health host": "type: tls", "frontends[].health status": "type: https",
+		"frontends[].health send": "type: exchange, expect: PONG", "frontends[].health expect": "type: exchange",
+		"kubernetes.health path": "type: http", "kubernetes.health host": "type: tls", "kubernetes.health status": "type: https",
+		"kubernetes.health send": "type: exchange, expect: PONG", "kubernetes.health expect": "type: exchange",
 		"frontends[].backends[]": `address: "a:1"`, "frontends[].backends[] address": "weight: 1",
 		"v1 frontends[]": `bind: ":80", backends: [{address: "a:1"}]`, "v1 frontends[] bind": `backends: [{address: "a:1"}]`, "v1 frontends[] backends": `bind: ":80"`,
 	}
@@ -447,12 +524,39 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 	}
 }
 
+// isCanonical says what is not as edge.Frontend promises it.
+func isCanonical(t *testing.T, f *Frontend) {
+	t.Helper()
+	for i, h := range f.Hostnames {
+		if name, fault := ParseHostname(h); fault != nil || name != h || i > 0 && f.Hostnames[i-1] >= h {
+			t.Fatalf("%s: hostnames %q", f.Name, f.Hostnames)
+		}
+	}
+	if f.Hostnames != nil && len(f.Hostnames) == 0 || len(f.Hostnames) > MaxHostnames {
+		t.Fatalf("%s: %d hostnames", f.Name, len(f.Hostnames))
+	}
+	if !slices.IsSortedFunc(f.AcceptProxyProtocol, netip.Prefix.Compare) {
+		t.Fatalf("%s: proxies %s", f.Name, f.AcceptProxyProtocol)
+	}
+	if f.Transparent && f.SendProxyProtocol != edge.ProxyProtocolNone || f.BanTime > 0 && f.MaxRatePerClient == (edge.Rate{}) || f.AffinityTimeout > 0 && f.Balance != edge.BalanceSource {
+		t.Fatalf("%s: %+v", f.Name, f.Terms)
+	}
+	if h := f.Health; (h.Expect != "") != (h.Type == edge.CheckExchange) || (h.Path != "") != isHTTP(h.Type) || h.StatusMin > h.StatusMax {
+		t.Fatalf("%s: %+v", f.Name, h)
+	}
+}
+
 // FuzzParse: whatever the bytes, there is a Config or a problem, and every
-// problem has a position in one of the files, in their order.
+// problem has a position in one of the files, in their order. What is accepted
+// is in the form that others compare.
 func FuzzParse(f *testing.F) {
 	f.Add(Reference, []byte("apiVersion: v1\nfrontends: [{bind: \":1313\", backends: [{address: \"localhost:1314\"}]}]\n"))
-	for _, dir := range []string{"frontends", "addresses", "format", "kubernetes", "l4proxy", "syntax", "zones", "admin", "times", "udp"} {
-		data, err := os.ReadFile("testdata/problems/" + dir + ".txt")
+	paths, err := filepath.Glob("testdata/problems/*.txt")
+	if err != nil || len(paths) == 0 {
+		f.Fatalf("no cases: %v", err)
+	}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -471,6 +575,11 @@ func FuzzParse(f *testing.F) {
 		again, againProblems := Parse(files)
 		if !reflect.DeepEqual(cfg, again) || !reflect.DeepEqual(problems, againProblems) {
 			t.Fatal("parsed twice, two results")
+		}
+		if cfg != nil {
+			for _, f := range cfg.Frontends {
+				isCanonical(t, &f)
+			}
 		}
 		last := edge.Pos{File: "a.yaml", Line: 1, Col: 1}
 		for _, p := range problems {

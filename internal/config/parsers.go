@@ -105,7 +105,8 @@ func parseDNSName(s string) (string, *Fault) {
 	if host, port, ok := cutLast(name, ":"); ok && host != "" && strings.Trim(port, "0123456789") == "" {
 		return "", &Fault{quote(s) + " has a port, which names do not have", "write only the name: " + quote(host)}
 	}
-	if strings.ContainsFunc(name, func(r rune) bool { return r > 0x7f }) {
+	// Not in name: the lower case of some other letters is ASCII.
+	if strings.ContainsFunc(s, func(r rune) bool { return r > 0x7f }) {
 		return "", &Fault{quote(s) + " has letters that are not ASCII", "write its xn-- form (punycode), which is what clients send: xn--bcher-kva.example for bücher.example"}
 	}
 	labels := strings.Split(name, ".")
@@ -165,12 +166,23 @@ func ParseBool(s string) (bool, *Fault) {
 		return true, nil
 	case "false":
 		return false, nil
-	case "yes", "on":
-		return false, &Fault{quote(s) + " is not true or false", "write true"}
-	case "no", "off":
-		return false, &Fault{quote(s) + " is not true or false", "write false"}
+	}
+	if f := oldBool(s); f != nil {
+		return false, f
 	}
 	return false, &Fault{quote(s) + " is not true or false", "write true or false"}
+}
+
+// oldBool finds words that YAML 1.1 took for booleans, and that people still
+// write.
+func oldBool(s string) *Fault {
+	switch strings.ToLower(s) {
+	case "yes", "on":
+		return &Fault{quote(s) + " is not true or false", "write true"}
+	case "no", "off":
+		return &Fault{quote(s) + " is not true or false", "write false"}
+	}
+	return nil
 }
 
 // ParseHealthCheck reads what an annotation says of a check: "tcp", "tls",
@@ -211,6 +223,31 @@ func isHTTP(t edge.CheckType) bool { return t == edge.CheckHTTP || t == edge.Che
 // defaultsOfHTTP is what is asked for where nothing else is said: a redirect
 // to a login page is an answer of a server that works.
 func defaultsOfHTTP(h *edge.HealthCheck) { h.Path, h.StatusMin, h.StatusMax = "/", 200, 399 }
+
+// parseCheckType reads what a check of a file does.
+func parseCheckType(s string) (edge.CheckType, *Fault) {
+	return word(s, "health check", []edge.CheckType{edge.CheckTCP, edge.CheckTLS, edge.CheckHTTP, edge.CheckHTTPS, edge.CheckExchange}, nil)
+}
+
+// parseHealthHost reads whom a check asks for.
+func parseHealthHost(s string) (string, *Fault) {
+	name, f := parseDNSName(s)
+	if f != nil {
+		return "", &Fault{quote(s) + " is not a name to ask for", `write a DNS name such as "git.example.org"; without one, the backend's address is asked for`}
+	}
+	return name, nil
+}
+
+// checkExchange limits what is sent and expected.
+func checkExchange(s string) *Fault {
+	switch {
+	case s == "":
+		return &Fault{"empty", `write something such as "PING\r\n", or leave it out`}
+	case len(s) > maxExchange:
+		return &Fault{"has " + strconv.Itoa(len(s)) + " bytes", "write " + strconv.Itoa(maxExchange) + " or less"}
+	}
+	return nil
+}
 
 // checkHealthPath keeps what would end the request line, or is not sent.
 func checkHealthPath(s string) *Fault {

@@ -52,6 +52,7 @@ func TestHostnamesAreWhatClientsSend(t *testing.T) {
 		{"10.0.0.256", `"10.0.0.256" is not a hostname; ` + rule},
 		{"bücher.example", `"bücher.example" has letters that are not ASCII; ` + puny},
 		{"*.bücher.example", `"bücher.example" has letters that are not ASCII; ` + puny},
+		{"\u212aelvin.lan", "\"\u212aelvin.lan\" has letters that are not ASCII; " + puny}, // its lower case is k
 		{"git.example.org:443", `"git.example.org:443" has a port, which names do not have; write only the name: "git.example.org"`},
 		{"https://git.example.org:443/x", `"https://git.example.org:443/x" is a URL; write only the name: "git.example.org"`},
 		{"a b", `"a b" is not a hostname; ` + rule},

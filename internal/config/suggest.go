@@ -9,8 +9,8 @@ import (
 // maxShown is how much of a value a problem repeats, in characters.
 const maxShown = 60
 
-// maxListed is how many names a problem lists.
-const maxListed = 16
+// maxListed is how many names a problem lists; no block has as many fields.
+const maxListed = 32
 
 // quote repeats a value in a problem: on one line, whatever it holds.
 func quote(s string) string {

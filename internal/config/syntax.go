@@ -103,7 +103,7 @@ func utf16WithoutMark(data []byte) bool {
 var (
 	yamlLine = regexp.MustCompile(`^line (\d+): `)
 	// unquoted finds a value that starts with a sign that YAML has other plans for.
-	unquoted = regexp.MustCompile("^[^#\"']*?(?:^|[-:,\\[{] *)([@`%*][^ ,\\]}]*)")
+	unquoted = regexp.MustCompile("^(?:[^#\"']|\"[^\"]*\"|'[^']*')*?(?:^|[-:,\\[{] *)([@`%*][^ ,\\]}]*)")
 	// brackets finds an IPv6 listen address that YAML takes for a list.
 	brackets = regexp.MustCompile(`^[^#"']*?[-:] +(\[[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*\]:\d+)`)
 )
