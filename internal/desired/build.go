@@ -27,6 +27,8 @@ type Inputs struct {
 	Hosts      map[string]netip.Addr      // names in the configuration, resolved
 	Health     map[edge.Probe]edge.Health // what the probes found; a missing one is pending
 	Doors      map[edge.Door]string       // doors that could not be opened, with the error
+	// NoTransparency is why this machine cannot relay transparently; empty: it can.
+	NoTransparency string
 }
 
 // State is everything that should be.
@@ -36,6 +38,9 @@ type State struct {
 	Probes    []edge.Probe         // sorted, without duplicates
 	Statuses  []edge.ServiceStatus // for Services that gatehouse owns
 	Events    []edge.Event         // what the owners of Services should be told
+	// Transparent says that clients' own addresses are wanted, whether or not they
+	// can be had.
+	Transparent bool
 }
 
 // Exposure is one port of a Service, or one static frontend, in one zone: open
@@ -288,10 +293,10 @@ func (b *builder) openInZone(row Exposure, proto edge.Frontend, z *edge.Zone) {
 // open claims the doors of a row, and adds a frontend for each that can exist
 // now.
 func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen) {
-	proxyAsked := proto.SendProxyProtocol
+	proxyAsked := proxies(proto.Terms)
 	if row.Protocol == edge.UDP { // the PROXY protocol is for connections
 		proto.AcceptProxyProtocol = nil
-		if proxyAsked != "" {
+		if proxyAsked {
 			proto.SendProxyProtocol = edge.ProxyProtocolNone
 		}
 	}
@@ -320,6 +325,12 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	side := b.sameSide(row, listens)
 	blocked := proto.Transparent && side != ""
 	proto.Transparent = proto.Transparent && !blocked
+	if b.state.Transparent = b.state.Transparent || proto.Transparent; proto.Transparent && b.in.NoTransparency != "" {
+		// Not served from this machine's address: who relies on the client's would
+		// take everybody for one of its own.
+		b.closed(row, "NotTransparent", "it is transparent: "+b.in.NoTransparency, "it is tried again")
+		return
+	}
 	row.Backends, row.Shares = shares(row.Backends, row.Shares, proto.RefuseWhenDown)
 	if row.of.affinity && !proto.Transparent && atKubeProxy(row.Target) {
 		b.affinityLost(row, side)

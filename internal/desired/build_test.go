@@ -190,11 +190,14 @@ func probeText(p edge.Probe) string {
 	if p.Path != "" {
 		check += p.Path
 	}
+	if p.Port != 0 {
+		check += fmt.Sprintf(" at port %d", p.Port)
+	}
 	if p.Kind == edge.ProbeBackend {
 		return fmt.Sprintf("%s %s each %s", check, p.Addr, p.Interval)
 	}
 	text := fmt.Sprintf("%s %s each %s", p.Kind, p.Addr, p.Interval)
-	if p.Through.IsValid() && check != string(edge.CheckTCP) {
+	if check != string(edge.CheckTCP) {
 		text += fmt.Sprintf(" and %s %s", check, p.Through)
 	}
 	return text
@@ -396,6 +399,15 @@ func TestBuildScenarios(t *testing.T) {
 				service("shop/bad", 1, annotate("zones", "cluster"), func(s *edge.Service) { s.SourceRanges = []string{"10.11.12.0/33"} }),
 			}
 		},
+		"transparency-cannot-be-had": func(in *Inputs) {
+			in.NoTransparency = "the nft command is not installed"
+			in.Cluster.Services = []edge.Service{
+				service("a/git", 0, annotate("transparent", "true"), named("git.example.org")),
+				service("b/wiki", 1, named("wiki.example.org")),
+			}
+			in.Config.Frontends = []config.Frontend{static("mail", 443, 20, "10.0.0.7:993")}
+			in.Config.Frontends[0].Hostnames, in.Config.Frontends[0].Transparent = []string{"mail.example.org"}, true
+		},
 		"later-annotations-are-refused": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
 				service("shop/a", 0, annotate("data-plane", "nat")), service("shop/b", 0, annotate("addresses", "10.11.12.70")),
@@ -487,7 +499,8 @@ func TestBuildScenarios(t *testing.T) {
 				service("b/pods", 8, annotate("zones", "cluster"), annotate("target", "pod")),
 				service("c/tls", 7, annotate("zones", "internet"), annotate("target", "pod"), annotate("health-check", "tls"), func(s *edge.Service) { s.Namespace = "shop" }),
 				service("d/node-port", 6, func(s *edge.Service) { s.Ports[0].Port = 81 }),
-				service("e/udp", 6, dns),
+				service("e/udp", 6, dns, annotate("health-check", "http:/dns")),
+				service("e/udp-port", 5, dns, annotate("zones", "cluster"), func(s *edge.Service) { s.Ports = s.Ports[1:] }),
 				service("f/address", 5, func(s *edge.Service) {
 					s.Ports[0].Port, s.Class, s.Ingress = 82, "metallb.io/metallb", []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}}
 				}),
@@ -832,6 +845,11 @@ func TestTermsOfConnections(t *testing.T) {
 				t.Balance, t.AffinityTimeout, t.SendProxyProtocol = edge.BalanceLeastConnections, 0, edge.ProxyProtocolV1
 			}),
 			change(withoutProxy, func(t *edge.Terms) { t.Balance, t.AffinityTimeout = edge.BalanceLeastConnections, 0 }),
+		},
+		"the Service is not transparent": {
+			all, map[string]string{"send-proxy-protocol": "v1"},
+			change(all, func(t *edge.Terms) { t.Transparent, t.SendProxyProtocol = false, edge.ProxyProtocolV1 }),
+			change(all, func(t *edge.Terms) { t.SendProxyProtocol = edge.ProxyProtocolNone }),
 		},
 		"the Service is transparent": {
 			proxied,

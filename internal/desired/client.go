@@ -16,12 +16,12 @@ func atKubeProxy(t edge.Target) bool { return t == edge.TargetNodePort || t == e
 // sayClient says whose address the backends of an open row see as the client's,
 // and what would make it the client's own. Transparency may have been asked for
 // and be blocked by the side that the backends are on.
-func (b *builder) sayClient(row *Exposure, f edge.Frontend, listens []edge.Listen, proxyAsked edge.ProxyProtocol, side string, blocked bool) {
+func (b *builder) sayClient(row *Exposure, f edge.Frontend, listens []edge.Listen, proxyAsked bool, side string, blocked bool) {
 	const relayed = "this machine's address: "
-	proxies := row.Protocol == edge.TCP
-	switch version := f.SendProxyProtocol; {
-	case proxies && version != "" && version != edge.ProxyProtocolNone:
-		row.Client, row.ClientSeen = "the client's, in a PROXY protocol "+string(version)+" header", true
+	isTCP := row.Protocol == edge.TCP
+	switch {
+	case isTCP && proxies(f.Terms):
+		row.Client, row.ClientSeen = "the client's, in a PROXY protocol "+string(f.SendProxyProtocol)+" header", true
 	case f.Transparent && atKubeProxy(row.Target) && !row.of.local:
 		row.Client = "a node's: kube-proxy replaces it (externalTrafficPolicy: Cluster)"
 		row.ClientRemedy = "externalTrafficPolicy: Local, or " + fieldOf(row, "target", "pod") + " where pods can be reached from this machine"
@@ -30,13 +30,13 @@ func (b *builder) sayClient(row *Exposure, f edge.Frontend, listens []edge.Liste
 		b.warnOfSides(*row, listens)
 	case blocked:
 		row.Client = relayed + "connections cannot be transparent, as " + side
-		row.ClientRemedy = b.clientRemedy(row, proxies, false)
+		row.ClientRemedy = b.clientRemedy(row, isTCP, false)
 	default:
 		row.Client = relayed + "the connection is relayed"
-		if !proxies && proxyAsked != "" && proxyAsked != edge.ProxyProtocolNone {
+		if !isTCP && proxyAsked {
 			row.Client += ", and the PROXY protocol is for TCP"
 		}
-		row.ClientRemedy = b.clientRemedy(row, proxies, side == "")
+		row.ClientRemedy = b.clientRemedy(row, isTCP, side == "")
 	}
 }
 

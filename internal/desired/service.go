@@ -64,15 +64,29 @@ type request struct {
 	health    edge.HealthCheck
 	sources   []netip.Prefix
 	terms     edge.Terms
+	proxies   bool // it asks for the PROXY protocol itself
 }
 
 // of are the terms for one protocol. Silence is all that ends a UDP session.
+// Of the two ways to tell who the client is, the one that the Service asks for
+// comes before the one that is said for all; UDP has only one.
 func (r *request) of(p edge.Protocol) edge.Terms {
 	t := r.terms
-	if p == edge.UDP && t.IdleTimeout == 0 {
-		t.IdleTimeout = config.DefaultUDPIdleTimeout
+	switch {
+	case p == edge.UDP:
+		if t.IdleTimeout == 0 {
+			t.IdleTimeout = config.DefaultUDPIdleTimeout
+		}
+	case t.Transparent && proxies(t) && r.proxies:
+		t.Transparent = false
+	case t.Transparent && proxies(t):
+		t.SendProxyProtocol = edge.ProxyProtocolNone
 	}
 	return t
+}
+
+func proxies(t edge.Terms) bool {
+	return t.SendProxyProtocol != "" && t.SendProxyProtocol != edge.ProxyProtocolNone
 }
 
 func (b *builder) service(s *edge.Service, selector edge.Selector) {
@@ -347,19 +361,13 @@ func (r *request) readConnections(s *edge.Service) refusal {
 			return refusal{"AnnotationInvalid", "annotation " + a.name + ": " + f.What, f.Remedy}
 		}
 	}
-	if proxy := r.terms.SendProxyProtocol; r.terms.Transparent && proxy != "" && proxy != edge.ProxyProtocolNone {
-		switch {
-		case said[annTransparent] && said[annSendProxy]:
-			return refusal{
-				"AnnotationInvalid", fmt.Sprintf("annotations %s and %s: %s: one of the two tells the backend who the client is", annTransparent, annSendProxy, proxy),
-				"remove one of them",
-			}
-		case said[annSendProxy]: // instead of what is said for all
-			r.terms.Transparent = false
-		default:
-			r.terms.SendProxyProtocol = edge.ProxyProtocolNone
+	if r.terms.Transparent && said[annTransparent] && proxies(r.terms) && said[annSendProxy] {
+		return refusal{
+			"AnnotationInvalid", fmt.Sprintf("annotations %s and %s: %s: one of the two tells the backend who the client is", annTransparent, annSendProxy, r.terms.SendProxyProtocol),
+			"remove one of them",
 		}
 	}
+	r.proxies = said[annSendProxy]
 	switch {
 	case s.AffinityTimeout > 0 && (!said[annBalance] || r.terms.Balance == edge.BalanceSource):
 		r.terms.Balance, r.terms.AffinityTimeout = edge.BalanceSource, s.AffinityTimeout
