@@ -145,16 +145,16 @@ func (p *Prober) talk(ctx context.Context, addr netip.AddrPort, say func(net.Con
 // node, 503 when there are none.
 func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) (told heard, err error) {
 	err = p.talk(ctx, probe.Addr, func(conn net.Conn) error {
-		resp, err := get(conn, hostOf(probe.Addr), "/")
+		status, header, err := get(conn, hostOf(probe.Addr), "/")
 		part(ctx, conn)
 		if err != nil {
 			return fmt.Errorf("healthCheckNodePort: %w", err)
 		}
-		switch resp.StatusCode {
+		switch status {
 		case http.StatusOK:
 			// What is no such number is none: 0.
 			told.endpoints = true
-			n, err := strconv.ParseUint(resp.Header.Get("X-Load-Balancing-Endpoint-Weight"), 10, 64)
+			n, err := strconv.ParseUint(header.Get("X-Load-Balancing-Endpoint-Weight"), 10, 64)
 			if err == nil && n <= maxEndpoints {
 				told.weight = int(n)
 			}
@@ -163,7 +163,7 @@ func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) (
 			told.endpoints = true
 			return errors.New("no ready pods there (healthCheckNodePort answers 503)")
 		default:
-			return fmt.Errorf("healthCheckNodePort answers %d", resp.StatusCode)
+			return fmt.Errorf("healthCheckNodePort answers %d", status)
 		}
 	})
 	if err == nil && probe.Through.IsValid() {
@@ -177,15 +177,15 @@ func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) (
 // (KEP-3836).
 func (p *Prober) askHealthz(ctx context.Context, addr netip.AddrPort) error {
 	err := p.talk(ctx, addr, func(conn net.Conn) error {
-		resp, err := get(conn, hostOf(addr), "/healthz")
+		status, _, err := get(conn, hostOf(addr), "/healthz")
 		part(ctx, conn)
 		switch {
 		case err != nil:
 			return fmt.Errorf("kube-proxy's healthz: %w", err)
-		case resp.StatusCode == http.StatusServiceUnavailable:
+		case status == http.StatusServiceUnavailable:
 			return errors.New("its node is leaving, or kube-proxy there is behind (healthz answers 503)")
-		case resp.StatusCode != http.StatusOK:
-			return fmt.Errorf("kube-proxy's healthz answers %d, want 200", resp.StatusCode)
+		case status != http.StatusOK:
+			return fmt.Errorf("kube-proxy's healthz answers %d, want 200", status)
 		}
 		return nil
 	})

@@ -113,6 +113,59 @@ func TestHealthCheckNodePort(t *testing.T) {
 	}
 }
 
+func TestWeightOfANode(t *testing.T) {
+	for text, want := range map[string]int{
+		"3": 3, "0": 0, "65535": 65535, "65536": 0, "-1": 0, "+1": 0, "1.5": 0, "many": 0, "99999999999999999999": 0, "": 0,
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Load-Balancing-Endpoint-Weight", text)
+		}))
+		told, got := asksAt(t, edge.Probe{Kind: edge.ProbeHealthCheckNodePort, Addr: addrOf(s.Listener)})
+		if got != "ok" || told != (heard{endpoints: true, weight: want}) {
+			t.Errorf("%q: got %+v, %s, want %d", text, told, got, want)
+		}
+		s.Close()
+	}
+}
+
+func TestHealthz(t *testing.T) {
+	status := map[string]int{"up": 200, "leaving": 503, "other": 404}
+	for name, want := range map[string]string{
+		"up":      "ok",
+		"leaving": "its node is leaving, or kube-proxy there is behind (healthz answers 503)",
+		"other":   "kube-proxy's healthz answers 404, want 200",
+		"silent":  "no answer within 300ms",
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.URL.Path != "/healthz" || r.Method != http.MethodGet:
+				w.WriteHeader(http.StatusTeapot)
+			case name == "silent":
+				<-r.Context().Done()
+			default:
+				w.WriteHeader(status[name])
+			}
+		}))
+		if got := asks(t, edge.ProbeHealthz, s.Listener.Addr()); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+		s.Close()
+	}
+	// No kube-proxy, and a node that is alive to say so.
+	l := listenLoopback(t)
+	l.Close()
+	if got := asks(t, edge.ProbeHealthz, l.Addr()); got != "ok" {
+		t.Errorf("closed port: got %q, want ok", got)
+	}
+	speaks := serve(t, func(conn *net.TCPConn) {
+		_, _ = io.WriteString(conn, "hello\r\n")
+		_, _ = io.Copy(io.Discard, conn)
+	})
+	if got, want := asks(t, edge.ProbeHealthz, net.TCPAddrFromAddrPort(speaks)), `kube-proxy's healthz: malformed HTTP response "hello"`; got != want {
+		t.Errorf("another protocol: got %q, want %q", got, want)
+	}
+}
+
 // What the port of another protocol answers fits into a line of the status page.
 func TestHealthCheckNodePortThatSpeaksSomethingElse(t *testing.T) {
 	l := listenLoopback(t)

@@ -79,7 +79,7 @@ func askHTTP(conn net.Conn, addr netip.AddrPort, check edge.HealthCheck) error {
 	if path == "" {
 		path = "/"
 	}
-	resp, err := get(conn, host, path)
+	status, _, err := get(conn, host, path)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func askHTTP(conn net.Conn, addr netip.AddrPort, check edge.HealthCheck) error {
 	if least == 0 && most == 0 {
 		least, most = 200, 399
 	}
-	switch status := resp.StatusCode; {
+	switch {
 	case least <= status && status <= most:
 		return nil
 	case least == most:
@@ -103,20 +103,21 @@ func hostOf(addr netip.AddrPort) string {
 	return netip.AddrPortFrom(addr.Addr().WithZone(""), addr.Port()).String()
 }
 
-// get asks for a path. The body of the answer has been read, as far as the
+// get asks for a path and returns status and header. The body of the answer has been read, as far as the
 // bound and ctx of the conversation allow, and is gone.
 //
 // It is without net/http's Transport: that keeps goroutines and a pool for what
 // is one question, and logs by itself what servers of other protocols say.
-func get(conn io.ReadWriter, host, path string) (*http.Response, error) {
+func get(conn io.ReadWriter, host, path string) (status int, header http.Header, err error) {
 	if strings.ContainsFunc(host+path, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-		return nil, fmt.Errorf("cannot ask for %q of %q: a blank or control character", path, host)
+		return 0, nil, fmt.Errorf("cannot ask for %q of %q: a blank or control character", path, host)
 	}
 	request := "GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\nUser-Agent: gatehouse\r\nAccept: */*\r\nConnection: close\r\n\r\n"
 	if _, err := io.WriteString(conn, request); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	bounded := &io.LimitedReader{R: conn, N: maxAnswer}
+	source := &failing{r: conn}
+	bounded := &io.LimitedReader{R: source, N: maxAnswer}
 	reader := bufio.NewReader(bounded)
 	for {
 		resp, err := http.ReadResponse(reader, nil)
@@ -128,17 +129,34 @@ func get(conn io.ReadWriter, host, path string) (*http.Response, error) {
 			// The status says it all, but to close with bytes unread is a reset.
 			_, _ = io.Copy(io.Discard, resp.Body)
 			resp.Body.Close()
-			return resp, nil
+			return resp.StatusCode, resp.Header, nil
+		case source.err != nil:
+			return 0, nil, source.err
 		case !errors.Is(err, io.ErrUnexpectedEOF):
-			return nil, err
+			return 0, nil, err
 		case bounded.N == maxAnswer:
-			return nil, errors.New("closed the connection without an answer")
+			return 0, nil, errors.New("closed the connection without an answer")
 		case bounded.N == 0:
-			return nil, fmt.Errorf("answered with more than %d KiB of header", maxAnswer>>10)
+			return 0, nil, fmt.Errorf("answered with more than %d KiB of header", maxAnswer>>10)
 		default:
-			return nil, errors.New("closed the connection in the middle of its answer")
+			return 0, nil, errors.New("closed the connection in the middle of its answer")
 		}
 	}
+}
+
+// failing keeps the error of a reader, except its end: bufio makes a line of what
+// came before.
+type failing struct {
+	r   io.Reader
+	err error
+}
+
+func (f *failing) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
 }
 
 // exchange sends something, if anything, and waits until what comes back
