@@ -103,6 +103,12 @@ func (a *Announcer) decide(ctx context.Context) (done bool) {
 		a.told.tell(problems) // an old file is better than one that closes everything
 		return true
 	}
+	if snapshot != nil && snapshot.Stale {
+		// Weights are the API's: nobody asks kube-proxy here.
+		last := *snapshot
+		last.Stale = false
+		snapshot = &last
+	}
 	interfaces, err := a.interfaces(c)
 	if err != nil {
 		a.log.Error("interfaces not read", "err", err)
@@ -126,7 +132,8 @@ func (a *Announcer) decide(ctx context.Context) (done bool) {
 }
 
 // announceable leaves out what an l4proxy file cannot say. A frontend that only
-// some clients may use stays out: there it would be open to all.
+// some clients may use stays out: there it would be open to all. So does one
+// that shares its port by name, or whose backends expect a PROXY header.
 func announceable(all []edge.Frontend) (frontends []edge.Frontend, left []edge.Problem) {
 	for _, f := range all {
 		if !strings.HasPrefix(f.Why, "service/") {
@@ -139,6 +146,14 @@ func announceable(all []edge.Frontend) (frontends []edge.Frontend, left []edge.P
 		}
 		if f.SourceRanges != nil {
 			left = append(left, edge.Problem{Object: object, What: "left out: l4proxy knows no source ranges, and would open it to everybody", Remedy: "use gatehouse run for it"})
+			continue
+		}
+		if f.Hostnames != nil {
+			left = append(left, edge.Problem{Object: object, What: "left out: l4proxy does not tell TLS server names apart", Remedy: "use gatehouse run for it"})
+			continue
+		}
+		if v := f.SendProxyProtocol; v == edge.ProxyProtocolV1 || v == edge.ProxyProtocolV2 || len(f.AcceptProxyProtocol) > 0 {
+			left = append(left, edge.Problem{Object: object, What: "left out: l4proxy does not speak the PROXY protocol", Remedy: "use gatehouse run for it"})
 			continue
 		}
 		var v4 []edge.Backend

@@ -24,6 +24,10 @@ func TestAnnounceLeavesOutWhatTheFileCannotSay(t *testing.T) {
 		"nobody is behind":        {func(f *edge.Frontend) { f.Backends = nil }, 0, ""},
 		"UDP":                     {func(f *edge.Frontend) { f.Protocol = edge.UDP }, 0, "service/shop/web:80: left out: l4proxy speaks TCP only; use gatehouse run for it"},
 		"only some clients":       {func(f *edge.Frontend) { f.SourceRanges = []netip.Prefix{} }, 0, "service/shop/web:80: left out: l4proxy knows no source ranges, and would open it to everybody; use gatehouse run for it"},
+		"names":                   {func(f *edge.Frontend) { f.Hostnames = []string{"*"} }, 0, "service/shop/web:80: left out: l4proxy does not tell TLS server names apart; use gatehouse run for it"},
+		"PROXY protocol sent":     {func(f *edge.Frontend) { f.SendProxyProtocol = edge.ProxyProtocolV2 }, 0, "service/shop/web:80: left out: l4proxy does not speak the PROXY protocol; use gatehouse run for it"},
+		"PROXY protocol accepted": {func(f *edge.Frontend) { f.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }, 0, "service/shop/web:80: left out: l4proxy does not speak the PROXY protocol; use gatehouse run for it"},
+		"no PROXY protocol":       {func(f *edge.Frontend) { f.SendProxyProtocol = edge.ProxyProtocolNone }, 2, ""},
 		"one IPv6 backend of two": {func(f *edge.Frontend) { f.Backends[0].Addr = netip.MustParseAddrPort("[fd00::1]:80") }, 1, "service/shop/web:80: 1 IPv6 backends left out: l4proxy speaks IPv4 only; use gatehouse run for it"},
 		"weights":                 {func(f *edge.Frontend) { f.Backends[0].Weight = 2 }, 2, "service/shop/web:80: its shares are not kept: l4proxy knows no weights, and gives every backend the same; use gatehouse run for it"},
 	} {

@@ -92,15 +92,24 @@ func (c *cluster) follow(ctx context.Context, client *kube.Client) error {
 }
 
 // look returns the cluster's snapshot, nil before the first one, and whether it
-// is the present connection's own.
+// is the present connection's own. One of a connection before is stale once the
+// present one cannot be made, or gets no answer.
 func (c *cluster) look() (snapshot *edge.Cluster, client *kube.Client, synced bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	away := c.err != nil
 	if c.client != nil {
-		if s, ok := c.client.Snapshot(); ok {
+		s, ok := c.client.Snapshot()
+		if ok {
 			c.last = &s
 			return c.last, c.client, true
 		}
+		away = s.Stale
+	}
+	if away && c.last != nil && !c.last.Stale {
+		stale := *c.last
+		stale.Stale = true
+		c.last = &stale
 	}
 	return c.last, c.client, false
 }
