@@ -41,6 +41,24 @@ func LongHeaderIDs(packet []byte) (dcid, scid []byte, ok bool) {
 	return dcid, scid, true
 }
 
+// Initial reports whether a packet may begin a connection: it is an Initial of a
+// known version, or of a version that is not known.
+func Initial(packet []byte) bool {
+	if len(packet) < 5 || packet[0]&0x80 == 0 {
+		return false
+	}
+	kind := packet[0] >> 4 & 3
+	switch binary.BigEndian.Uint32(packet[1:]) {
+	case 0: // Version Negotiation, which clients do not send
+		return false
+	case version1:
+		return kind == 0
+	case version2:
+		return kind == 1
+	}
+	return true
+}
+
 // ShortHeader reports whether a packet may be one of QUIC with a short header,
 // which is all of a connection but its beginning: the form bit says short, the
 // QUIC bit is set, and it is as long as any that can be decrypted. Whose

@@ -34,6 +34,7 @@ type door struct {
 	clients  clients
 	limiter  atomic.Pointer[ratelimit.Limiter] // nil: there has been no rate to hold clients to
 	affinity affinity
+	ids      connectionIDs // of a shared UDP door
 
 	mu     sync.Mutex // guards mutter
 	mutter limiter

@@ -29,6 +29,9 @@ type HandedDoor struct {
 // HandedSession is one client of a UDP door and its socket to the backend.
 type HandedSession struct {
 	Door    edge.Door      `json:"door"`
+	Name    string         `json:"name,omitempty"` // of the frontend, if it shares the door
+	IDs     [][]byte       `json:"ids,omitempty"`  // QUIC connection IDs that the backend has given itself
+	Slot    int            `json:"slot,omitempty"` // of the client's port, which can have several QUIC connections
 	Client  netip.AddrPort `json:"client"`
 	Local   netip.Addr     `json:"local"` // the address that the client spoke to
 	Ifindex int            `json:"ifindex,omitempty"`

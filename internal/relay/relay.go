@@ -331,11 +331,27 @@ type fallenOf struct {
 // fellLocked tells the loops, once all doors have their tables.
 func (r *Relay) fellLocked() {
 	for _, f := range r.fallen {
-		for _, l := range r.loops {
-			l.post(func() { l.fell(f.d, f.backends, f.closes) })
+		for i, l := range r.loops {
+			u := r.udpSocketLocked(f.d, i)
+			l.post(func() {
+				l.fell(f.d, f.backends, f.closes)
+				if u != nil && f.closes {
+					u.endAll(l, f.d, endedDown, f.backends...)
+				}
+			})
 		}
 	}
 	r.fallen = nil
+}
+
+// udpSocketLocked is the source that a door's sessions have in a loop; nil: it
+// has none.
+func (r *Relay) udpSocketLocked(d *door, loop int) *udpSocket {
+	if parent := r.doors[d.key]; parent != nil && parent.open() {
+		u, _ := parent.servers[loop].(*udpSocket)
+		return u
+	}
+	return nil
 }
 
 // allLocked are the doors, and those of the frontends that share them.
@@ -424,14 +440,11 @@ func (r *Relay) drainLocked() {
 				continue
 			}
 			for i, l := range r.loops {
-				var u *udpSocket
-				if d.open() {
-					u, _ = d.servers[i].(*udpSocket)
-				}
+				u := r.udpSocketLocked(d, i)
 				l.post(func() {
 					l.drained(d, addr)
 					if u != nil {
-						u.drained(l, addr)
+						u.drained(l, d, addr)
 					}
 				})
 			}

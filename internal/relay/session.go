@@ -41,6 +41,8 @@ const (
 // used on and on, by a resolver or a tunnel, would stick to it for ever.
 type session struct {
 	socket  *udpSocket
+	d       *door // of its frontend: the socket's, or one of those that share it
+	tally   *tally
 	backend *backend
 	timer   timer
 	flow    flow
@@ -58,6 +60,11 @@ type session struct {
 	measured bool // the path's limit was compared with what the client sends
 	plain    bool // no UDP_SEGMENT: a path, or an interface, does not take it
 	queued   bool // in loop.again
+
+	learns uint8    // QUIC: in so many datagrams more of the backend connection IDs are looked for
+	ids    []string // those that were found
+	// The connection ID that the client has made up for its first packets.
+	opening string
 }
 
 // The sessions of this process. Each has a descriptor and a local port, which
@@ -107,7 +114,7 @@ func (s *session) dial(l *loop, t *table) Reason {
 	avoided := len(u.tried)
 	why := NoBackend
 	for {
-		chosen, ok := u.d.choose(t, chooser{s.flow.addr().Addr(), u.tried, l.now, l.random})
+		chosen, ok := s.d.choose(t, chooser{s.flow.addr().Addr(), u.tried, l.now, l.random})
 		if !ok && avoided > 0 {
 			u.tried = u.tried[:copy(u.tried, u.tried[avoided:])]
 			avoided = 0
@@ -116,25 +123,38 @@ func (s *session) dial(l *loop, t *table) Reason {
 		if !ok {
 			return why
 		}
-		b := u.tally.backend(chosen.Addr)
-		b.use(chosen.load)
-		errno := s.connect(l, chosen.Addr)
-		if errno == 0 {
-			s.backend = b
-			u.tally.connected(b)
-			return ""
-		}
-		why = reasonOf(errno)
-		u.tally.dialFailed(b, why)
-		if why == Exhausted {
+		if why = s.tryThe(l, t, chosen); why == "" || why == Exhausted {
 			return why
 		}
-		s.report(chosen.Addr, errno)
 		u.tried = append(u.tried, chosen.Addr)
 	}
 }
 
-func (s *session) connect(l *loop, to netip.AddrPort) unix.Errno {
+// dialThe connects to the backend that what the client says is for.
+func (s *session) dialThe(l *loop, t *table, backend netip.AddrPort) Reason {
+	var chosen choice
+	chosen.Addr = backend
+	return s.tryThe(l, t, chosen)
+}
+
+func (s *session) tryThe(l *loop, t *table, chosen choice) Reason {
+	b := s.tally.backend(chosen.Addr)
+	b.use(chosen.load)
+	errno := s.connect(l, t, chosen.Addr)
+	if errno == 0 {
+		s.backend = b
+		s.tally.connected(b)
+		return ""
+	}
+	why := reasonOf(errno)
+	s.tally.dialFailed(b, why)
+	if why != Exhausted {
+		s.report(chosen.Addr, errno)
+	}
+	return why
+}
+
+func (s *session) connect(l *loop, t *table, to netip.AddrPort) unix.Errno {
 	fd, errno := datagramSocket(familyOf(to.Addr()))
 	if errno != 0 {
 		return errno
@@ -145,6 +165,12 @@ func (s *session) connect(l *loop, to netip.AddrPort) unix.Errno {
 		setOption(fd, unix.SOL_IP, unix.IP_RECVERR, 1)
 	} else {
 		setOption(fd, unix.SOL_IPV6, unix.IPV6_RECVERR, 1)
+	}
+	if client := s.flow.addr().Addr(); t.vicinity.seesClient(client, to.Addr()) {
+		if errno := bindTransparent(fd, client); errno != 0 {
+			closeFD(fd)
+			return errno
+		}
 	}
 	errno = connect(fd, to)
 	if errno == unix.EAGAIN {
@@ -193,7 +219,7 @@ func (s *session) forward(l *loop) {
 	}
 	if first.next == 0 && first.segment == 0 && first.marks == 0 {
 		if errno := send(s.fd, first.data); errno != 0 {
-			u.resend(l, s.flow, first.data, errno)
+			u.resend(l, s, first.data, errno)
 			return
 		}
 		u.forwarded(s, 1, len(first.data))
@@ -219,7 +245,7 @@ func (s *session) forward(l *loop) {
 		case errno == 0 && !s.errors(l):
 			// Why the rest could not be sent was not said, and may have passed.
 		case full(errno):
-			u.drop(x.parcels[i].count)
+			s.drop(x.parcels[i].count)
 			i++
 		default:
 			if x.parcels[i].count > 1 {
@@ -227,7 +253,7 @@ func (s *session) forward(l *loop) {
 			}
 			// One by one, which also finds out what is wrong.
 			for ; i < n; i++ {
-				x.each(i, func(data []byte) { u.resend(l, s.flow, data, 0) })
+				x.each(i, func(data []byte) { u.resend(l, s, data, 0) })
 			}
 		}
 	}
@@ -236,14 +262,14 @@ func (s *session) forward(l *loop) {
 // resend sends a datagram that could not be sent for the given reason: a send
 // first fails with an error that an earlier datagram has met. If that was the
 // end of the session, another one begins.
-func (u *udpSocket) resend(l *loop, f flow, data []byte, errno unix.Errno) {
+func (u *udpSocket) resend(l *loop, of *session, data []byte, errno unix.Errno) {
 	for range 2 {
 		if full(errno) {
 			break
 		}
-		s := u.flows[f]
+		s := u.flows[of.flow]
 		if errno != 0 && s != nil && s.errors(l) || s == nil {
-			s = u.open(l, f, data)
+			s = u.open(l, of.flow, data, of.d)
 		}
 		if s == nil {
 			break
@@ -253,12 +279,12 @@ func (u *udpSocket) resend(l *loop, f flow, data []byte, errno unix.Errno) {
 			return
 		}
 	}
-	u.drop(1)
+	of.drop(1)
 }
 
 func (u *udpSocket) forwarded(s *session, packets, bytes int) {
-	u.tally.count.PacketsToBackend += uint64(packets)
-	u.tally.count.BytesToBackend += uint64(bytes)
+	s.tally.count.PacketsToBackend += uint64(packets)
+	s.tally.count.BytesToBackend += uint64(bytes)
 	s.backend.count.BytesToBackend += uint64(bytes)
 }
 
@@ -288,11 +314,15 @@ func (s *session) ready(l *loop, events uint32) {
 		}
 		s.heard, s.waits = l.now, 0
 		for i := g.used; i < g.used+n; i++ {
-			if d := &g.replies.datagrams[i]; d.cut {
-				s.socket.drop(d.count())
-			} else {
-				g.toClient.add(s, d, true)
+			d := &g.replies.datagrams[i]
+			if d.cut {
+				s.drop(d.count())
+				continue
 			}
+			if s.learns > 0 {
+				s.learn(d.data)
+			}
+			g.toClient.add(s, d, true)
 		}
 		g.used += n
 		if !g.queued {
@@ -366,8 +396,8 @@ func (s *session) failed(l *loop, errno unix.Errno, quoted []byte) bool {
 	s.backend.count.Failures[why]++
 	u.avoid(l, addr)
 	s.report(addr, errno)
-	if suppressed, ok := u.d.complain(time.Now()); ok {
-		u.r.log.Warn("a backend refused a session", "door", u.d.key.String(), "frontend", u.d.table.Load().name,
+	if suppressed, ok := s.d.complain(time.Now()); ok {
+		u.r.log.Warn("a backend refused a session", "door", s.d.key.String(), "frontend", s.d.table.Load().name,
 			"backend", addr.String(), "err", errno, "suppressed", suppressed)
 	}
 	l.udp.icmp.refuse(l, u, &s.flow, quoted)
@@ -410,7 +440,7 @@ func (s *session) limit() int {
 // expired ends the session if it is idle. The timer is not moved for each
 // datagram: it comes when the session could be idle at the earliest.
 func (s *session) expired(l *loop) {
-	if left := s.socket.d.table.Load().IdleTimeout - s.idle(l); left > 0 {
+	if left := s.d.table.Load().IdleTimeout - s.idle(l); left > 0 {
 		l.set(&s.timer, left)
 		return
 	}
@@ -430,8 +460,14 @@ func (s *session) end(l *loop, how ending) {
 	closeFD(s.fd)
 	s.fd = -1
 	delete(u.flows, s.flow)
-	u.tally.ended(s.backend, how)
-	u.d.release(s.flow.addr().Addr(), s.limited)
+	if len(u.slots) > 0 {
+		u.vacate(s.flow)
+	}
+	if len(s.ids) > 0 {
+		u.d.ids.forget(s)
+	}
+	s.tally.ended(s.backend, how)
+	s.d.release(s.flow.addr().Addr(), s.limited)
 	giveSessionBack()
 }
 
@@ -447,7 +483,7 @@ func (u *udpSocket) sessions(l *loop) []HandedSession {
 		}
 		s.shared = true
 		all = append(all, HandedSession{
-			Door: u.d.key, Client: f.addr(), Local: netip.AddrFrom16(f.local).Unmap(), Ifindex: int(f.scope),
+			Door: u.d.key, Name: s.name(), IDs: s.handedIDs(), Slot: int(f.port >> slotShift), Client: f.addr(), Local: netip.AddrFrom16(f.local).Unmap(), Ifindex: int(f.scope),
 			Backend: s.backend.count.Addr, Idle: s.idle(l), File: os.NewFile(uintptr(fd), u.d.key.String()),
 		})
 	}
@@ -461,20 +497,31 @@ func (u *udpSocket) adopt(l *loop, h HandedSession) {
 	if err != nil {
 		return
 	}
-	f := flow{client: h.Client.Addr().As16(), local: h.Local.As16(), port: uint32(h.Client.Port()), scope: uint32(h.Ifindex)}
+	d := u.d
+	if h.Name != "" {
+		if d = u.d.named[h.Name]; d == nil {
+			closeFD(int32(fd))
+			return // its frontend is gone
+		}
+	}
+	f := flow{client: h.Client.Addr().As16(), local: h.Local.As16(), port: uint32(h.Client.Port()), scope: uint32(h.Ifindex)}.slot(h.Slot)
 	since := l.now - h.Idle
-	s := &session{socket: u, flow: f, asked: since, heard: since, shared: true}
+	s := &session{socket: u, d: d, tally: l.tally(d), flow: f, asked: since, heard: since, shared: true}
 	s.timer.owner = s
 	if s.watch(l, int32(fd)) != 0 {
 		closeFD(int32(fd))
 		return
 	}
 	sessionsAlive.Add(1)
-	_, s.limited = u.d.admit(u.d.table.Load(), h.Client.Addr(), l.now, true)
-	u.tally.accepted()
-	s.backend = u.tally.backend(h.Backend)
+	_, s.limited = d.admit(d.table.Load(), h.Client.Addr(), l.now, true)
+	s.tally.accepted()
+	s.backend = s.tally.backend(h.Backend)
 	s.backend.use(nil)
-	u.tally.connected(s.backend)
+	s.tally.connected(s.backend)
 	u.flows[f] = s
-	l.set(&s.timer, u.d.table.Load().IdleTimeout-h.Idle)
+	u.occupy(f)
+	for _, id := range h.IDs {
+		u.d.ids.add(s, string(id))
+	}
+	l.set(&s.timer, d.table.Load().IdleTimeout-h.Idle)
 }

@@ -29,7 +29,10 @@ type table struct {
 	backends []edge.Backend // all, for Stats
 	// Those that take connections. down are the last resort; nil: there is none.
 	up, pending, down candidates
+	dead              []netip.AddrPort // are down, while there are others
 }
+
+func (t *table) hasOthers() bool { return !t.up.none() || !t.pending.none() }
 
 func newTable(f edge.Frontend) *table {
 	t := &table{
@@ -58,8 +61,13 @@ func newTable(f edge.Frontend) *table {
 			t.down.add(b)
 		}
 	}
-	if !t.up.none() || !t.pending.none() {
+	if t.hasOthers() {
 		t.down = candidates{}
+		for _, b := range f.Backends {
+			if b.State == edge.Down {
+				t.dead = append(t.dead, b.Addr)
+			}
+		}
 	}
 	return t
 }

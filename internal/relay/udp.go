@@ -77,22 +77,22 @@ func (l *loop) datagrams() *datagrams {
 
 // udpSocket is the source of a UDP door's socket in one loop.
 type udpSocket struct {
-	r         *Relay
-	d         *door
-	fd        int32
-	ipv6      bool   // its family: then it takes IPv4 too, if it is bound to no address
-	port      uint16 // it is bound to
-	device    int    // likewise; 0: none
-	watching  bool
-	queued    bool
-	overflow  uint32 // datagram.overflow of the last one
-	tally     *tally
-	flows     map[flow]*session
-	table     *table           // that down is of
-	down      []netip.AddrPort // backends
-	hasOthers bool             // the table has a backend for new sessions
-	refused   []refusal
-	tried     []netip.AddrPort // of the dial at hand
+	r        *Relay
+	d        *door
+	fd       int32
+	ipv6     bool   // its family: then it takes IPv4 too, if it is bound to no address
+	port     uint16 // it is bound to
+	device   int    // likewise; 0: none
+	watching bool
+	queued   bool
+	overflow uint32 // datagram.overflow of the last one
+	tally    *tally
+	flows    map[flow]*session
+	asking   map[flow]*asker // clients whose names are not known yet (quic.go)
+	asked    int             // bytes that are kept for them
+	slots    map[flow]uint8  // of ports that have had more than one QUIC connection: those in use
+	refused  []refusal
+	tried    []netip.AddrPort // of the dial at hand
 }
 
 // refusal is a backend that has lately refused.
@@ -105,7 +105,7 @@ func newUDPSocket(r *Relay, d *door, fd int) *udpSocket {
 	family, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	return &udpSocket{
 		r: r, d: d, fd: int32(fd), ipv6: family == unix.AF_INET6, port: boundTo(fd).Port(), device: d.ifindex,
-		flows: map[flow]*session{}, overflow: dropped(int32(fd)),
+		flows: map[flow]*session{}, asking: map[flow]*asker{}, slots: map[flow]uint8{}, overflow: dropped(int32(fd)),
 	}
 }
 
@@ -131,6 +131,9 @@ func (u *udpSocket) shut(l *loop) {
 	for _, s := range u.flows {
 		s.end(l, endedCut)
 	}
+	for _, a := range u.asking {
+		a.end(l, Closed, nil)
+	}
 }
 
 // pause leaves datagrams of clients where they are. Answers go on to clients.
@@ -152,10 +155,14 @@ func (u *udpSocket) unpause(l *loop) {
 
 // drained ends the sessions of a backend that has left long enough ago. Their
 // clients' next datagrams go elsewhere.
-func (u *udpSocket) drained(l *loop, backend netip.AddrPort) {
+func (u *udpSocket) drained(l *loop, d *door, backend netip.AddrPort) {
+	u.endAll(l, d, endedDrained, backend)
+}
+
+func (u *udpSocket) endAll(l *loop, d *door, how ending, backends ...netip.AddrPort) {
 	for _, s := range u.flows {
-		if s.backend.count.Addr == backend {
-			s.end(l, endedDrained)
+		if s.d == d && slices.Contains(backends, s.backend.count.Addr) {
+			s.end(l, how)
 		}
 	}
 }
@@ -165,7 +172,6 @@ func (u *udpSocket) ready(l *loop, events uint32) {
 		return
 	}
 	u.queued = false
-	u.noteTable()
 	in := l.udp.requests
 	n, errno := in.receive(u.fd, 0, messages)
 	if errno != 0 && errno != unix.EAGAIN {
@@ -182,7 +188,10 @@ func (u *udpSocket) ready(l *loop, events uint32) {
 		}
 		s := last
 		if s == nil || f != lastFlow {
-			s = u.session(l, f, d.data)
+			var kept bool
+			if s, kept = u.session(l, f, d); kept {
+				continue
+			}
 		}
 		if s == nil {
 			u.drop(d.count())
@@ -230,80 +239,101 @@ func forMany(a *[16]byte) bool {
 
 func (u *udpSocket) drop(n int) { u.tally.count.PacketsDropped += uint64(n) }
 
-// noteTable finds the backends that are down, when there is another table.
-func (u *udpSocket) noteTable() {
-	t := u.d.table.Load()
-	if t == u.table {
-		return
-	}
-	u.table, u.down = t, u.down[:0]
-	u.hasOthers = !t.up.none() || !t.pending.none()
-	if !u.hasOthers {
-		return // nowhere to go: where they are may still be right
-	}
-	for _, b := range t.backends {
-		if b.State == edge.Down {
-			u.down = append(u.down, b.Addr)
-		}
-	}
-}
+func (s *session) drop(n int) { s.tally.count.PacketsDropped += uint64(n) }
 
 // session returns the flow's session. It opens one if there is none, or if the
 // backend of that one is down: a client port that is used on and on would
 // stick to a dead backend for ever. Unless the backend answers all the same:
-// then it is the probe that is wrong.
-func (u *udpSocket) session(l *loop, f flow, data []byte) *session {
-	s := u.flows[f]
-	if s == nil {
-		return u.open(l, f, data)
+// then it is the probe that is wrong. There is none for what nobody takes, and
+// for what is kept until more is known.
+func (u *udpSocket) session(l *loop, f flow, d *datagram) (s *session, kept bool) {
+	if u.d.table.Load().names != nil {
+		return u.sessionByName(l, f, d)
 	}
-	if s.first == 0 && (u.isDown(l, s) || u.hasLeft(l, s)) {
+	if s := u.flows[f]; s != nil {
+		return u.live(l, s, d), false
+	}
+	return u.open(l, f, d.data, u.d), false
+}
+
+// live returns a session that is there, or another one if its backend is dead.
+func (u *udpSocket) live(l *loop, s *session, d *datagram) *session {
+	if s.first == 0 && (s.isDown(l) || s.hasLeft(l)) {
 		s.end(l, endedLost)
-		return u.open(l, f, data)
+		return u.open(l, s.flow, d.data, s.d)
 	}
 	return s
 }
 
-func (u *udpSocket) isDown(l *loop, s *session) bool {
-	return len(u.down) > 0 && s.silent(l) && slices.Contains(u.down, s.backend.count.Addr)
+func (s *session) isDown(l *loop) bool {
+	t := s.d.table.Load()
+	return len(t.dead) > 0 && s.silent(l) && slices.Contains(t.dead, s.backend.count.Addr)
 }
 
 // hasLeft says that a session's backend has left the table, and is gone: one
 // that drains would answer. Nobody probes it any more, and what is sent to a
 // pod that is no more is lost without a word on many networks.
-func (u *udpSocket) hasLeft(l *loop, s *session) bool {
-	return s.waits > 0 && l.now-s.waits >= silence && u.hasOthers && !u.table.serves(s.backend.count.Addr)
+func (s *session) hasLeft(l *loop) bool {
+	if s.waits == 0 || l.now-s.waits < silence {
+		return false
+	}
+	t := s.d.table.Load()
+	return t.hasOthers() && !t.serves(s.backend.count.Addr)
 }
 
-// open begins a session, or tells the client why not if it may know.
-func (u *udpSocket) open(l *loop, f flow, data []byte) *session {
-	t := u.d.table.Load()
-	client := f.addr()
-	u.tally.accepted()
-	why, limited := u.d.admit(t, client.Addr(), l.now, true)
+// open begins a session of a frontend, or tells the client why not if it may
+// know. data is of the datagram that wants it.
+func (u *udpSocket) open(l *loop, f flow, data []byte, d *door) *session {
+	count := l.tally(d)
+	count.accepted()
+	why, limited := d.admit(d.table.Load(), f.addr().Addr(), l.now, true)
+	return u.begin(l, &session{socket: u, d: d, tally: count, flow: f, limited: limited}, why, data, netip.AddrPort{})
+}
+
+// begin connects a session that has been counted, with the given backend or any.
+func (u *udpSocket) begin(l *loop, s *session, why Reason, data []byte, backend netip.AddrPort) *session {
+	t := s.d.table.Load()
+	s.fd, s.asked, s.timer.owner = -1, l.now, s
+	if why == "" && s.d.gone.Load() {
+		why = Closed
+	}
 	if why == "" && !takeSession() {
 		why = Exhausted
 	}
 	if why == "" {
-		s := &session{socket: u, flow: f, limited: limited, fd: -1, asked: l.now}
-		s.timer.owner = s
-		if why = s.dial(l, t); why == "" {
-			u.flows[f] = s
+		if backend.IsValid() {
+			why = s.dialThe(l, t, backend)
+		} else {
+			why = s.dial(l, t)
+		}
+		if why == "" {
+			u.flows[s.flow] = s
+			u.occupy(s.flow)
 			l.set(&s.timer, t.IdleTimeout)
 			return s
 		}
 		giveSessionBack()
 	}
-	u.d.release(client.Addr(), limited)
-	u.tally.failed(why)
-	if why == NoBackend || why == Refused || why == Unreachable {
-		l.udp.icmp.refuse(l, u, &f, data)
-	}
-	if suppressed, ok := u.d.complain(time.Now()); ok {
-		u.r.log.Warn("no backend took a session", "door", u.d.key.String(), "frontend", t.name,
-			"client", client.Addr().String(), "reason", string(why), "suppressed", suppressed)
-	}
+	u.turnAway(l, s.d, s.tally, &s.flow, s.limited, why, data)
 	return nil
+}
+
+// turnAway ends what has not become a session.
+func (u *udpSocket) turnAway(l *loop, d *door, count *tally, f *flow, limited bool, why Reason, data []byte) {
+	client := f.addr().Addr()
+	d.release(client, limited)
+	count.failed(why)
+	switch why {
+	case NoBackend, Refused, Unreachable, UnknownName:
+		l.udp.icmp.refuse(l, u, f, data)
+	case Closed, Banned, HelloTimeout, NotTLS:
+		return
+	default:
+	}
+	if suppressed, ok := d.complain(time.Now()); ok {
+		u.r.log.Warn("no backend took a session", "door", d.key.String(), "frontend", d.table.Load().name,
+			"client", client.String(), "reason", string(why), "suppressed", suppressed)
+	}
 }
 
 // avoid notes that a backend has refused.
@@ -372,7 +402,7 @@ func (u *udpSocket) reply(_ *loop, x *sender, from, to int) {
 		case full(errno):
 			// For the rest of them as well.
 			for ; from < to; from++ {
-				u.drop(x.parcels[from].count)
+				x.parcels[from].session.drop(x.parcels[from].count)
 			}
 			return
 		case p.count > 1:
@@ -381,21 +411,21 @@ func (u *udpSocket) reply(_ *loop, x *sender, from, to int) {
 				if _, errno := sendmmsg(u.fd, x.single(from, data)); errno == 0 {
 					u.replied(p.session, 1, len(data))
 				} else {
-					u.drop(1)
+					p.session.drop(1)
 				}
 			})
 		default:
 			// The address that the client spoke to is not there any more, there is
 			// no way to the client, or a rule of this machine forbids it.
-			u.drop(1)
+			p.session.drop(1)
 		}
 		from++
 	}
 }
 
 func (u *udpSocket) replied(s *session, packets, bytes int) {
-	u.tally.count.PacketsToClient += uint64(packets)
-	u.tally.count.BytesToClient += uint64(bytes)
+	s.tally.count.PacketsToClient += uint64(packets)
+	s.tally.count.BytesToClient += uint64(bytes)
 	s.backend.count.BytesToClient += uint64(bytes)
 }
 

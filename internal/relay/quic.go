@@ -1,0 +1,469 @@
+package relay
+
+import (
+	"bytes"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"e13.dev/gatehouse/internal/hello"
+)
+
+// # QUIC
+//
+// A UDP door that is shared by names reads them from QUIC Initial packets. A
+// hello may be scattered over several datagrams: until it is whole the client is
+// an asker, and what it has sent is kept, and then sent on as it came.
+//
+// A client may have several connections from one port, to several names: those
+// are sessions of their own, in slots of the port. Which one a packet is for is
+// said by its connection ID, which the server has chosen; those are read from
+// the long headers of what backends answer. The ones that servers hand out
+// later are encrypted, and nobody in between can know them. Where there is a
+// choice, a packet with such a one goes to all connections of its port: the
+// servers that do not know it either drop it, or answer with a stateless reset
+// that means nothing to the client (RFC 9000, section 10.3).
+//
+// A client whose port or address has changed (a NAT has forgotten it, a phone
+// has left the house) is found by its connection ID, too; or, if that is not
+// known, by its address alone. It gets a session of its own with that backend,
+// which so sees that the client has moved, and makes sure that it is the same
+// one (ibid., section 9). A client that moves to another address and takes an
+// encrypted connection ID with it (ibid., section 9.5) goes to the default,
+// whose stateless reset tells it to connect anew, or nowhere.
+
+const (
+	// Those who have not said who they want yet, of one loop and door. Their
+	// hellos come within milliseconds, so that more of them are a flood.
+	maxAskers      = 1000
+	maxAskersBytes = 4 << 20
+	askingTimeout  = 3 * time.Second
+
+	// A server names itself in the first datagrams that it sends.
+	learnsFrom = 32
+	maxIDs     = 4 // of a session: after a Retry it names itself anew
+)
+
+// asker is a QUIC client whose hello is not whole yet.
+type asker struct {
+	socket   *udpSocket
+	flow     flow
+	opening  string // see session
+	timer    timer
+	initials hello.Initials
+	held     [][]byte
+	limited  bool
+}
+
+// The connections of one client port are told apart by a number that is kept
+// above the port.
+const (
+	slotShift = 16
+	maxSlots  = 8
+)
+
+func (f flow) slot(i int) flow {
+	f.port = f.port&(1<<slotShift-1) | uint32(i)<<slotShift
+	return f
+}
+
+// sessionByName is session for a door that is shared by names.
+func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kept bool) {
+	slots, several := u.slots[f]
+	if d.segment > 0 && (several || u.flows[f] == nil) {
+		// The kernel has put together what came from one port, of whatever
+		// connection.
+		for part := range parts(d) {
+			one := *d
+			one.data, one.segment = part, 0
+			if s, kept := u.sessionByName(l, f, &one); s != nil {
+				u.resend(l, s, part, 0)
+			} else if !kept {
+				u.drop(1)
+			}
+		}
+		return nil, true
+	}
+	dcid, initial := opens(d.data)
+	if !several {
+		s, a := u.flows[f], u.asking[f]
+		switch {
+		case s != nil && (!initial || s.knows(dcid)):
+			return u.live(l, s, d), false
+		case s == nil && (a == nil || !initial || a.opening == string(dcid)):
+			return u.ask(l, f, a, dcid, d)
+		}
+		slots = 1
+	} else if s, a, one := u.slotOf(f, slots, dcid, initial, d.data); one {
+		if a != nil {
+			return u.ask(l, a.flow, a, dcid, d)
+		}
+		return u.live(l, s, d), false
+	} else if !initial {
+		return u.all(l, f, slots, d), false
+	}
+	free := bits.TrailingZeros8(^slots)
+	if free >= maxSlots {
+		return nil, false
+	}
+	if !several {
+		u.slots[f] = slots
+	}
+	return u.ask(l, f.slot(free), nil, dcid, d)
+}
+
+// opens returns the connection ID that a datagram is for, if it says so, and
+// whether it may begin a connection.
+func opens(data []byte) (dcid []byte, initial bool) {
+	dcid, _, long := hello.LongHeaderIDs(data)
+	return dcid, long && hello.Initial(data)
+}
+
+// slotOf finds the one connection of a port that a packet is for.
+func (u *udpSocket) slotOf(f flow, slots uint8, dcid []byte, initial bool, data []byte) (s *session, a *asker, one bool) {
+	for i := range maxSlots {
+		if slots&(1<<i) == 0 {
+			continue
+		}
+		key := f.slot(i)
+		if a := u.asking[key]; a != nil && dcid != nil && a.opening == string(dcid) {
+			return nil, a, true
+		}
+		if s := u.flows[key]; s != nil && (dcid != nil && s.knows(dcid) || dcid == nil && s.isFor(data)) {
+			return s, nil, true
+		}
+	}
+	if slots&(slots-1) != 0 || initial {
+		return nil, nil, false
+	}
+	key := f.slot(bits.TrailingZeros8(slots))
+	s, a = u.flows[key], u.asking[key]
+	return s, a, s != nil || a != nil
+}
+
+// all sends a packet to all the connections of a port, and returns one of them,
+// to which it is still to be sent.
+func (u *udpSocket) all(l *loop, f flow, slots uint8, d *datagram) (last *session) {
+	for i := range maxSlots {
+		s := u.flows[f.slot(i)]
+		if slots&(1<<i) == 0 || s == nil {
+			continue
+		}
+		if last != nil {
+			for part := range parts(d) {
+				u.resend(l, last, part, 0)
+			}
+		}
+		last = s
+	}
+	return last
+}
+
+// occupy notes that a slot of a port is in use, if it can have more than one.
+func (u *udpSocket) occupy(f flow) {
+	base, slot := f.slot(0), f.port>>slotShift
+	if slots, several := u.slots[base]; several || slot > 0 {
+		u.slots[base] = slots | 1<<slot
+	}
+}
+
+// vacate gives a slot of a port back.
+func (u *udpSocket) vacate(f flow) {
+	base := f.slot(0)
+	slots, several := u.slots[base]
+	if !several {
+		return
+	}
+	if slots &^= 1 << (f.port >> slotShift); slots == 0 {
+		delete(u.slots, base)
+	} else {
+		u.slots[base] = slots
+	}
+}
+
+// knows says whether a packet with a long header is of this connection.
+func (s *session) knows(dcid []byte) bool {
+	return s.opening == string(dcid) || slices.Contains(s.ids, string(dcid))
+}
+
+// isFor says whether a packet with a short header has an ID that is known to be
+// this connection's.
+func (s *session) isFor(data []byte) bool {
+	return hello.ShortHeader(data) && slices.ContainsFunc(s.ids, func(id string) bool { return len(data) > len(id) && string(data[1:1+len(id)]) == id })
+}
+
+// ask reads the server name of a client that has no session. It returns one
+// once the name is known, having sent on what came before.
+func (u *udpSocket) ask(l *loop, f flow, a *asker, dcid []byte, d *datagram) (s *session, kept bool) {
+	if a == nil {
+		if s, known := u.moved(l, f, d.data); known {
+			return s, false
+		}
+		var why Reason
+		if a, why = u.asks(l, f); why != "" {
+			u.turnAway(l, u.d, u.tally, &f, a.limited, why, d.data)
+			return nil, false
+		}
+		a.opening = string(dcid)
+	}
+	name, done, err := a.initials.Add(d.data)
+	if !done && err == nil {
+		return nil, u.keep(a, d.data)
+	}
+	n := u.d.table.Load().names
+	to := n.rest
+	if err == nil && name != "" {
+		to = n.find(name)
+	}
+	switch {
+	case to != nil:
+		return a.give(l, to, d.data), false
+	case err != nil || name == "":
+		a.end(l, NotTLS, d.data)
+	default:
+		a.end(l, UnknownName, d.data)
+	}
+	return nil, false
+}
+
+// parts are the datagrams that were received as one.
+func parts(d *datagram) func(yield func([]byte) bool) {
+	size := d.segment
+	if size <= 0 {
+		size = max(len(d.data), 1)
+	}
+	return func(yield func([]byte) bool) {
+		for part := range slices.Chunk(d.data, size) {
+			if !yield(part) {
+				return
+			}
+		}
+	}
+}
+
+// asks counts a new client, and says why it may not be one.
+func (u *udpSocket) asks(l *loop, f flow) (*asker, Reason) {
+	u.tally.accepted()
+	a := &asker{socket: u, flow: f}
+	var why Reason
+	if why, a.limited = u.d.admit(u.d.table.Load(), f.addr().Addr(), l.now, true); why != "" {
+		return a, why
+	}
+	if len(u.asking) >= maxAskers {
+		return a, Limit
+	}
+	a.timer.owner = a
+	u.asking[f] = a
+	u.occupy(f)
+	l.set(&a.timer, askingTimeout)
+	return a, ""
+}
+
+// keep keeps what is to be sent on once the name is known. What there is no room
+// for QUIC sends again.
+func (u *udpSocket) keep(a *asker, data []byte) bool {
+	if u.asked+len(data) > maxAskersBytes {
+		return false
+	}
+	u.asked += len(data)
+	a.held = append(a.held, bytes.Clone(data))
+	return true
+}
+
+// leave takes an asker out of the books of those who ask.
+func (a *asker) leave(l *loop) {
+	u := a.socket
+	l.clear(&a.timer)
+	delete(u.asking, a.flow)
+	u.vacate(a.flow)
+	for _, part := range a.held {
+		u.asked -= len(part)
+	}
+}
+
+// give makes a session of a frontend of an asker.
+func (a *asker) give(l *loop, to *door, data []byte) *session {
+	u := a.socket
+	a.leave(l)
+	u.tally.routed()
+	u.d.release(a.flow.addr().Addr(), a.limited)
+	s := u.open(l, a.flow, data, to)
+	if s == nil {
+		u.drop(len(a.held))
+		return nil
+	}
+	s.learns, s.opening = learnsFrom, a.opening
+	for _, part := range a.held {
+		u.resend(l, s, part, 0)
+	}
+	return u.flows[a.flow] // it may have been refused meanwhile
+}
+
+// end turns an asker away.
+func (a *asker) end(l *loop, why Reason, data []byte) {
+	a.leave(l)
+	a.socket.drop(len(a.held))
+	a.socket.turnAway(l, a.socket.d, a.socket.tally, &a.flow, a.limited, why, data)
+}
+
+func (a *asker) expired(l *loop) { a.end(l, HelloTimeout, nil) }
+
+// moved returns the session of a client that has been here from another
+// address or port. known says that it was.
+func (u *udpSocket) moved(l *loop, f flow, data []byte) (s *session, known bool) {
+	id, of, known := u.d.ids.find(f.addr().Addr(), data)
+	if !known || of.d.gone.Load() {
+		return nil, false
+	}
+	count := l.tally(of.d)
+	count.accepted()
+	why, limited := of.d.admit(of.d.table.Load(), f.addr().Addr(), l.now, true)
+	s = u.begin(l, &session{socket: u, d: of.d, tally: count, flow: f, limited: limited}, why, data, of.backend)
+	if s != nil {
+		u.d.ids.add(s, id)
+	}
+	return s, true
+}
+
+// learn looks for connection IDs that the backend has given itself.
+func (s *session) learn(data []byte) {
+	s.learns--
+	if _, id, ok := hello.LongHeaderIDs(data); ok && len(id) > 0 && len(s.ids) < maxIDs && !slices.Contains(s.ids, string(id)) {
+		s.socket.d.ids.add(s, string(id))
+	}
+}
+
+// name is that of a session's frontend, if it shares the door.
+func (s *session) name() string {
+	if s.d == s.socket.d {
+		return ""
+	}
+	return s.d.table.Load().name
+}
+
+func (s *session) handedIDs() (ids [][]byte) {
+	for _, id := range s.ids {
+		ids = append(ids, []byte(id))
+	}
+	return ids
+}
+
+// connectionIDs are those by which QUIC servers are known to the clients of one
+// door. All loops share them: a client that moves comes to another loop. The
+// zero connectionIDs are none.
+type connectionIDs struct {
+	mu      sync.Mutex
+	of      map[string]idOwner
+	lengths [maxIDLength + 1]int // how many there are of each
+	// Which backends a client address has sessions with; the latest is the last.
+	clients map[netip.Addr][]idOwner
+}
+
+const maxIDLength = 20 // RFC 9000, section 17.2
+
+// idOwner is where what has a connection ID goes.
+type idOwner struct {
+	d       *door
+	backend netip.AddrPort
+	users   int // sessions
+}
+
+// add notes an ID of a session's backend; the empty ID, that the session is
+// there.
+func (c *connectionIDs) add(s *session, id string) {
+	if len(id) > maxIDLength {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of == nil {
+		c.of, c.clients = map[string]idOwner{}, map[netip.Addr][]idOwner{}
+	}
+	if len(s.ids) == 0 {
+		client := s.flow.addr().Addr()
+		owners := c.clients[client]
+		mine := idOwner{s.d, s.backend.count.Addr, 1}
+		if i := slices.IndexFunc(owners, mine.is); i >= 0 {
+			mine.users += owners[i].users
+			owners = slices.Delete(owners, i, i+1)
+		}
+		c.clients[client] = append(owners, mine)
+	}
+	mine := idOwner{s.d, s.backend.count.Addr, 1}
+	if owner, known := c.of[id]; id != "" && !known {
+		c.lengths[len(id)]++
+	} else if known && !owner.is(mine) {
+		return // two servers call themselves the same: who was first is found
+	} else {
+		mine.users += owner.users
+	}
+	s.ids = append(s.ids, id)
+	if id != "" {
+		c.of[id] = mine
+	}
+}
+
+func (o idOwner) is(other idOwner) bool { return o.d == other.d && o.backend == other.backend }
+
+// forget ends what a session has added.
+func (c *connectionIDs) forget(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range s.ids {
+		if id == "" {
+			continue
+		}
+		owner := c.of[id]
+		if owner.users--; owner.users > 0 {
+			c.of[id] = owner
+			continue
+		}
+		delete(c.of, id)
+		c.lengths[len(id)]--
+	}
+	s.ids = nil
+	client := s.flow.addr().Addr()
+	owners := c.clients[client]
+	if i := slices.IndexFunc(owners, idOwner{d: s.d, backend: s.backend.count.Addr}.is); i >= 0 {
+		if owners[i].users--; owners[i].users == 0 {
+			owners = slices.Delete(owners, i, i+1)
+		}
+	}
+	if len(owners) == 0 {
+		delete(c.clients, client)
+	} else {
+		c.clients[client] = owners
+	}
+}
+
+// find returns who is meant by a packet of a client that has no session: by its
+// connection ID, whose length a short header does not say, or by the client's
+// address.
+func (c *connectionIDs) find(client netip.Addr, packet []byte) (id string, of idOwner, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.of) == 0 && len(c.clients) == 0 {
+		return "", of, false
+	}
+	if dcid, _, long := hello.LongHeaderIDs(packet); long {
+		of, ok = c.of[string(dcid)]
+		return string(dcid), of, ok
+	}
+	if !hello.ShortHeader(packet) {
+		return "", of, false
+	}
+	for n := maxIDLength; n > 0; n-- {
+		if c.lengths[n] == 0 || len(packet) <= n {
+			continue
+		}
+		if of, ok = c.of[string(packet[1:1+n])]; ok {
+			return string(packet[1 : 1+n]), of, true
+		}
+	}
+	if owners := c.clients[client]; len(owners) > 0 {
+		return "", owners[len(owners)-1], true
+	}
+	return "", of, false
+}
