@@ -847,7 +847,8 @@ func TestTermsOfConnections(t *testing.T) {
 			change(withoutProxy, func(t *edge.Terms) { t.Balance, t.AffinityTimeout = edge.BalanceLeastConnections, 0 }),
 		},
 		"the Service is not transparent": {
-			all, map[string]string{"send-proxy-protocol": "v1"},
+			all,
+			map[string]string{"send-proxy-protocol": "v1"},
 			change(all, func(t *edge.Terms) { t.Transparent, t.SendProxyProtocol = false, edge.ProxyProtocolV1 }),
 			change(all, func(t *edge.Terms) { t.SendProxyProtocol = edge.ProxyProtocolNone }),
 		},
