@@ -17,6 +17,7 @@ import (
 type contender struct {
 	report.Contender
 	udp   bool
+	names bool   // it can choose the backend by TLS server name
 	greed uint64 // descriptors that it needs for a connection; 0: two
 	// argv returns the program for a port, whose files go into dir; nil: none is needed.
 	argv func(dir string, port int) ([]string, error)
@@ -29,7 +30,7 @@ func (c contender) idleConns(n int) int {
 
 func tcpServers(format string, port int) string {
 	var b strings.Builder
-	for i, a := range at(backendAddrs, port) {
+	for i, a := range backends(port) {
 		fmt.Fprintf(&b, format, i, a)
 	}
 	return b.String()
@@ -73,11 +74,16 @@ func haproxy(name, label, bulk string) (contender, error) {
 	}
 	return contender{
 		Contender: report.Contender{Name: name, Label: label, Version: version("HAProxy version ", bin, "-v")},
+		names:     true,
 		argv: func(dir string, port int) ([]string, error) {
 			splice, maxconn, pipes := "", descriptors/2-500, ""
 			if port == load.SourcePort || port == load.SinkPort {
 				// Pipes count against the limit of open files too.
 				splice, maxconn, pipes = bulk, 1000, "tune.pipesize 1048576"
+			}
+			rules, servers := "  default_backend back\n", "backend back\n  balance roundrobin\n"+tcpServers("  server s%d %s\n", port)
+			if port == load.NamePort {
+				rules, servers = haproxyNames(port)
 			}
 			file, err := write(dir, "haproxy.cfg", fmt.Sprintf(`
 global
@@ -92,13 +98,19 @@ defaults
   %s
 frontend front
   bind :%d backlog 65535 shards by-thread
-  default_backend back
-backend back
-  balance roundrobin
-%s`, runtime.NumCPU(), maxconn, pipes, splice, port, tcpServers("  server s%d %s\n", port)))
+%s%s`, runtime.NumCPU(), maxconn, pipes, splice, port, rules, servers))
 			return []string{bin, "-db", "-f", file}, err
 		},
 	}, nil
+}
+
+func haproxyNames(port int) (rules, servers string) {
+	rules = "  tcp-request inspect-delay 5s\n  tcp-request content accept if { req.ssl_hello_type 1 }\n"
+	for i, b := range backends(port) {
+		rules += fmt.Sprintf("  use_backend b%d if { req.ssl_sni -i %s }\n", i, names[i])
+		servers += fmt.Sprintf("backend b%d\n  server s %s\n", i, b)
+	}
+	return rules, servers
 }
 
 func nginx() (contender, error) {
@@ -113,6 +125,7 @@ func nginx() (contender, error) {
 	return contender{
 		Contender: report.Contender{Name: report.Nginx, Label: "nginx", Version: version("nginx/", bin, "-v")},
 		udp:       true,
+		names:     true,
 		argv: func(dir string, port int) ([]string, error) {
 			listen, more := fmt.Sprintf("%d reuseport backlog=65535", port), "tcp_nodelay on;"
 			switch port {
@@ -120,6 +133,11 @@ func nginx() (contender, error) {
 				more += " proxy_buffer_size 256k;"
 			case load.UDPPort:
 				listen, more = fmt.Sprintf("%d udp reuseport rcvbuf=4m sndbuf=4m", port), ""
+			}
+			pass, upstreams := "back", "  upstream back {\n"+tcpServers("    server %[2]s;\n", port)+"  }\n"
+			if port == load.NamePort {
+				pass, upstreams = nginxNames(port)
+				more += " ssl_preread on;"
 			}
 			file, err := write(dir, "nginx.conf", fmt.Sprintf(`
 load_module %s;
@@ -131,20 +149,27 @@ error_log stderr error;
 events { worker_connections %d; }
 stream {
   access_log off;
-  upstream back {
-%s  }
-  server {
+%s  server {
     listen %s;
-    proxy_pass back;
+    proxy_pass %s;
     proxy_connect_timeout 5s;
     proxy_timeout 1h;
     %s
   }
 }
-`, module, runtime.NumCPU(), dir, descriptors, tcpServers("    server %[2]s;\n", port), listen, more))
+`, module, runtime.NumCPU(), dir, descriptors, upstreams, listen, pass, more))
 			return []string{bin, "-e", "stderr", "-p", dir, "-c", file}, err
 		},
 	}, nil
+}
+
+func nginxNames(port int) (pass, upstreams string) {
+	list := ""
+	for i, b := range backends(port) {
+		list += fmt.Sprintf("    %s b%d;\n", names[i], i)
+		upstreams += fmt.Sprintf("  upstream b%d { server %s; }\n", i, b)
+	}
+	return "$chosen", upstreams + "  map $ssl_preread_server_name $chosen {\n" + list + "  }\n"
 }
 
 func ioCopy() (contender, error) {
@@ -154,11 +179,11 @@ func ioCopy() (contender, error) {
 		udp:       true,
 		greed:     6, // with the two pipes of splice
 		argv: func(_ string, port int) ([]string, error) {
-			var backends []string
-			for _, a := range at(backendAddrs, port) {
-				backends = append(backends, a.String())
+			var list []string
+			for _, b := range backends(port) {
+				list = append(list, b.String())
 			}
-			return []string{self, "iocopy", fmt.Sprint(port), strings.Join(backends, ",")}, nil
+			return []string{self, "iocopy", fmt.Sprint(port), strings.Join(list, ",")}, nil
 		},
 	}, err
 }
@@ -191,9 +216,14 @@ func gatehouse(name, bin string) (contender, error) {
 			fields = append(fields, f)
 		}
 	}
+	named := accepts(load.NamePort, fields)
+	if !named {
+		progress("%s knows no hostnames: it is left out where the backend is chosen by server name", name)
+	}
 	return contender{
 		Contender: report.Contender{Name: name, Label: name, Version: version("gatehouse version ", bin, "--version"), Subject: true},
 		udp:       accepts(load.UDPPort, fields),
+		names:     named,
 		argv: func(dir string, port int) ([]string, error) {
 			file, err := write(dir, "gatehouse.yaml", gatehouseConfig(port, fields))
 			return []string{bin, "run", "-c", file}, err
@@ -209,13 +239,20 @@ func gatehouseConfig(port int, fields []string) string {
 	for _, f := range fields {
 		more += "    " + f + "\n"
 	}
-	return fmt.Sprintf(`apiVersion: gatehouse.e13.dev/v1
+	text := `apiVersion: gatehouse.e13.dev/v1
 zones:
   lan: {interfaces: [lan]}
 frontends:
-  - zones: [lan]
-    port: %d
-    health: {interval: 0}
-%s    backends:
-%s`, port, more, tcpServers("      - address: \"%[2]s\"\n", port))
+`
+	frontend := func(more, backends string) {
+		text += fmt.Sprintf("  - zones: [lan]\n    port: %d\n    health: {interval: 0}\n%s    backends:\n%s", port, more, backends)
+	}
+	if port != load.NamePort {
+		frontend(more, tcpServers("      - address: \"%[2]s\"\n", port))
+		return text
+	}
+	for i, b := range backends(port) {
+		frontend(fmt.Sprintf("    name: b%d\n    hostnames: [%s]\n%s", i, names[i], more), fmt.Sprintf("      - address: %q\n", b))
+	}
+	return text
 }

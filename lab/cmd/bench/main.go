@@ -4,8 +4,8 @@
 // For each column and each repetition, all contenders run one after the other, each in fresh namespaces and in another
 // order each time, so that what drifts on the machine hits all alike. Ratios are made within a repetition.
 //
-//	bench                                                     # all: a quarter of an hour
-//	bench --only conn --contenders gatehouse,nginx --repeat 3 --duration 2s
+//	bench                                                     # all: twenty minutes
+//	bench --only tcp-conn --contenders gatehouse,nginx --repeat 3 --duration 2s
 //	bench --only pingpong --gatehouse new=bin/gatehouse,old=/tmp/gatehouse
 package main
 
@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -87,7 +88,8 @@ type settings struct {
 	only, contenders, gatehouse string
 	repeat, idle                int
 	window, warm, settle        time.Duration
-	output, write, congestion   string
+	output, congestion          string
+	write, markers              string
 	quick                       bool
 }
 
@@ -101,6 +103,7 @@ func parse(args []string) (settings, error) {
 	f.DurationVar(&s.window, "duration", 2500*time.Millisecond, "how long each run is measured")
 	f.StringVar(&s.output, "o", "", "json: print what was measured as JSON")
 	f.StringVar(&s.write, "write", "", "also write the tables between the markers of this file")
+	f.StringVar(&s.markers, "markers", "bench", "the markers' name: <!-- NAME: begin -->, <!-- NAME: end -->")
 	// Nothing is lost on these cables, so what a congestion control adds is its timers: with BBR, bulk columns measure
 	// how well the machine wakes up. Reno is on every machine.
 	f.StringVar(&s.congestion, "congestion", "reno", "TCP congestion control of all hosts")
@@ -239,7 +242,7 @@ func bench(ctx context.Context, args []string) error {
 		fmt.Print(r.Markdown())
 	}
 	if s.write != "" {
-		return writeInto(s.write, r)
+		return writeInto(s.write, s.markers, r)
 	}
 	return nil
 }
@@ -263,38 +266,67 @@ func (s settings) measure(ctx context.Context) (*report.Result, error) {
 	for _, c := range contenders {
 		r.Contenders = append(r.Contenders, c.Contender)
 	}
-	total, done, start := 0, 0, time.Now()
-	for _, col := range columns {
-		for _, c := range contenders {
-			if runs(c, col) {
-				total += s.repeat
-			}
+	order := s.order(columns, contenders)
+	start := time.Now()
+	for done, t := range order {
+		sample, err := s.run(ctx, t.contender, t.column)
+		if ctx.Err() != nil {
+			return nil, errors.New("interrupted")
 		}
-	}
-	for _, col := range columns {
-		for rep := range s.repeat {
-			for i := range contenders {
-				c := contenders[(i+rep)%len(contenders)]
-				if !runs(c, col) {
-					continue
-				}
-				sample, err := s.run(ctx, c, col)
-				if ctx.Err() != nil {
-					return nil, errors.New("interrupted")
-				}
-				if err != nil { // it is said, marked in the table, and no reason not to measure the others
-					sample.Values, sample.Complaint = nil, err.Error()
-					sample.Errors++
-				}
-				sample.Repetition = rep
-				r.Samples = append(r.Samples, sample)
-				done++
-				left := time.Since(start) / time.Duration(done) * time.Duration(total-done)
-				progress("%d of %d, %s left: %s %d/%d, %s: %s", done, total, left.Round(time.Second), col.Name, rep+1, s.repeat, c.Name, brief(col, sample))
-			}
+		if err != nil { // it is said, marked in the table, and no reason not to measure the others
+			sample.Values, sample.Complaint = nil, err.Error()
+			sample.Errors++
 		}
+		sample.Repetition = t.repetition
+		r.Samples = append(r.Samples, sample)
+		done++
+		left := time.Since(start) / time.Duration(done) * time.Duration(len(order)-done)
+		progress("%d of %d, %s left: %s %d/%d, %s: %s", done, len(order), left.Round(time.Second), t.column.Name, t.repetition+1, s.repeat, t.contender.Name, brief(t.column, sample))
 	}
 	return r, nil
+}
+
+// turn is who is measured with what.
+type turn struct {
+	column     report.Column
+	contender  contender
+	repetition int
+}
+
+// order returns who is measured one after the other. Columns that are compared with each other are neighbours there.
+func (s settings) order(columns []report.Column, contenders []contender) []turn {
+	var out []turn
+	for _, group := range together(columns) {
+		for rep := range s.repeat {
+			for i := range contenders {
+				for j := range group {
+					t := turn{group[(j+rep)%len(group)], contenders[(i+rep)%len(contenders)], rep}
+					if runs(t.contender, t.column) {
+						out = append(out, t)
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// together returns the columns in groups of those that are compared with each other.
+func together(columns []report.Column) [][]report.Column {
+	var groups [][]report.Column
+	for _, c := range columns {
+		belongs := func(group []report.Column) bool {
+			return slices.ContainsFunc(report.Additions, func(a report.Addition) bool {
+				return a.With == c.Name && slices.ContainsFunc(group, func(o report.Column) bool { return o.Name == a.Without })
+			})
+		}
+		if i := slices.IndexFunc(groups, belongs); i >= 0 {
+			groups[i] = append(groups[i], c)
+		} else {
+			groups = append(groups, []report.Column{c})
+		}
+	}
+	return groups
 }
 
 func brief(col report.Column, s report.Sample) string {
@@ -312,7 +344,7 @@ func brief(col report.Column, s report.Sample) string {
 
 // runs says whether a contender has a place in a column.
 func runs(c contender, col report.Column) bool {
-	return (c.udp || !strings.HasPrefix(col.Name, "udp")) && (c.argv != nil || col.Op != "")
+	return (c.udp || !strings.HasPrefix(col.Name, "udp")) && (c.names || !loads[col.Name].ByName) && (c.argv != nil || col.Op != "")
 }
 
 // loads are the client's options for the columns.
@@ -326,6 +358,11 @@ var loads = map[string]struct {
 	"tcp-upload":      {load.SinkPort, load.Options{Mode: load.Upload, Conns: 4}},
 	"tcp-conn":        {load.EchoPort, load.Options{Mode: load.Connect, Conns: 32}},
 	"tcp-idle":        {load.EchoPort, load.Options{Mode: load.Idle, Size: 64}},
+	"hello-conn":      {load.HelloPort, load.Options{Mode: load.Hello, Names: names, Conns: 32}},
+	"tls-conn":        {load.NamePort, load.Options{Mode: load.Hello, Names: names, ByName: true, Conns: 32}},
+	"hello-paced":     {load.HelloPort, load.Options{Mode: load.Hello, Names: names, Rate: 2000}},
+	"tls-paced":       {load.NamePort, load.Options{Mode: load.Hello, Names: names, ByName: true, Rate: 2000}},
+	"tls-split":       {load.NamePort, load.Options{Mode: load.Hello, Names: names, ByName: true, Rate: 2000, Pause: time.Millisecond}},
 	"udp-64":          {load.UDPPort, load.Options{Mode: load.UDP, Conns: 64, Size: 64, Window: 4}},
 	"udp-1200":        {load.UDPPort, load.Options{Mode: load.UDP, Conns: 64, Size: 1200, Window: 4}},
 }
@@ -374,10 +411,10 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 	if sc.backend, err = st.start(backendHost, []string{self, "backend"}, backendFile); err != nil {
 		return sample, err
 	}
-	if err := st.awaitAnswer(at(backendAddrs, l.port), sc.backend); err != nil {
+	if err := st.awaitAnswer(backends(l.port), sc.backend); err != nil {
 		return sample, err
 	}
-	targets := at(backendAddrs, l.port)
+	targets := backends(l.port)
 	if c.argv != nil {
 		argv, err := c.argv(dir, l.port)
 		if err != nil {
@@ -590,12 +627,12 @@ func processor() string {
 	return ""
 }
 
-func writeInto(path string, r *report.Result) error {
+func writeInto(path, markers string, r *report.Result) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	text, err := report.Between(string(old), r.Markdown())
+	text, err := report.Between(string(old), markers, r.Markdown())
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

@@ -33,6 +33,18 @@ var (
 	backendAddrs = addrs("10.2.0.2", "10.2.0.3", "10.2.0.4", "10.2.0.5")
 )
 
+// names are the TLS server names of the first backends, in order.
+var names = []string{"git.example.org", "shop.example.org", "www.example.net"}
+
+// backends are those that serve a port.
+func backends(port int) []netip.AddrPort {
+	addrs := backendAddrs
+	if port == load.HelloPort || port == load.NamePort {
+		addrs = addrs[:len(names)]
+	}
+	return at(addrs, port)
+}
+
 func addrs(texts ...string) []netip.Addr {
 	var out []netip.Addr
 	for _, t := range texts {

@@ -14,7 +14,12 @@ const (
 	SourcePort = 802 // sends without end
 	SinkPort   = 803 // takes without end
 	UDPPort    = 804 // sends datagrams back
+	HelloPort  = 805 // answers a ClientHello, at HelloBackends of its addresses
+	NamePort   = 806 // the same, where who is in front chooses the address by the server name
 )
+
+// HelloBackends is how many of the backend's addresses answer a ClientHello, each as another backend.
+const HelloBackends = 3
 
 // kind is what the descriptor that an event is about is for.
 type kind uint8
@@ -26,11 +31,14 @@ const (
 	sending
 	taking
 	datagrams
+	hellos
 )
 
 type peer struct {
 	kind      kind
 	accepts   kind // of a listener: what its connections are
+	id        byte // of hellos, and a listener for them: which backend it is
+	sum       uint32
 	got, look uint64
 }
 
@@ -56,8 +64,15 @@ func Backend(addrs []netip.Addr, count *Counters) error {
 		return err
 	}
 	for port, k := range map[int]kind{EchoPort: echo, SourcePort: sending, SinkPort: taking} {
-		if err := b.listen(port, k); err != nil {
+		if err := b.listen(&unix.SockaddrInet4{Port: port}, peer{kind: listener, accepts: k}); err != nil {
 			return err
+		}
+	}
+	for i, a := range addrs[:HelloBackends] {
+		for _, port := range []uint16{HelloPort, NamePort} {
+			if err := b.listen(sockaddr(netip.AddrPortFrom(a, port)), peer{kind: listener, accepts: hellos, id: byte(i)}); err != nil {
+				return err
+			}
 		}
 	}
 	for _, a := range addrs {
@@ -72,19 +87,19 @@ func Backend(addrs []netip.Addr, count *Counters) error {
 	}
 }
 
-func (b *backend) listen(port int, accepts kind) error {
+func (b *backend) listen(at *unix.SockaddrInet4, p peer) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: port}); err != nil {
-		return fmt.Errorf("bind to port %d: %w", port, err)
+	if err := unix.Bind(fd, at); err != nil {
+		return fmt.Errorf("bind to port %d: %w", at.Port, err)
 	}
 	noDelay(fd) // accepted connections inherit it
 	if err := unix.Listen(fd, 65535); err != nil {
-		return fmt.Errorf("listen at port %d: %w", port, err)
+		return fmt.Errorf("listen at port %d: %w", at.Port, err)
 	}
-	b.peers[fd] = peer{kind: listener, accepts: accepts}
+	b.peers[fd] = p
 	if errno := b.add(fd, fd, unix.EPOLLIN); errno != 0 {
 		return errno
 	}
@@ -97,7 +112,7 @@ func (b *backend) serve(fd int, events uint32) {
 	var errno syscall.Errno
 	switch k.kind {
 	case listener:
-		b.accept(fd, k.accepts)
+		b.accept(fd, k.accepts, k.id)
 		return
 	case datagrams:
 		b.udp.echo(fd, b.count)
@@ -110,6 +125,8 @@ func (b *backend) serve(fd int, events uint32) {
 		}
 	case taking:
 		alive, errno = b.snk.drain(fd, &k.got, &k.look)
+	case hellos:
+		alive, errno = b.hello(fd, k, events)
 	default:
 		return
 	}
@@ -123,7 +140,7 @@ func (b *backend) serve(fd int, events uint32) {
 	}
 }
 
-func (b *backend) accept(fd int, accepts kind) {
+func (b *backend) accept(fd int, accepts kind, id byte) {
 	events := uint32(in)
 	if accepts == sending {
 		events = inOut
@@ -143,7 +160,7 @@ func (b *backend) accept(fd int, accepts kind) {
 			closeFD(c)
 			continue
 		}
-		b.peers[c] = peer{kind: accepts}
+		b.peers[c] = peer{kind: accepts, id: id}
 		if accepts == sending {
 			if err := b.src.open(c); err != nil {
 				b.count.Errors++

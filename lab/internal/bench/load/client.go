@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ const (
 	Download Mode = "download" // receive from the backend's source port
 	Upload   Mode = "upload"   // send to the backend's sink port
 	Connect  Mode = "connect"  // connect, a byte there and back, close
+	Hello    Mode = "hello"    // connect, a ClientHello there, an answer back, close
 	Idle     Mode = "idle"     // connections that carry a message and then nothing
 	UDP      Mode = "udp"      // datagrams there and back
 )
@@ -31,6 +33,10 @@ type Options struct {
 	Conns   int              // connections, or flows of datagrams, at a time
 	Size    int              // of a message, in bytes
 	Window  int              // UDP: datagrams under way in each flow
+	Names   []string         // Hello: the server names, taken in turn
+	ByName  bool             // Hello: the backend whose number is that of the name has to answer, not any
+	Rate    int              // Hello: connections a second, instead of Conns at a time
+	Pause   time.Duration    // Hello: between the two segments of a ClientHello; 0: it comes in one
 }
 
 // Client generates load until it is killed.
@@ -48,6 +54,8 @@ func Client(o Options, count *Counters) error {
 		return c.bulk()
 	case Connect:
 		return c.connect()
+	case Hello:
+		return c.hello()
 	case Idle:
 		return c.idle()
 	case UDP:

@@ -69,6 +69,19 @@ func (p *poller) wait(milliseconds int) []unix.EpollEvent {
 	return p.events[:n]
 }
 
+// waitFor is wait with a time in nanoseconds; it needs Linux 5.11.
+func (p *poller) waitFor(nanoseconds int64) ([]unix.EpollEvent, error) {
+	ts := unix.NsecToTimespec(nanoseconds)
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT2, uintptr(p.fd), uintptr(unsafe.Pointer(&p.events[0])), uintptr(len(p.events)), uintptr(unsafe.Pointer(&ts)), 0, 0)
+	if errno != 0 && errno != unix.EINTR {
+		return nil, fmt.Errorf("epoll_pwait2: %w", errno)
+	}
+	if errno != 0 {
+		return nil, nil
+	}
+	return p.events[:n], nil
+}
+
 // alone makes this process the one thread that it is meant to be.
 func alone() {
 	runtime.LockOSThread()

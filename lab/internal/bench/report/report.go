@@ -66,6 +66,13 @@ func traffic(rate string, target float64, cpu string, latencies bool) []Metric {
 	return append(m, Metric{Key: CPU, Label: cpu, Less: true, Ratio: 0.9})
 }
 
+// paced are the metrics where the rate is given, and nothing is aimed at.
+var paced = []Metric{
+	{Key: P50, Label: "p50, µs", Less: true},
+	{Key: P99, Label: "p99, µs", Less: true},
+	{Key: CPU, Label: "proxy CPU, µs per connection", Less: true},
+}
+
 // Columns are all columns, in the order in which they are run and shown.
 var Columns = []Column{
 	{"tcp-pingpong-1", "64-byte ping-pong, 1 connection, all on one core", "message", true, traffic("k/s", 1.1, "proxy CPU, µs per message", true)},
@@ -77,8 +84,23 @@ var Columns = []Column{
 		{Key: Memory, Label: "RSS, kB per connection", Less: true, Most: 1},
 		{Key: FDs, Label: "descriptors per connection", Less: true, Most: 2},
 	}},
+	{"hello-conn", "ClientHellos, 32 at a time, to any backend", "connection", false, append([]Metric{{Key: Rate, Label: "k/s"}}, paced...)},
+	{"tls-conn", "ClientHellos, 32 at a time, by server name", "connection", false, append([]Metric{{Key: Rate, Label: "k/s"}}, paced...)},
+	{"hello-paced", "ClientHellos, 2,000 a second, to any backend", "connection", false, paced},
+	{"tls-paced", "ClientHellos, 2,000 a second, by server name", "connection", false, paced},
+	{"tls-split", "the same, in two segments 1 ms apart", "connection", false, paced},
 	{"udp-64", "UDP, 64 bytes, 64 flows", "datagram", false, append(traffic("k echoes/s", 1.5, "proxy CPU, µs per echo", true), Metric{Key: LostPerMil, Label: "lost, ‰", Less: true})},
 	{"udp-1200", "UDP, 1,200 bytes, 64 flows", "datagram", false, append(traffic("k echoes/s", 1.5, "proxy CPU, µs per echo", true), Metric{Key: LostPerMil, Label: "lost, ‰", Less: true})},
+}
+
+// Addition is what one column takes more than another one, in which something is left out. The two are run in turn, so
+// that it is a difference within a repetition.
+type Addition struct{ Label, With, Without string }
+
+// Additions are those that are shown.
+var Additions = []Addition{
+	{"32 at a time", "tls-conn", "hello-conn"},
+	{"2,000 a second", "tls-paced", "hello-paced"},
 }
 
 // Contender is who was measured.
@@ -185,14 +207,14 @@ func (r *Result) columns() []Column {
 	return out
 }
 
-// cell shows a contender's median; "!" marks runs with errors.
-func (r *Result) cell(column, contender, key string) string {
+// cell shows a contender's median; "!" marks runs with errors, if only in the first line of the column.
+func (r *Result) cell(col Column, contender, key string) string {
 	text := "–"
-	v, ok := r.Value(column, contender, key)
+	v, ok := r.Value(col.Name, contender, key)
 	if ok {
 		text = number(v.Median)
 	}
-	if r.errors(column, contender) > 0 && (ok || key == Rate || key == Memory) {
+	if r.errors(col.Name, contender) > 0 && (ok || key == col.Metrics[0].Key) {
 		text += " !"
 	}
 	return text
@@ -204,12 +226,13 @@ func (r *Result) Main() string {
 	for _, c := range r.Contenders {
 		head = append(head, c.Label)
 	}
-	for _, c := range r.Contenders {
-		if c.Subject {
-			head = append(head, c.Label+" : better of HAProxy, nginx", "target", "")
-		}
+	builds, compared := r.builds(), []Contender(nil)
+	if slices.ContainsFunc(r.Contenders, func(c Contender) bool { return slices.Contains(peers, c.Name) }) {
+		compared = builds
 	}
-	builds := r.builds()
+	for _, c := range compared {
+		head = append(head, c.Label+" : better of HAProxy, nginx", "target", "")
+	}
 	if len(builds) > 1 {
 		head = append(head, builds[0].Label+" : "+builds[1].Label)
 	}
@@ -220,12 +243,10 @@ func (r *Result) Main() string {
 			row := []string{label, m.Label}
 			label = ""
 			for _, c := range r.Contenders {
-				row = append(row, r.cell(col.Name, c.Name, m.Key))
+				row = append(row, r.cell(col, c.Name, m.Key))
 			}
-			for _, c := range r.Contenders {
-				if c.Subject {
-					row = append(row, r.verdict(col.Name, c.Name, m)...)
-				}
+			for _, c := range compared {
+				row = append(row, r.verdict(col.Name, c.Name, m)...)
 			}
 			if len(builds) > 1 {
 				ratio, ok := r.Ratio(col.Name, builds[0].Name, m, builds[1].Name)
@@ -296,7 +317,7 @@ func (r *Result) Processors() string {
 			row := []string{label, m.Label}
 			label = ""
 			for _, c := range r.Contenders {
-				row = append(row, r.cell(col.Name, c.Name, m.Key))
+				row = append(row, r.cell(col, c.Name, m.Key))
 			}
 			rows = append(rows, row)
 		}
@@ -305,6 +326,67 @@ func (r *Result) Processors() string {
 		return ""
 	}
 	return table(rows)
+}
+
+// Added returns what a contender took more in one column than in the other, in each repetition that has both.
+func (r *Result) Added(a Addition, contender, key string) (Spread, bool) {
+	var more []float64
+	without := r.values(a.Without, contender, key)
+	for rep, with := range r.values(a.With, contender, key) {
+		if v, ok := without[rep]; ok {
+			more = append(more, with-v)
+		}
+	}
+	return SpreadOf(more)
+}
+
+// Additions is the table of the differences, as Markdown; empty if there are none.
+func (r *Result) Additions() string {
+	var who []Contender
+	for _, c := range r.Contenders {
+		if slices.ContainsFunc(Additions, func(a Addition) bool { _, ok := r.Added(a, c.Name, P50); return ok }) {
+			who = append(who, c)
+		}
+	}
+	if len(who) == 0 {
+		return ""
+	}
+	head := []string{"", ""}
+	for _, c := range who {
+		head = append(head, c.Label)
+	}
+	rows := [][]string{head}
+	for _, a := range Additions {
+		label := a.Label
+		for _, m := range paced {
+			row, measured := []string{label, m.Label}, false
+			for _, c := range who {
+				more, ok := r.Added(a, c.Name, m.Key)
+				row, measured = append(row, signed(more, ok)), measured || ok
+			}
+			if measured {
+				rows, label = append(rows, row), ""
+			}
+		}
+	}
+	return table(rows)
+}
+
+func signed(s Spread, ok bool) string {
+	if !ok {
+		return "–"
+	}
+	sign := func(v float64) string {
+		text := number(v)
+		switch {
+		case text == "0" || text == "-0":
+			return "0"
+		case v > 0:
+			return "+" + text
+		}
+		return text
+	}
+	return fmt.Sprintf("%s (%s to %s)", sign(s.Median), sign(s.Min), sign(s.Max))
 }
 
 // Faults lists runs with errors.

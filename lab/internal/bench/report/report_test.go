@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -59,8 +60,15 @@ func example() *Result {
 		} {
 			r.Samples = append(r.Samples, sample("tcp-idle", contender, rep, v))
 		}
+		for contender, added := range map[string]float64{Nginx: 3, "gatehouse": -0.5} {
+			without := map[string]float64{P50: 130 / speed, P99: 210 / speed, CPU: 60}
+			with := map[string]float64{P50: 130/speed + added, P99: 210/speed + 1500*float64(rep), CPU: 60}
+			r.Samples = append(r.Samples, sample("hello-paced", contender, rep, without), sample("tls-paced", contender, rep, with))
+		}
+		r.Samples = append(r.Samples, sample("hello-paced", HAProxy, rep, map[string]float64{P50: 140, P99: 1000, CPU: 70}))
 		r.Samples = append(r.Samples, sample("udp-64", Nginx, rep, map[string]float64{Rate: 160, CPU: 6}))
 	}
+	r.Samples = append(r.Samples, Sample{Column: "tls-paced", Contender: HAProxy, Errors: 1, Complaint: "another backend"})
 	r.Samples = append(r.Samples, Sample{Column: "udp-64", Contender: "gatehouse", Errors: 1, Complaint: "no answer"})
 	return r
 }
@@ -83,6 +91,26 @@ func TestRatiosAreWithinARepetitionAndToTheBetterPeer(t *testing.T) {
 	}
 	if _, ok := r.Ratio("udp-64", "gatehouse", Metric{Key: Rate}, peers...); ok {
 		t.Error("there is a ratio for a run that gave nothing")
+	}
+}
+
+func TestWhatIsAddedIsWithinARepetition(t *testing.T) {
+	t.Parallel()
+	r := example()
+	a := Additions[slices.IndexFunc(Additions, func(a Addition) bool { return a.With == "tls-paced" })]
+	more, ok := r.Added(a, "gatehouse", P50)
+	if want := (Spread{Median: -0.5, Min: -0.5, Max: -0.5}); !ok || more != want {
+		t.Errorf("%v, %t; want %v, though the machine became twice as fast", more, ok, want)
+	}
+	if _, ok := r.Added(a, HAProxy, P50); ok {
+		t.Error("there is a difference to a run that gave nothing")
+	}
+	for _, a := range Additions {
+		for _, name := range []string{a.With, a.Without} {
+			if !slices.ContainsFunc(Columns, func(c Column) bool { return c.Name == name }) {
+				t.Errorf("%s is no column", name)
+			}
+		}
 	}
 }
 
@@ -127,16 +155,18 @@ func TestNumbers(t *testing.T) {
 
 func TestBetweenReplacesOnlyWhatIsBetween(t *testing.T) {
 	t.Parallel()
-	got, err := Between("before\n"+Begin+"\nold\n"+End+"\nafter\n", "new\n\n")
-	if want := "before\n" + Begin + "\nnew\n" + End + "\nafter\n"; err != nil || got != want {
+	const begin, end = "<!-- bench: begin -->", "<!-- bench: end -->"
+	const others = "<!-- builds: begin -->\nothers\n<!-- builds: end -->\n"
+	got, err := Between(others+begin+"\nold\n"+end+"\nafter\n", "bench", "new\n\n")
+	if want := others + begin + "\nnew\n" + end + "\nafter\n"; err != nil || got != want {
 		t.Errorf("%q, %v; want %q", got, err, want)
 	}
-	again, err := Between(got, "new")
+	again, err := Between(got, "bench", "new")
 	if err != nil || again != got {
 		t.Errorf("a second time: %q, %v", again, err)
 	}
-	for _, bad := range []string{"", Begin, End + "\n" + Begin} {
-		if _, err := Between(bad, "new"); err == nil || !strings.Contains(err.Error(), Begin) {
+	for _, bad := range []string{"", begin, end + "\n" + begin, others} {
+		if _, err := Between(bad, "bench", "new"); err == nil || !strings.Contains(err.Error(), begin) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}

@@ -6,20 +6,16 @@ import (
 	"strings"
 )
 
-// The generated part of a document stands between these lines.
-const (
-	Begin = "<!-- bench: begin -->"
-	End   = "<!-- bench: end -->"
-)
-
-// Between replaces what stands between the markers of a document.
-func Between(document, text string) (string, error) {
-	before, rest, ok := strings.Cut(document, Begin)
-	_, after, ok2 := strings.Cut(rest, End)
+// Between replaces what stands between the markers of that name in a document: <!-- NAME: begin --> and
+// <!-- NAME: end -->.
+func Between(document, name, text string) (string, error) {
+	begin, end := "<!-- "+name+": begin -->", "<!-- "+name+": end -->"
+	before, rest, ok := strings.Cut(document, begin)
+	_, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
-		return "", errors.New("no " + Begin + " with " + End + " after it")
+		return "", errors.New("no " + begin + " with " + end + " after it")
 	}
-	return before + Begin + "\n" + strings.TrimRight(text, "\n") + "\n" + End + after, nil
+	return before + begin + "\n" + strings.TrimRight(text, "\n") + "\n" + end + after, nil
 }
 
 // Markdown is all of it, for a document; it can be read in a terminal too.
@@ -42,6 +38,9 @@ func (r *Result) Markdown() string {
 	}
 	b.WriteString("\n")
 	b.WriteString(r.Main())
+	if a := r.Additions(); a != "" {
+		b.WriteString("\nWhat it adds to look at the ClientHello and to choose the backend by its server name, as the difference to relaying\nthe same to any backend, within a repetition; median (least to greatest):\n\n" + a)
+	}
 	if p := r.Processors(); p != "" {
 		b.WriteString("\nWho used the processors:\n\n" + p)
 	}
