@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"e13.dev/gatehouse/internal/daemon"
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/status"
 )
 
 func newPlan() *cobra.Command {
@@ -87,7 +89,8 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 	if len(open) == 0 {
 		fmt.Fprintln(out, "Nothing would be open.")
 	} else {
-		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		var table bytes.Buffer
+		w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "ZONE\tFRONTEND\tLISTENS\tREACHED AT\tTARGET\tBACKEND\tWEIGHT\tSHARE\tPODS")
 		for _, e := range open {
 			printExposure(w, e)
@@ -95,15 +98,18 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		if err := w.Flush(); err != nil {
 			return err
 		}
+		for line := range strings.Lines(table.String()) {
+			fmt.Fprintln(out, strings.TrimRight(line, " \n"))
+		}
 		for _, e := range open {
-			if e.Reason != "" {
-				fmt.Fprintf(out, "%s: %s\n", titleOf(e), e.Reason)
-			}
-			if e.Sources != nil {
-				fmt.Fprintf(out, "%s: only clients from %s may connect\n", titleOf(e), join(e.Sources))
+			for _, note := range notesOf(e, frontendOf(e, state.Frontends), problems) {
+				fmt.Fprintf(out, "%s: %s\n", titleOf(e), note)
 			}
 		}
-		fmt.Fprintln(out, "\nThe backends see "+clientsSeen(open)+" as the client's address.")
+		fmt.Fprintln(out, "\nWhat the backends see as the client's address:")
+		for _, line := range clientsSeen(open) {
+			fmt.Fprintln(out, "  "+line)
+		}
 	}
 	if len(shut) > 0 {
 		fmt.Fprintln(out, "\nNot open:")
@@ -135,6 +141,53 @@ func titleOf(e desired.Exposure) string {
 	return e.Name + " in zone " + e.Zone
 }
 
+// frontendOf returns one of the frontends that an exposure is open at: they
+// differ in where that is.
+func frontendOf(e desired.Exposure, frontends []edge.Frontend) edge.Frontend {
+	i := slices.IndexFunc(frontends, func(f edge.Frontend) bool {
+		return f.Name == e.Name && f.Zone == e.Zone && f.Protocol == e.Protocol
+	})
+	if i < 0 {
+		return edge.Frontend{}
+	}
+	return frontends[i]
+}
+
+// notesOf is what is to be known of a row beyond the table.
+func notesOf(e desired.Exposure, f edge.Frontend, problems []edge.Problem) []string {
+	var notes []string
+	add := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
+	if e.Reason != "" {
+		add("%s", e.Reason)
+	}
+	for _, note := range e.Notes {
+		// A problem says it once more, with the remedy.
+		if !slices.ContainsFunc(problems, func(p edge.Problem) bool { return p.What == note }) {
+			add("%s", note)
+		}
+	}
+	if e.Sources != nil {
+		add("only clients from %s may connect", join(e.Sources))
+	}
+	if f.AcceptProxyProtocol != nil {
+		add("what comes from %s has the client's address in a PROXY protocol header", join(f.AcceptProxyProtocol))
+	}
+	switch {
+	case e.Balance == edge.BalanceSource && f.AffinityTimeout > 0:
+		add("balance: %s; a client keeps its backend for %s", e.Balance, status.Duration(f.AffinityTimeout))
+	case e.Balance != "" && e.Balance != edge.BalanceRandom:
+		add("balance: %s", e.Balance)
+	}
+	switch rate := f.MaxRatePerClient; {
+	case rate.Connections == 0:
+	case f.BanTime > 0:
+		add("at most %s new connections of one client; with more it is banned for %s", rate, status.Duration(f.BanTime))
+	default:
+		add("at most %s new connections of one client", rate)
+	}
+	return notes
+}
+
 func printExposure(w io.Writer, e desired.Exposure) {
 	var listens []string
 	for _, l := range e.Listens {
@@ -144,19 +197,15 @@ func printExposure(w io.Writer, e desired.Exposure) {
 		}
 		listens = append(listens, listen)
 	}
-	addresses := join(e.Addresses)
-	first := fmt.Sprintf("%s\t%s\t%s\t%s\t%s", orDash(e.Zone), e.Name, strings.Join(listens, " "), orDash(addresses), e.Target)
-	if len(e.Backends) == 0 {
-		fmt.Fprintf(w, "%s\t-\t-\t-\t-\n", first)
-	}
 	perPod := 0.0
 	if len(e.Shares) > 0 {
 		perPod = e.Shares[0].Share
 	}
+	var backends []string
 	for _, b := range e.Backends {
 		pods := "-"
 		switch {
-		case len(b.Pods) > 0:
+		case len(b.Pods) > 0 && len(e.Shares) > 0: // else it is not known which of them
 			pods = fmt.Sprintf("%d × %.1f%%", len(b.Pods), 100*b.Share/float64(len(b.Pods)))
 		case len(e.Shares) > 0:
 			pods = fmt.Sprintf("all %d × %.1f%%", len(e.Shares), 100*perPod)
@@ -165,19 +214,60 @@ func printExposure(w io.Writer, e desired.Exposure) {
 		if b.Node != "" {
 			name += " " + b.Node
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%.1f%%\t%s\n", first, name, b.Weight, 100*b.Share, pods)
-		first = "\t\t\t\t"
+		backends = append(backends, fmt.Sprintf("%s\t%d\t%.1f%%\t%s", name, b.Weight, 100*b.Share, pods))
+	}
+	if len(backends) == 0 {
+		backends = []string{"-\t-\t-\t-"}
+	}
+	// The server names that it takes stand under its own, beside the backends.
+	for i := range max(len(backends), 1+len(e.Hostnames)) {
+		first, last := "\t\t\t\t", "\t\t\t"
+		switch {
+		case i == 0:
+			first = fmt.Sprintf("%s\t%s\t%s\t%s\t%s", orDash(e.Zone), e.Name, strings.Join(listens, " "), orDash(join(e.Addresses)), e.Target)
+		case i <= len(e.Hostnames):
+			first = fmt.Sprintf("\t  %s\t\t\t", e.Hostnames[i-1])
+		}
+		if i < len(backends) {
+			last = backends[i]
+		}
+		fmt.Fprintln(w, first+"\t"+last)
 	}
 }
 
-func clientsSeen(open []desired.Exposure) string {
-	var seen []string
+// clientsSeen says once what is so of several rows. A row goes without its zone
+// where its name says enough.
+func clientsSeen(open []desired.Exposure) []string {
+	textOf := func(e desired.Exposure) string {
+		if e.ClientRemedy == "" {
+			return e.Client
+		}
+		return e.Client + "; to change it: " + e.ClientRemedy
+	}
+	var texts []string
+	names := map[string][]string{}
 	for _, e := range open {
-		if !slices.Contains(seen, e.Client) {
-			seen = append(seen, e.Client)
+		text := textOf(e)
+		if len(names[text]) == 0 {
+			texts = append(texts, text)
+		}
+		name := e.Name
+		if slices.ContainsFunc(open, func(o desired.Exposure) bool { return o.Name == e.Name && textOf(o) != text }) {
+			name = titleOf(e)
+		}
+		if !slices.Contains(names[text], name) {
+			names[text] = append(names[text], name)
 		}
 	}
-	return strings.Join(seen, " or ")
+	var lines []string
+	for _, text := range texts {
+		who := strings.Join(names[text], ", ")
+		if len(texts) == 1 && len(names[text]) > 1 {
+			who = "all"
+		}
+		lines = append(lines, who+": "+text)
+	}
+	return lines
 }
 
 func join[T fmt.Stringer](items []T) string {

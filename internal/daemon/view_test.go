@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -258,5 +260,31 @@ listener home TCP @eth1:443: 10 accepted, 1 waiting, 0 routed, map[], draining`,
 				t.Errorf("got%s\nwant%s", got.String(), c.want)
 			}
 		})
+	}
+}
+
+// docs/commands.md says what each reason is and each way to end.
+func TestReasonsAreDocumented(t *testing.T) {
+	docs, err := os.ReadFile("../../docs/commands.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, constant := range map[string]string{
+		"../relay/stats.go":   `(?m)^\t\w+ +Reason += "(\w+)"`,
+		"../status/status.go": `(?m)^\t\w+ +Ending += "(\w+)"`,
+	} {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(constant).FindAllStringSubmatch(string(source), -1)
+		if len(found) < 7 {
+			t.Errorf("%s: found %v: the test does not look right", file, found)
+		}
+		for _, m := range found {
+			if !strings.Contains(string(docs), "`"+m[1]+"`") {
+				t.Errorf("docs/commands.md does not say what %s is", m[1])
+			}
+		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -30,7 +32,8 @@ func sample() status.Status {
 		},
 		Frontends: []status.Frontend{{
 			Name: "shop/web:80", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:80", Health: "tcp every 5s", Balance: edge.BalanceRandom,
-			Client: "this machine's address (the connection is relayed)", ClientRemedy: "sendProxyProtocol or transparent would change it",
+			Client:         "this machine's address: the connection is relayed",
+			ClientRemedy:   "annotation gatehouse.e13.dev/send-proxy-protocol: v2 (if the application understands it), or annotation gatehouse.e13.dev/transparent: \"true\"",
 			MaxConnections: 20000, MaxConnectionsPerClient: 2001, IdleTimeout: status.Duration(90 * time.Minute),
 			Traffic: status.Traffic{
 				Accepted: 7, Active: 2, Received: 1500, Sent: 3_000_000,
@@ -58,7 +61,7 @@ func sample() status.Status {
 			MaxConnections: 20000, MaxRatePerClient: status.Rate{Connections: 100, Per: 10 * time.Second}, BanTime: status.Duration(time.Hour),
 			Balance: edge.BalanceSource, AffinityTimeout: status.Duration(3 * time.Hour), SendProxyProtocol: edge.ProxyProtocolV2,
 			Health: "http /healthz every 5s, wants 200-399", WhenAllDown: "refuse", OnDown: "close",
-			Client: "the client's own address (PROXY protocol v2)", ClientSeen: true,
+			Client: "the client's, in a PROXY protocol v2 header", ClientSeen: true,
 			Traffic: status.Traffic{
 				Accepted: 51, Active: 52, Received: 53, Sent: 54, Ended: map[status.Ending]uint64{status.BackendDown: 55},
 				Failures: map[string]uint64{"rate_limit": 56, "banned": 57},
@@ -70,7 +73,7 @@ func sample() status.Status {
 			},
 		}, {
 			Name: "rest", Zone: "internet", Protocol: edge.TCP, Listen: "@veth0:443", Hostnames: []string{"*"}, Balance: edge.BalanceLeastConnections, Transparent: true,
-			Client: "the client's own address (transparent)", ClientSeen: true, Traffic: status.Traffic{Accepted: 61},
+			Client: "the client's own", ClientSeen: true, Traffic: status.Traffic{Accepted: 61},
 			BanTime: status.Duration(time.Minute), MaxRatePerClient: status.Rate{Connections: 20, Per: time.Second},
 			Backends: []status.Backend{{Addr: "10.0.0.103:443", State: edge.Up, Weight: 1, Share: 1}},
 		}, {
@@ -228,6 +231,7 @@ func TestPageEscapesWhatOthersWrote(t *testing.T) {
 
 func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 	_, body := ask(t, sample(), "GET", "/")
+	_, body, _ = strings.Cut(body, "</style>")
 	text := strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(body, " ")), " ")
 	text = html.UnescapeString(text)
 	for _, want := range []string{
@@ -236,8 +240,8 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 		"2 of 20000 2001 per client 1 waiting", "33 packets in 34 packets out 35 dropped", "up , not checked 100.0 %", "up 25.0 %",
 		"10.0.0.103:30080 draining: 8 left, cut in (4m0|3m5.)s", "10.0.0.104:30080 draining: 7 left, until they end",
 		"closed; its last connections live on, cut in 59m5.s",
-		"not seen this machine's address \\(the connection is relayed\\) sendProxyProtocol or transparent would change it 7",
-		"shop/git:443 git.example.org \\*.git.example.org TCP @veth0:443 only from 203.0.113.0/24 behind the proxy 203.0.113.9/32 seen the client's own address \\(PROXY protocol v2\\) 51",
+		`not seen this machine's address: the connection is relayed to change it: annotation gatehouse.e13.dev/send-proxy-protocol: v2 \(if the application understands it\), or annotation gatehouse.e13.dev/transparent: "true" 7`,
+		"shop/git:443 git.example.org \\*.git.example.org TCP @veth0:443 only from 203.0.113.0/24 behind the proxy 203.0.113.9/32 seen the client's, in a PROXY protocol v2 header 51",
 		"55 backend down", "57 banned 56 rate limit",
 		"100/10s new per client, else banned for 1h backend chosen by client address, kept for 3h checked by http /healthz every 5s, wants 200-399 " +
 			"clients are turned away when all are down connections are closed when their backend is down " +
@@ -337,5 +341,58 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 	}
 	if b := f.Backends[3]; !b.Draining || b.DrainTimeout != "" || b.DrainingSince.IsZero() || !b.DrainingUntil.IsZero() {
 		t.Errorf("a backend that drains until its connections end: %+v", b)
+	}
+}
+
+// docs/commands.md has every series and every field, in backquotes.
+func TestWhatIsSaidIsDocumented(t *testing.T) {
+	data, err := os.ReadFile("../../docs/commands.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for _, code := range regexp.MustCompile("`[^`\n]+`").FindAllString(string(data), -1) {
+		for _, word := range regexp.MustCompile(`\w+`).FindAllString(code, -1) {
+			documented[word] = true
+		}
+	}
+	families, err := newRegistry(sample).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if name, ours := strings.CutPrefix(f.GetName(), "gatehouse_"); ours && !documented[name] {
+			t.Errorf("docs/commands.md does not say what the metric %s is", f.GetName())
+		}
+	}
+	fields := map[string]bool{}
+	jsonFields(reflect.TypeFor[status.Status](), fields)
+	for name := range fields {
+		if !documented[name] {
+			t.Errorf("docs/commands.md does not say what the field %s is", name)
+		}
+	}
+	if len(families) < 40 || len(fields) < 60 {
+		t.Errorf("%d metrics, %d fields: the test does not look right", len(families), len(fields))
+	}
+}
+
+// jsonFields collects the names that a type's fields have in JSON.
+func jsonFields(of reflect.Type, names map[string]bool) {
+	switch of.Kind() {
+	case reflect.Pointer, reflect.Slice:
+		jsonFields(of.Elem(), names)
+	case reflect.Struct:
+		if of.PkgPath() == "time" || of.PkgPath() == "net/netip" {
+			return
+		}
+		for _, f := range reflect.VisibleFields(of) {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name != "" && name != "-" {
+				names[name] = true
+				jsonFields(f.Type, names)
+			}
+		}
+	default:
 	}
 }
