@@ -115,7 +115,7 @@ var (
 	}
 	acceptProxyProtocolField = field{
 		"acceptProxyProtocol", "list of networks", "none", "[10.0.0.5/32]",
-		"The networks of proxies in front of this machine. Their connections have to begin with a PROXY protocol header (v1 or v2), which says who the client is; from elsewhere a header is not accepted. The same for all frontends that share a port. TCP only.",
+		"The networks of proxies in front of this machine. Their connections have to begin with a PROXY protocol header (v1 or v2), which says who the client is; a connection from elsewhere that begins with one is closed. The same for all frontends that share a port. TCP only.",
 	}
 	sendProxyProtocolField = field{
 		"sendProxyProtocol", "`none`, `v1` or `v2`", "`none`", "v2",
