@@ -237,10 +237,11 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 	for _, want := range []string{
 		"TCP @eth1:80", "UDP @eth1:80", "idle timeout 1h30m drain timeout 5m checked by tcp every 5s", "idle timeout 30s",
 		"22 reset", "23 idle timeout", "24 drain timeout", "25 lost", "4 no backend", "11 not accepted", "32 client limit",
-		"2 of 20000 2001 per client 1 waiting", "33 packets in 34 packets out 35 dropped", "up , not checked 100.0 %", "up 25.0 %",
+		"2 of 20000 2001 per client 1 waiting", "33 packets in 34 packets out 35 dropped", "up not checked, 100.0 %", "up 25.0 %",
 		"10.0.0.103:30080 draining: 8 left, cut in (4m0|3m5.)s", "10.0.0.104:30080 draining: 7 left, until they end",
 		"closed; its last connections live on, cut in 59m5.s",
-		`not seen this machine's address: the connection is relayed to change it: annotation gatehouse.e13.dev/send-proxy-protocol: v2 \(if the application understands it\), or annotation gatehouse.e13.dev/transparent: "true" 7`,
+		"not seen this machine's address: the connection is relayed 7",
+		`checked by tcp every 5s to show the client’s address: annotation gatehouse.e13.dev/send-proxy-protocol: v2 \(if the application understands it\), or annotation gatehouse.e13.dev/transparent: "true" home`,
 		"shop/git:443 git.example.org \\*.git.example.org TCP @veth0:443 only from 203.0.113.0/24 behind the proxy 203.0.113.9/32 seen the client's, in a PROXY protocol v2 header 51",
 		"55 backend down", "57 banned 56 rate limit",
 		"100/10s new per client, else banned for 1h backend chosen by client address, kept for 3h checked by http /healthz every 5s, wants 200-399 " +
