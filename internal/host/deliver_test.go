@@ -106,31 +106,24 @@ func TestNetnsDelivery(t *testing.T) {
 
 func TestNetnsDeliveryWithoutIPv6(t *testing.T) {
 	netnstest.Run(t, func() {
-		set(t, "ipv6/conf/all/disable_ipv6", "1")
+		netnstest.Setting(t, nil, "net/ipv6/conf/all/disable_ipv6", "1")
 		deliver(t, delivery.Apply, true)
 		deliver(t, delivery.Apply, false)
 		if rules := ipCommand(t, "-6 rule"); strings.Contains(rules, "4096") {
 			t.Errorf("with IPv6 disabled: %s", rules)
 		}
-		set(t, "ipv6/conf/all/disable_ipv6", "0")
+		netnstest.Setting(t, nil, "net/ipv6/conf/all/disable_ipv6", "0")
 		deliver(t, delivery.Apply, true)
 		if rules := ipCommand(t, "-6 rule"); !strings.Contains(rules, "4096") {
 			t.Errorf("with IPv6 enabled: %s", rules)
 		}
 		// The kernel removes routes, and no rules.
-		set(t, "ipv6/conf/all/disable_ipv6", "1")
+		netnstest.Setting(t, nil, "net/ipv6/conf/all/disable_ipv6", "1")
 		deliver(t, delivery.Remove, true)
 		if rules := ipCommand(t, "-6 rule"); strings.Contains(rules, "4096") {
 			t.Errorf("left behind: %s", rules)
 		}
 	})
-}
-
-func set(t *testing.T, name, value string) {
-	t.Helper()
-	if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0o644); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestNetnsUndeliverable(t *testing.T) {
@@ -143,11 +136,11 @@ func TestNetnsUndeliverable(t *testing.T) {
 			}
 		}
 		is("")
-		set(t, "ipv4/conf/lo/src_valid_mark", "1")
+		netnstest.Setting(t, nil, "net/ipv4/conf/lo/src_valid_mark", "1")
 		is("")
-		set(t, "ipv4/conf/eth1/src_valid_mark", "1")
+		netnstest.Setting(t, nil, "net/ipv4/conf/eth1/src_valid_mark", "1")
 		is("net.ipv4.conf.eth1.src_valid_mark")
-		set(t, "ipv4/conf/all/src_valid_mark", "1")
+		netnstest.Setting(t, nil, "net/ipv4/conf/all/src_valid_mark", "1")
 		is("net.ipv4.conf.all.src_valid_mark")
 	})
 }

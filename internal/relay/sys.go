@@ -98,6 +98,29 @@ func connect(fd int32, to netip.AddrPort) unix.Errno {
 	return errno
 }
 
+// bindTransparent has a socket that is not connected yet speak from the
+// client's address. Its port is chosen with the connect, which may be one that
+// another connection of the client has to another backend. Without
+// CAP_NET_ADMIN or CAP_NET_RAW the error is EPERM.
+func bindTransparent(fd int32, client netip.Addr) unix.Errno {
+	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+	if !client.Is4() {
+		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	if errno := setOption(fd, level, option, 1); errno != 0 {
+		return errno
+	}
+	setOption(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	if client.Is4() {
+		raw := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: client.As4()}
+		_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&raw)), unsafe.Sizeof(raw))
+		return errno
+	}
+	raw := unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: client.As16()}
+	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&raw)), unsafe.Sizeof(raw))
+	return errno
+}
+
 // swapped is a port between the machine's byte order and the network's.
 func swapped(port uint16) uint16 {
 	var b [2]byte
@@ -120,8 +143,9 @@ func streamSocket(to netip.Addr) (fd int32, errno unix.Errno) {
 	return int32(r), 0
 }
 
-func setOption(fd int32, level, option int, value int32) {
-	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0)
+func setOption(fd int32, level, option int, value int32) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0)
+	return errno
 }
 
 func shutdownWrite(fd int32) unix.Errno {

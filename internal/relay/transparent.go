@@ -4,9 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -107,28 +104,4 @@ func (v *vicinity) seesClient(client, backend netip.Addr) bool {
 	return !slices.ContainsFunc(v.networks, func(p netip.Prefix) bool {
 		return p.Contains(client) && (p.Contains(backend) || p.Contains(by))
 	})
-}
-
-// bindTransparent has a socket that is not connected yet speak from the
-// client's address. Its port is chosen with the connect, which may use one that
-// another connection of the client has with another backend. Without
-// CAP_NET_ADMIN or CAP_NET_RAW the error is EPERM.
-func bindTransparent(fd int32, client netip.Addr) unix.Errno {
-	one := int32(1)
-	level, option := uintptr(unix.SOL_IP), uintptr(unix.IP_TRANSPARENT)
-	if !client.Is4() {
-		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
-	}
-	if _, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), level, option, uintptr(unsafe.Pointer(&one)), unsafe.Sizeof(one), 0); errno != 0 {
-		return errno
-	}
-	setOption(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-	if client.Is4() {
-		raw := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: client.As4()}
-		_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&raw)), unsafe.Sizeof(raw))
-		return errno
-	}
-	raw := unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: client.As16()}
-	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&raw)), unsafe.Sizeof(raw))
-	return errno
 }
