@@ -69,21 +69,22 @@ type Options struct {
 
 // Daemon is a gatehouse that serves.
 type Daemon struct {
-	opts     Options
-	log      *slog.Logger
-	started  time.Time
-	wake     chan struct{}
-	files    files
-	cluster  cluster
-	names    *resolve.Names
-	observer *host.Observer
-	prober   *health.Prober
-	relay    *relay.Relay // takeOver sets it anew
-	admin    slot
-	manager  manager
-	events   eventLog
-	told     problemLog
-	probesAt atomic.Pointer[map[netip.AddrPort][]netip.AddrPort]
+	opts        Options
+	log         *slog.Logger
+	started     time.Time
+	wake        chan struct{}
+	files       files
+	cluster     cluster
+	names       *resolve.Names
+	observer    *host.Observer
+	prober      *health.Prober
+	relay       *relay.Relay // takeOver sets it anew
+	transparent *transparency
+	admin       slot
+	manager     manager
+	events      eventLog
+	told        problemLog
+	probesAt    atomic.Pointer[map[netip.AddrPort][]netip.AddrPort]
 
 	cut    context.CancelCauseFunc // ends closed, by force; both are of closeDoors
 	closed chan error
@@ -114,6 +115,7 @@ func New(o Options) *Daemon {
 	d.observer = host.New(o.Log)
 	d.prober = health.New(o.Log, health.Options{})
 	d.relay = d.newRelay(relay.Handover{})
+	d.transparent = newTransparency(o.Log)
 	d.told = problemLog{log: o.Log}
 	d.manager = manager{socket: o.NotifySocket, log: o.Log}
 	return d
@@ -211,11 +213,13 @@ func (d *Daemon) run(ctx context.Context) error {
 	task(g, "interfaces", func() error { return d.observer.Run(serving) })
 	task(g, "names", func() error { return d.names.Run(serving) })
 	task(g, "health", func() error { return d.prober.Run(serving) })
+	task(g, "transparency", func() error { return d.transparent.run(serving, d.kick) })
 	task(g, "loop", func() error { return d.loop(serving, watcher) })
 	err := g.Wait()
 	if errors.Is(err, errHandedOver) {
 		defer d.cut(nil)
 		d.drain(ctx, signals)
+		d.transparent.leave()
 		d.log.Info("drained, the end")
 		return nil
 	}
@@ -295,10 +299,22 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 		return true
 	}
 	state, problems := desired.Build(in)
+	var lacking []edge.Problem
+	if state.Transparent {
+		// Before a door opens whose answers would not find their way.
+		var failure string
+		if failure, lacking = d.transparent.apply(ctx, true); failure != in.NoTransparency {
+			in.NoTransparency = failure
+			state, problems = desired.Build(in)
+		}
+	}
 	d.prober.Apply(state.Probes)
 	probes := probesAt(state)
 	d.probesAt.Store(&probes)
 	doors := failed(d.relay.Apply(state.Frontends))
+	if !state.Transparent {
+		_, lacking = d.transparent.apply(ctx, false)
+	}
 	if !sameDoors(in.Doors, doors) {
 		// What the machine refused is an input of the decision: decide again,
 		// so that nobody is told that a door is open which is not.
@@ -312,14 +328,14 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 		}
 	}
 	admin := d.serveAdmin(ctx, c.Admin)
-	problems = append(problems, admin...)
+	problems = append(append(problems, admin...), lacking...)
 	if c.Kubernetes != nil {
 		problems = append(problems, d.cluster.problems(c.Kubernetes.Pos)...)
 	}
 	slices.SortStableFunc(problems, desired.ComparePositions)
 	d.told.tell(problems)
 	d.publish(c, state, problems, snapshot, synced, len(doors))
-	return len(doors) > 0 || len(admin) > 0
+	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0
 }
 
 // inputs is everything that a decision follows from, as it is now.
@@ -330,7 +346,7 @@ func (d *Daemon) inputs(c *config.Config, snapshot *edge.Cluster) (desired.Input
 	}
 	return desired.Inputs{
 		Config: c, Interfaces: interfaces, Cluster: snapshot, Hosts: d.names.Snapshot(),
-		Health: d.prober.Snapshot(), Doors: failed(d.relay.Doors()),
+		Health: d.prober.Snapshot(), Doors: failed(d.relay.Doors()), NoTransparency: d.transparent.failing(),
 	}, nil
 }
 

@@ -301,6 +301,7 @@ func (d *Daemon) stop(ctx context.Context, signals <-chan os.Signal) {
 	d.closeDoors()
 	defer d.cut(nil)
 	d.drain(ctx, signals)
+	d.transparent.leave()
 	d.admin.stop()
 	d.log.Info("stopped")
 }
