@@ -31,7 +31,7 @@ test-unit: ## unit tests: no root, seconds
 
 test-netns: deps ## tests that need network namespaces
 	$(say) "network namespace tests"
-	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/relay ./internal/host ./internal/nft ./internal/netnstest
+	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/relay ./internal/host ./internal/nft ./internal/proxyproto ./internal/netnstest
 
 test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 	$(say) "end-to-end tests in the lab (about 5 minutes, and 2 to compile them the first time)"
@@ -70,7 +70,7 @@ fuzz: ## run each fuzz target for a while (FUZZTIME=30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)
 
 bench: build ## compare with HAProxy and nginx (15 minutes, root); BENCH="--quick" or other flags
-	@scripts/deps bench
+	@scripts/deps
 	@cd lab && $(GO) build -trimpath -o ../bin/bench ./cmd/bench
 	@bin/bench $(or $(BENCH),--write docs/benchmarks.md)
 

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -93,7 +94,19 @@ func Parse(b []byte) (h Header, n int, err error) {
 	}
 }
 
+// What follows beginV1.
+var familiesV1 = []string{"TCP4 ", "TCP6 ", "UNKNOWN ", "UNKNOWN\r"}
+
 func parseV1(b []byte) (Header, int, error) {
+	rest := b[len(beginV1):]
+	family := slices.IndexFunc(familiesV1, func(f string) bool {
+		n := min(len(f), len(rest))
+		return string(rest[:n]) == f[:n]
+	})
+	if family < 0 {
+		word, _, _ := bytes.Cut(rest[:min(len(rest), len("UNKNOWN "))], []byte(" "))
+		return Header{}, 0, bad("family %q, want TCP4, TCP6 or UNKNOWN", word)
+	}
 	end := bytes.IndexByte(b[:min(len(b), maxV1)], '\n')
 	switch {
 	case end < 0 && len(b) >= maxV1:
@@ -102,28 +115,18 @@ func parseV1(b []byte) (Header, int, error) {
 		return Header{}, 0, ErrShort
 	case b[end-1] != '\r':
 		return Header{}, 0, bad("the line ends with LF, want CRLF")
-	}
-	line := b[len(beginV1) : end-1]
-	family, rest, _ := bytes.Cut(line, []byte(" "))
-	var is4 bool
-	switch string(family) {
-	case "UNKNOWN": // whatever follows
+	case family > 1: // UNKNOWN, and whatever follows
 		return Header{Local: true}, end + 1, nil
-	case "TCP4":
-		is4 = true
-	case "TCP6":
-	default:
-		return Header{}, 0, bad("family %q, want TCP4, TCP6 or UNKNOWN", family)
 	}
-	fields := bytes.Split(rest, []byte(" "))
+	fields := bytes.Split(b[len(beginV1)+len("TCP4 "):end-1], []byte(" "))
 	if len(fields) != 4 {
 		return Header{}, 0, bad("%d fields after the family, want two addresses and two ports", len(fields))
 	}
 	var addrs [2]netip.AddrPort
 	for i := range addrs {
 		addr, err := netip.ParseAddr(string(fields[i]))
-		if err != nil || addr.Is4() != is4 || addr.Zone() != "" {
-			return Header{}, 0, bad("address %q of family %s", fields[i], family)
+		if err != nil || addr.Is4() != (family == 0) || addr.Zone() != "" {
+			return Header{}, 0, bad("address %q of family %s", fields[i], familiesV1[family][:4])
 		}
 		port, ok := parsePort(fields[2+i])
 		if !ok {
@@ -136,17 +139,14 @@ func parseV1(b []byte) (Header, int, error) {
 
 // parsePort reads a decimal number without sign or leading zeros.
 func parsePort(s []byte) (uint16, bool) {
-	if len(s) == 0 || len(s) > 1 && s[0] == '0' || s[0] == '+' {
-		return 0, false
-	}
 	n, err := strconv.ParseUint(string(s), 10, 16)
-	return uint16(n), err == nil
+	return uint16(n), err == nil && (len(s) == 1 || s[0] != '0')
 }
 
 // Families and transports of version 2, in one byte.
 const (
-	afInet, afInet6, afUnix = 0x1, 0x2, 0x3
-	stream, dgram           = 0x1, 0x2
+	afUnspec, afInet, afInet6, afUnix = 0x0, 0x1, 0x2, 0x3
+	unspec, stream, dgram             = 0x0, 0x1, 0x2
 
 	tlvCRC32C = 0x03
 )
@@ -163,46 +163,58 @@ func parseV2(b []byte) (Header, int, error) {
 	if len(b) < sizeV2 {
 		return Header{}, 0, ErrShort
 	}
+	local, family, transport := b[12]&0xf == 0, b[13]>>4, b[13]&0xf
 	n := sizeV2 + int(binary.BigEndian.Uint16(b[14:]))
-	if n > MaxHeader {
+	size := 0 // of the addresses
+	switch {
+	case n > MaxHeader:
 		return Header{}, 0, bad("%d bytes, want %d at most", n, MaxHeader)
-	}
-	if len(b) < n {
-		return Header{}, 0, ErrShort
-	}
-	if b[12]&0xf == 0 {
-		return Header{Local: true}, n, nil
-	}
-	family, transport, body := b[13]>>4, b[13]&0xf, b[sizeV2:n]
-	if family > afUnix || transport > dgram {
+	case local: // whatever the family
+	case family > afUnix || transport > dgram:
 		return Header{}, 0, bad("family and transport %#02x", b[13])
+	case family == afUnspec || transport == unspec:
+		// Accepted as LOCAL, which the protocol leaves open. What follows could be
+		// anything.
+		local = true
+	default:
+		size = [...]int{afInet: 12, afInet6: 36, afUnix: 216}[family]
+		if n-sizeV2 < size {
+			return Header{}, 0, bad("%d bytes after the first %d, want %d for the addresses", n-sizeV2, sizeV2, size)
+		}
 	}
-	size := [...]int{0, 12, 36, 216}[family]
-	if len(body) < size {
-		return Header{}, 0, bad("%d bytes after the first %d, want %d for the addresses", len(body), sizeV2, size)
+	switch {
+	case len(b) < n:
+		return Header{}, 0, ErrShort
+	case local:
+		return Header{Local: true}, n, nil
 	}
 	if err := checkTLVs(b[:n], sizeV2+size); err != nil {
 		return Header{}, 0, err
 	}
-	if transport != stream || family != afInet && family != afInet6 {
+	if transport == dgram || family == afUnix {
+		// Nothing that a connection here could have come from. The protocol wants
+		// such a header taken as UNSPEC, instead of refused.
 		return Header{Local: true}, n, nil
 	}
-	half := (size - 4) / 2
-	src, _ := netip.AddrFromSlice(body[:half])
-	dst, _ := netip.AddrFromSlice(body[half : 2*half])
+	addrs, half := b[sizeV2:], (size-4)/2
+	src, _ := netip.AddrFromSlice(addrs[:half])
+	dst, _ := netip.AddrFromSlice(addrs[half : 2*half])
 	return Header{
-		Src: netip.AddrPortFrom(src.Unmap(), binary.BigEndian.Uint16(body[2*half:])),
-		Dst: netip.AddrPortFrom(dst.Unmap(), binary.BigEndian.Uint16(body[2*half+2:])),
+		Src: netip.AddrPortFrom(src.Unmap(), binary.BigEndian.Uint16(addrs[2*half:])),
+		Dst: netip.AddrPortFrom(dst.Unmap(), binary.BigEndian.Uint16(addrs[2*half+2:])),
 	}, n, nil
 }
 
-// checkTLVs walks over what follows the addresses of a whole header.
+// checkTLVs walks over what follows the addresses, from at on. A checksum that is
+// there has to be right, or the header is not to be believed.
 func checkTLVs(header []byte, at int) error {
 	for at < len(header) {
-		if len(header)-at < 3 || len(header)-at-3 < int(binary.BigEndian.Uint16(header[at+1:])) {
+		value := header[at:]
+		if len(value) < 3 || len(value)-3 < int(binary.BigEndian.Uint16(value[1:])) {
 			return bad("the last type-length-value is cut off")
 		}
-		kind, value := header[at], header[at+3:at+3+int(binary.BigEndian.Uint16(header[at+1:]))]
+		kind := value[0]
+		value = value[3 : 3+int(binary.BigEndian.Uint16(value[1:]))]
 		at += 3 + len(value)
 		if kind != tlvCRC32C {
 			continue
@@ -210,20 +222,27 @@ func checkTLVs(header []byte, at int) error {
 		if len(value) != 4 {
 			return bad("a CRC32C of %d bytes, want 4", len(value))
 		}
-		before := len(header) - len(header[at-4:])
-		sum := crc32.Update(0, castagnoli, header[:before])
-		sum = crc32.Update(sum, castagnoli, make([]byte, 4))
+		// The sum is that of the header with zeros in its place.
+		sum := crc32.Update(0, castagnoli, header[:at-4])
+		sum = crc32.Update(sum, castagnoli, zeros)
 		sum = crc32.Update(sum, castagnoli, header[at:])
 		if got := binary.BigEndian.Uint32(value); got != sum {
-			return bad("CRC32C %#08x, want %#08x", got, sum)
+			return bad("CRC32C %08x, want %08x", got, sum)
 		}
 	}
 	return nil
 }
 
-// AppendV1 appends a header of version 1.
+var zeros = make([]byte, 4)
+
+// AppendV1 appends a header of version 1 to dst, which takes 104 bytes at most.
+//
+// IPv4-mapped addresses are unmapped, and zones left out. If then one of the two
+// is IPv4 and the other IPv6, both are written as IPv6, as HAProxy does: the
+// header has one family, and without the client's address it would be of no use.
+// An address that is missing makes it UNKNOWN.
 func AppendV1(dst []byte, src, dest netip.AddrPort) []byte {
-	s, d := family(src.Addr(), dest.Addr())
+	s, d := common(src.Addr(), dest.Addr())
 	switch {
 	case !s.IsValid():
 		return append(dst, "PROXY UNKNOWN\r\n"...)
@@ -232,33 +251,34 @@ func AppendV1(dst []byte, src, dest netip.AddrPort) []byte {
 	default:
 		dst = append(dst, "PROXY TCP6 "...)
 	}
-	dst = append(appendV1Addr(dst, s), ' ')
-	dst = append(appendV1Addr(dst, d), ' ')
+	dst = append(appendAddr(dst, s), ' ')
+	dst = append(appendAddr(dst, d), ' ')
 	dst = append(strconv.AppendUint(dst, uint64(src.Port()), 10), ' ')
 	dst = strconv.AppendUint(dst, uint64(dest.Port()), 10)
 	return append(dst, "\r\n"...)
 }
 
-func appendV1Addr(dst []byte, a netip.Addr) []byte {
-	if a.Is4In6() {
-		// Groups of hexadecimal digits alone are what the protocol has, and the
-		// usual form of a mapped address ends with dots.
-		b := a.As16()
-		dst = append(dst, "::ffff:"...)
-		dst = strconv.AppendUint(dst, uint64(binary.BigEndian.Uint16(b[12:])), 16)
-		dst = append(dst, ':')
-		return strconv.AppendUint(dst, uint64(binary.BigEndian.Uint16(b[14:])), 16)
+func appendAddr(dst []byte, a netip.Addr) []byte {
+	if !a.Is4In6() {
+		return a.AppendTo(dst)
 	}
-	return a.AppendTo(dst)
+	// The protocol has groups of hexadecimal digits only, and this would end with
+	// dots.
+	b := a.As16()
+	dst = append(dst, "::ffff:"...)
+	dst = strconv.AppendUint(dst, uint64(binary.BigEndian.Uint16(b[12:])), 16)
+	dst = append(dst, ':')
+	return strconv.AppendUint(dst, uint64(binary.BigEndian.Uint16(b[14:])), 16)
 }
 
-// AppendV2 appends a header of version 2.
+// AppendV2 appends a header of version 2 to dst, which takes 52 bytes at most.
+// The families are those of AppendV1; an address that is missing makes it LOCAL.
 func AppendV2(dst []byte, src, dest netip.AddrPort) []byte {
-	s, d := family(src.Addr(), dest.Addr())
+	s, d := common(src.Addr(), dest.Addr())
 	dst = append(dst, beginV2...)
 	switch {
 	case !s.IsValid():
-		return append(dst, 0x20, 0, 0, 0) // LOCAL
+		return append(dst, 0x20, afUnspec<<4|unspec, 0, 0)
 	case s.Is4():
 		s4, d4 := s.As4(), d.As4()
 		dst = append(dst, 0x21, afInet<<4|stream, 0, 12)
@@ -272,9 +292,9 @@ func AppendV2(dst []byte, src, dest netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(dst, dest.Port())
 }
 
-// family returns both addresses in the form that they have in common: IPv4, or
+// common returns two addresses in the form that they have in common: IPv4, or
 // else IPv6 with IPv4-mapped addresses. If one is missing, so are both.
-func family(src, dest netip.Addr) (s, d netip.Addr) {
+func common(src, dest netip.Addr) (s, d netip.Addr) {
 	s, d = src.Unmap().WithZone(""), dest.Unmap().WithZone("")
 	switch {
 	case !s.IsValid() || !d.IsValid():
