@@ -26,8 +26,7 @@ func (b *builder) sayClient(row *Exposure, f edge.Frontend, listens []edge.Liste
 		row.Client = "a node's: kube-proxy replaces it (externalTrafficPolicy: Cluster)"
 		row.ClientRemedy = "externalTrafficPolicy: Local, or " + fieldOf(row, "target", "pod") + " where pods can be reached from this machine"
 	case f.Transparent:
-		row.Client, row.ClientSeen = "the client's own"+familiesOf(*row, listens), true
-		b.warnOfSides(*row, listens)
+		row.Client, row.ClientSeen = "the client's own"+familiesOf(*row, listens)+b.neighboursOf(*row, listens), true
 	case blocked:
 		row.Client = relayed + "connections cannot be transparent, as " + side
 		row.ClientRemedy = b.clientRemedy(row, isTCP, false)
@@ -128,24 +127,23 @@ func placeOfBackend(backend edge.Backend) string {
 	return "backend " + backend.Addr.String() + " (node " + backend.Node + ")"
 }
 
-// warnOfSides: of transparent connections to a row that listens everywhere,
-// those from a backend's own network do not work.
-func (b *builder) warnOfSides(row Exposure, listens []edge.Listen) {
-	if !slices.ContainsFunc(listens, func(l edge.Listen) bool { return l.Device == "" && !l.Addr.IsValid() }) {
-		return
+// neighboursOf says which clients' addresses a backend cannot see of a row that
+// listens everywhere: those of its own network, which it would answer by itself.
+func (b *builder) neighboursOf(row Exposure, listens []edge.Listen) string {
+	if !everywhere(listens) {
+		return ""
 	}
+	sides := slices.SortedFunc(slices.Values(b.in.Interfaces), func(x, y edge.Interface) int { return strings.Compare(x.Name, y.Name) })
 	for _, backend := range row.Backends {
-		sides := slices.SortedFunc(slices.Values(b.in.Interfaces), func(x, y edge.Interface) int { return strings.Compare(x.Name, y.Name) })
 		if device := b.onLink(backend, sides); device != "" {
-			b.problem(edge.Problem{
-				Object: objectOf(row),
-				What: fmt.Sprintf("transparent: clients in the network of %s get no answer: %s is there too, and answers them past this machine",
-					device, placeOfBackend(backend)),
-				Remedy: "listen on the interfaces that clients come from, or in zones",
-			})
-			return
+			return fmt.Sprintf("; of clients in the network of %s this machine's, as %s is there too", device, placeOfBackend(backend))
 		}
 	}
+	return ""
+}
+
+func everywhere(listens []edge.Listen) bool {
+	return slices.ContainsFunc(listens, func(l edge.Listen) bool { return l.Device == "" && !l.Addr.IsValid() })
 }
 
 // familiesOf says which clients' addresses a backend cannot see, for want of an
@@ -155,7 +153,7 @@ func familiesOf(row Exposure, listens []edge.Listen) string {
 	for _, a := range row.Addresses {
 		clients[family(a)] = true
 	}
-	if slices.ContainsFunc(listens, func(l edge.Listen) bool { return l.Device == "" && !l.Addr.IsValid() }) {
+	if everywhere(listens) {
 		clients = [2]bool{true, true}
 	}
 	for _, backend := range row.Backends {

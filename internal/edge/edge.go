@@ -261,7 +261,7 @@ type BackendState string
 
 // A backend is pending until a check has first succeeded: the data plane uses
 // pending backends only where no backend that is up takes the connection, and
-// never those that are down.
+// those that are down only where all are, and not with Terms.RefuseWhenDown.
 const (
 	Up      BackendState = "up"
 	Pending BackendState = "pending"
