@@ -69,7 +69,7 @@ deps: ## install the Debian packages that tests need
 fuzz: ## run each fuzz target for a while (FUZZTIME=30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)
 
-bench: build ## compare with HAProxy and nginx (15 minutes, root); BENCH="--quick" or other flags
+bench: build ## compare with HAProxy and nginx (20 minutes, root); BENCH="--quick" or other flags
 	@scripts/deps
 	@cd lab && $(GO) build -trimpath -o ../bin/bench ./cmd/bench
 	@bin/bench $(or $(BENCH),--write docs/benchmarks.md)

@@ -35,7 +35,7 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	r, err := s.measure(ctx)
 	if err != nil {

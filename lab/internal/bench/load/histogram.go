@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	subBits = 6 // 64 buckets for each power of two: a bucket is at most 1/64 wide of what it holds
+	subBits = 8 // 256 buckets for each power of two: a bucket is at most 1/256 wide of what it holds
 	sub     = 1 << subBits
 	buckets = (64 - subBits + 1) * sub
 )

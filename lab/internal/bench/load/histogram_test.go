@@ -37,7 +37,7 @@ func TestQuantilesAreWithinABucketOfTheTruth(t *testing.T) {
 	for _, q := range []float64{0.01, 0.5, 0.99, 0.999, 1} {
 		want := time.Duration(all[max(int(q*float64(len(all)))-1, 0)])
 		got := h.Quantile(q)
-		if d := (got - want).Abs(); d > want/64+1 {
+		if d := (got - want).Abs(); d > want/256+1 {
 			t.Errorf("quantile %g is %v, not %v", q, got, want)
 		}
 	}
