@@ -204,6 +204,11 @@ new: 5 accepted, 4 active`,
 			[]edge.Frontend{named("old")}, nil, []relay.Stats{{Door: tls, Name: "git", Accepted: 5}, {Door: tls, Names: true, Accepted: 6}}, `
 old: 0 accepted, 0 active`,
 		},
+		"shared, which the relay does not know yet": {
+			[]edge.Frontend{named("git", "git.example.org")}, nil, []relay.Stats{{Door: tls, Name: "old", Accepted: 5}}, `
+git: 0 accepted, 0 active
+listener home TCP @eth1:443: 0 accepted, 0 waiting, 0 routed, map[]`,
+		},
 		"of one frontend before, now shared": {
 			[]edge.Frontend{named("git", "git.example.org")},
 			nil,

@@ -261,6 +261,9 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 			t.Errorf("the page says %q", none)
 		}
 	}
+	if n := strings.Count(text, "shared by server name"); n != 2 {
+		t.Errorf("the page has %d listeners, want 2", n)
+	}
 	if t.Failed() {
 		t.Log(text)
 	}
