@@ -102,7 +102,7 @@ func hostName(data []byte) (string, error) {
 		kind := list.uint(1)
 		name := list.bytes(list.uint(2))
 		// There is one name of a type, and it is not empty.
-		if list.bad || len(name) == 0 || kind == nameTypeHost && host != nil {
+		if len(name) == 0 || kind == nameTypeHost && host != nil {
 			return "", ErrBad
 		}
 		if kind == nameTypeHost {
@@ -153,7 +153,7 @@ type reader struct {
 }
 
 func (r *reader) bytes(n int) []byte {
-	if r.bad || n > len(r.b) {
+	if n > len(r.b) {
 		r.bad, r.b = true, nil
 		return nil
 	}

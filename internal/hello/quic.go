@@ -76,11 +76,7 @@ func ShortHeader(packet []byte) bool {
 type Initials struct {
 	datagrams, packets int
 
-	// The keys follow from the destination connection ID of the client's first
-	// Initial packet, and after a Retry from that which the server has chosen
-	// (RFC 9001, section 5.2).
-	keys  [2]initialKeys
-	nkeys int
+	keys initialKeys // that have opened a packet last
 
 	// CRYPTO frames as they came, by offset: memory is taken for what has been
 	// received and not for what it claims to be part of.
@@ -93,6 +89,9 @@ type Initials struct {
 }
 
 type piece struct{ offset, at, len int32 } // at: in data
+
+// Begun says whether anything of a hello has been found.
+func (q *Initials) Begun() bool { return q.done || len(q.pieces) > 0 }
 
 // Add takes the next datagram of the client and says whether the name is known
 // by now: it is empty if the hello has none. Neither is the datagram written
@@ -225,12 +224,15 @@ func parsePacket(b []byte) (p packet, rest []byte, ok bool) {
 func (q *Initials) open(p packet) error {
 	buffer := packets.Get().(*[]byte)
 	defer packets.Put(buffer)
-	for i := range q.keys[:q.nkeys] {
-		payload, ok := q.keys[i].open(buffer, p)
+	// Keys follow from the destination connection ID of the client's first packet.
+	// They stay the same when the server has given itself another, and not when
+	// that was by a Retry (RFC 9001, section 5.2).
+	if q.keys.aead != nil {
+		payload, ok := q.keys.open(buffer, p)
 		switch {
 		case ok:
 			return q.frames(payload)
-		case q.keys[i].are(p):
+		case q.keys.are(p):
 			return nil
 		}
 	}
@@ -239,8 +241,7 @@ func (q *Initials) open(p packet) error {
 	if !ok {
 		return nil
 	}
-	q.nkeys = min(q.nkeys+1, len(q.keys))
-	q.keys[q.nkeys-1] = keys
+	q.keys = keys
 	return q.frames(payload)
 }
 
@@ -411,7 +412,7 @@ func expand(secret []byte, label string, size int) []byte {
 
 // open decrypts a packet into buffer.
 func (k *initialKeys) open(buffer *[]byte, p packet) (payload []byte, ok bool) {
-	if k.version != p.version || len(p.raw) < p.pn+4+aes.BlockSize {
+	if len(p.raw) < p.pn+4+aes.BlockSize {
 		return nil, false
 	}
 	*buffer = append((*buffer)[:0], p.raw...)

@@ -73,6 +73,7 @@ func TestFramesOfAnInitial(t *testing.T) {
 		"closed":                {crypto(message, 0, 20) + "\x1c\x01\x06\x03why", "", nil},
 		"a gap":                 {crypto(message, 0, 20) + crypto(message, 21, len(message)), "", nil},
 		"not its beginning":     {crypto(message, 1, len(message)), "", nil},
+		"not its end":           {crypto(message, 0, len(message)-1), "", nil},
 		"PING":                  {"\x01", "", nil},
 		"two that differ":       {other + crypto(message, 0, len(message)), "", ErrBad},
 		"beyond what is taken":  {far + "\x01x", "", ErrBad},
@@ -124,6 +125,8 @@ func TestPacketsOfADatagram(t *testing.T) {
 		"something else in between": {half, []byte("\x40short"), []byte("\xc0\xff\x00\x00\x1d\x00\x00draft"), {}, {0x80}, []byte("hello"), rest},
 		"version 2":                 {sealed(version2, "destination", 7, crypto(message, 0, len(message)))},
 		"all again":                 {half, half, rest, rest},
+		"version 2 from now on":     {half, sealed(version2, "destination", 1, crypto(message, 50, len(message)))},
+		"an unknown one behind":     {slices.Concat(half, header(0xc0, 0x1a2a3a4a, "destination")), rest},
 		"no destination":            {sealed(version1, "", 0, crypto(message, 0, len(message)))},
 		"large packet number":       {sealed(version1, "destination", 0xffff_fff0, crypto(message, 0, len(message)))},
 		"token":                     {withToken(t, strings.Repeat("t", 300), crypto(message, 0, len(message)))},
@@ -157,8 +160,9 @@ func TestTheFirstDatagramSaysWhetherItIsQUIC(t *testing.T) {
 		"Retry of version 2":  {"\xc0\x6b\x33\x43\xcf\x01x\x01ytoken and tag", ErrNotQUIC},
 		"Handshake":           {string(longHeader(version1, 2, "destination", strings.Repeat("h", 100))), ErrNotQUIC},
 		"cut off":             {string(captured(t, "rfc9001.hex")[0][:1199]), ErrNotQUIC},
-		"long connection ID":  {string(longHeader(version1, 0, strings.Repeat("d", 21), strings.Repeat("i", 100))), ErrNotQUIC},
+		"long connection ID":  {string(sealed(version1, strings.Repeat("d", 21), 0, "\x01")), ErrNotQUIC},
 		"IDs cut off":         {"\xc0\x00\x00\x00\x01\x08dest", ErrNotQUIC},
+		"and of the source":   {"\xc0\x00\x00\x00\x01\x01d\x15" + strings.Repeat("s", 21) + "\x00\x40\x20" + strings.Repeat("i", 32), ErrNotQUIC},
 		"draft 29":            {"\xc0\xff\x00\x00\x1d\x08destinat\x00\x00", ErrUnknownVersion},
 		"greased version":     {"\xc0\x1a\x2a\x3a\x4a\x08destinat\x00\x00", ErrUnknownVersion},
 		"a long ID, unknown":  {"\x80\x1a\x2a\x3a\x4a\xff" + strings.Repeat("d", 255) + "\x00", ErrUnknownVersion},
@@ -181,7 +185,7 @@ func TestInitialsAreBounded(t *testing.T) {
 	ping := sealed(version1, "destination", 0, "\x01")
 	junk := bytes.Clone(ping)
 	junk[len(junk)-1] ^= 1
-	for what, datagram := range map[string][]byte{"that say nothing": ping, "that do not decrypt": junk, "of another kind": []byte("hello")} {
+	for what, datagram := range map[string][]byte{"that say nothing": ping, "that do not decrypt": junk, "of another kind": []byte("hello"), "sent again": sealed(version1, "destination", 0, half)} {
 		var q Initials
 		var err error
 		n := 0
@@ -246,6 +250,32 @@ func TestConnectionIDs(t *testing.T) {
 	}
 }
 
+func TestPacketsThatMayBeginAConnection(t *testing.T) {
+	for packet, want := range map[string]bool{
+		"\xc0\x00\x00\x00\x01": true,
+		"\xd0\x00\x00\x00\x01": false, // 0-RTT
+		"\xe0\x00\x00\x00\x01": false,
+		"\xf0\x00\x00\x00\x01": false,
+		"\xd0\x6b\x33\x43\xcf": true,
+		"\xc0\x6b\x33\x43\xcf": false, // Retry
+		"\xe0\x6b\x33\x43\xcf": false,
+		"\xf0\xff\x00\x00\x1d": true, // who knows
+		"\x80\x00\x00\x00\x00": false,
+		"\x40\x00\x00\x00\x01": false,
+		"\xc0\x00\x00\x00":     false,
+		"":                     false,
+	} {
+		if got := Initial([]byte(packet)); got != want {
+			t.Errorf("%q: %v", packet, got)
+		}
+	}
+	for _, d := range slices.Concat(captured(t, "chromium-156-quic.hex"), captured(t, "rfc9001.hex"), captured(t, "rfc9369.hex")) {
+		if !Initial(d) {
+			t.Errorf("%x...", d[:20])
+		}
+	}
+}
+
 func TestShortHeaders(t *testing.T) {
 	for packet, want := range map[string]bool{
 		"\x40" + strings.Repeat("x", 20): true,
@@ -282,6 +312,9 @@ func FuzzQUIC(f *testing.F) {
 
 		if len(b) > MaxHello/2 || len(b) == 0 || len(plan) == 0 {
 			return
+		}
+		if len(b) >= typeLen && typeLen+bodyLen(b) > MaxHello-2*recordHeader {
+			return // record headers count
 		}
 		version := uint32(version1)
 		if plan[0]&1 != 0 {
@@ -371,6 +404,9 @@ func add(t *testing.T, q *Initials, datagram []byte) (name string, done bool, er
 	}
 	if (was.done || was.err != nil) && (name != was.name || done != was.done || !errors.Is(err, was.err)) {
 		t.Errorf("%q, %v, %v; before: %q, %v, %v", name, done, err, was.name, was.done, was.err)
+	}
+	if (done || err != nil) && q.data != nil {
+		t.Error("the hello is kept, and needed no more")
 	}
 	if done && err != nil || !done && name != "" {
 		t.Errorf("%q, %v, %v do not go together", name, done, err)

@@ -68,6 +68,7 @@ func TestHellosOfCryptoTLS(t *testing.T) {
 			checkName(t, b, test.want)
 			checkName(t, inRecords(message, func() int { return 1 + rand.IntN(1000) }), test.want)
 			// What comes behind it is somebody else's.
+			checkName(t, inRecords(message+"more", func() int { return 100 }), test.want)
 			checkName(t, append(slices.Clip(b), 23, 3, 3, 0, 1, 0), test.want)
 		})
 	}
@@ -80,6 +81,7 @@ func TestNames(t *testing.T) {
 		"under_score.example":    "under_score.example",
 		"XN--BCHER-KVA.example.": "xn--bcher-kva.example",
 		"10.example":             "10.example",
+		"1234567890.example":     "1234567890.example",
 		"4chan":                  "4chan",
 		label:                    label,
 		label + "." + label + "." + label + "." + label[:61]: label + "." + label + "." + label + "." + label[:61],
@@ -142,6 +144,7 @@ func TestWhatIsNoHello(t *testing.T) {
 		"SSLv2 hello":         {"\x80\x2e\x01\x03\x01\x00\x15\x00\x00\x00\x10", ErrNotTLS, 1},
 		"application data":    {"\x17\x03\x03\x00\x05hello", ErrNotTLS, 1},
 		"alert":               {"\x15\x03\x01\x00\x02\x02\x28", ErrNotTLS, 1},
+		"version 2.0":         {"\x16\x02\x00", ErrNotTLS, 2},
 		"version 4.0":         {"\x16\x04\x00", ErrNotTLS, 2},
 		"server hello":        {"\x16\x03\x03\x00\x30\x02\x00\x00\x2c", ErrNotTLS, 6},
 		"empty record":        {"\x16\x03\x01\x00\x00\x16", ErrBad, 5},
@@ -162,6 +165,7 @@ func TestWhatIsNoHello(t *testing.T) {
 		"behind the list":     {inRecords(helloMessage(extension(extServerName, name+"x")), whole), ErrBad, 0},
 		"list too long":       {inRecords(helloMessage(extension(extServerName, "\x00\xff"+name[2:])), whole), ErrBad, 0},
 		"name too long":       {inRecords(helloMessage(extension(extServerName, vector(2, "\x00\x00\xff"+"git"))), whole), ErrBad, 0},
+		"last one too long":   {inRecords(helloMessage(ext, "\x00\x01\x00\xffx"), whole), ErrBad, 0},
 		"extension too long":  {inRecords(helloMessage("\x00\x00\x00\xff"+name), whole), ErrBad, 0},
 		"too large":           {"\x16\x03\x01\x40\x00\x01\x00\x80\x00", ErrBad, 9},
 	} {

@@ -90,7 +90,7 @@ func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kep
 	if !several {
 		s, a := u.flows[f], u.asking[f]
 		switch {
-		case s != nil && (!initial || s.knows(dcid)):
+		case s != nil && (!initial || s.knows(dcid) || !begins(d.data)):
 			return u.live(l, s, d), false
 		case s == nil && (a == nil || !initial || a.opening == string(dcid)):
 			return u.ask(l, f, a, dcid, d)
@@ -101,7 +101,7 @@ func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kep
 			return u.ask(l, a.flow, a, dcid, d)
 		}
 		return u.live(l, s, d), false
-	} else if !initial {
+	} else if !initial || !begins(d.data) {
 		return u.all(l, f, slots, d), false
 	}
 	free := bits.TrailingZeros8(^slots)
@@ -119,6 +119,15 @@ func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kep
 func opens(data []byte) (dcid []byte, initial bool) {
 	dcid, _, long := hello.LongHeaderIDs(data)
 	return dcid, long && hello.Initial(data)
+}
+
+// begins says whether there is part of a hello in an Initial packet, by the keys
+// of a first packet. Clients may take another connection ID while they still
+// send Initials (quic-go does), to acknowledge those of the server.
+func begins(data []byte) bool {
+	var first hello.Initials
+	_, _, err := first.Add(data)
+	return err != nil || first.Begun()
 }
 
 // slotOf finds the one connection of a port that a packet is for.

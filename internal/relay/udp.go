@@ -179,6 +179,7 @@ func (u *udpSocket) ready(l *loop, events uint32) {
 	}
 	var last *session
 	var lastFlow flow
+	shared := u.d.table.Load().names != nil // and a port may have several sessions
 	for i := range n {
 		d := &in.datagrams[i]
 		f, ok := u.flowOf(&in.names[i], d)
@@ -197,7 +198,9 @@ func (u *udpSocket) ready(l *loop, events uint32) {
 			u.drop(d.count())
 			continue
 		}
-		last, lastFlow = s, f
+		if !shared {
+			last, lastFlow = s, f
+		}
 		s.asked = l.now
 		if s.waits == 0 {
 			s.waits = l.now
