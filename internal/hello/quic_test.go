@@ -313,8 +313,10 @@ func FuzzQUIC(f *testing.F) {
 		if len(b) > MaxHello/2 || len(b) == 0 || len(plan) == 0 {
 			return
 		}
-		if len(b) >= typeLen && typeLen+bodyLen(b) > MaxHello-2*recordHeader {
-			return // record headers count
+		if len(b) >= typeLen {
+			if n := typeLen + bodyLen(b); n <= MaxHello && n > MaxHello-2*recordHeader {
+				return // too large with record headers alone
+			}
 		}
 		version := uint32(version1)
 		if plan[0]&1 != 0 {
