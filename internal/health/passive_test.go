@@ -163,6 +163,21 @@ func gaps(at []time.Duration) []time.Duration {
 	return out
 }
 
+// One between two probes, and one again after the next.
+func TestFailedConnectionsCountAfterEachProbe(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := ordinary(1)
+		s.set(probe, accept)
+		p.Apply([]edge.Probe{probe})
+		for range 3 {
+			wait(time.Second)
+			wantHealth(t, p, probe, edge.Up, "")
+			p.Failed(probe.Addr, unix.ECONNREFUSED)
+			wantHealth(t, p, probe, edge.Up, "refused a connection")
+		}
+	})
+}
+
 // Fall: 1 says that one failure is enough, and so it is. The backend that was
 // only busy comes back as soon as probes can tell.
 func TestFallOneTakesAFailedConnectionAtItsWord(t *testing.T) {
