@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -222,13 +221,13 @@ func parsePacket(b []byte) (p packet, rest []byte, ok bool) {
 
 // open decrypts a packet and takes what there is of the hello in it.
 func (q *Initials) open(p packet) error {
-	buffer := packets.Get().(*[]byte)
-	defer packets.Put(buffer)
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
 	// Keys follow from the destination connection ID of the client's first packet.
 	// They stay the same when the server has given itself another, and not when
 	// that was by a Retry (RFC 9001, section 5.2).
 	if q.keys.aead != nil {
-		payload, ok := q.keys.open(buffer, p)
+		payload, ok := q.keys.open(s, p)
 		switch {
 		case ok:
 			return q.frames(payload)
@@ -237,7 +236,7 @@ func (q *Initials) open(p packet) error {
 		}
 	}
 	keys := newInitialKeys(p.version, p.dcid)
-	payload, ok := keys.open(buffer, p)
+	payload, ok := keys.open(s, p)
 	if !ok {
 		return nil
 	}
@@ -245,14 +244,23 @@ func (q *Initials) open(p packet) error {
 	return q.frames(payload)
 }
 
-var packets = sync.Pool{New: func() any { return new([]byte) }}
+// A scratch is what a packet is decrypted in.
+type scratch struct {
+	packet []byte
+	mask   [aes.BlockSize]byte
+	nonce  [12]byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // frames takes the CRYPTO frames of an Initial packet (RFC 9000, section 17.2.2).
 func (q *Initials) frames(payload []byte) error {
 	r := reader{b: payload}
 	for len(r.b) != 0 {
 		switch r.uint(1) {
-		case 0x00, 0x01: // PADDING, PING
+		case 0x00: // PADDING
+			r.b = bytes.TrimLeft(r.b, "\x00")
+		case 0x01: // PING
 		case 0x02:
 			r.ack()
 		case 0x03: // with ECN counts
@@ -266,6 +274,8 @@ func (q *Initials) frames(payload []byte) error {
 			if r.bad {
 				return ErrBad
 			}
+			// The rest may also be of the hello.
+			q.data = slices.Grow(q.data, min(len(data)+len(r.b), MaxHello))
 			if err := q.keep(offset, data); err != nil {
 				return err
 			}
@@ -314,6 +324,9 @@ func (q *Initials) keep(offset int, data []byte) error {
 	}
 	if len(q.pieces) == maxPieces || len(q.data)+len(data) > MaxHello {
 		return ErrBad
+	}
+	if q.pieces == nil {
+		q.pieces = make([]piece, 0, 16)
 	}
 	q.pieces = slices.Insert(q.pieces, i, piece{int32(offset), int32(len(q.data)), int32(len(data))})
 	q.data = append(q.data, data...)
@@ -373,60 +386,86 @@ var (
 	salt2 = []byte{0x0d, 0xed, 0xe3, 0xde, 0xf7, 0x00, 0xa6, 0xdb, 0x81, 0x93, 0x81, 0xbe, 0x6e, 0x26, 0x9d, 0xcb, 0xf9, 0xbd, 0x2e, 0xd9}
 )
 
+type labels struct{ key, iv, hp string }
+
+var (
+	labels1 = labels{"quic key", "quic iv", "quic hp"}
+	labels2 = labels{"quicv2 key", "quicv2 iv", "quicv2 hp"}
+)
+
 // newInitialKeys derives them (RFC 9001, section 5.2; RFC 9369, section 3.3).
 func newInitialKeys(version uint32, dcid []byte) initialKeys {
-	salt, label := salt1, "quic "
+	salt, labels := salt1, &labels1
 	if version == version2 {
-		salt, label = salt2, "quicv2 "
+		salt, labels = salt2, &labels2
 	}
 	k := initialKeys{version: version, dcidLen: len(dcid)}
 	copy(k.dcid[:], dcid)
-	extracted, err := hkdf.Extract(sha256.New, dcid, salt)
-	if err != nil {
-		panic(err) // of FIPS mode and what it forbids, which this is not
-	}
+	extracted := mac(salt, dcid)
 	secret := expand(extracted, "client in", 32)
-	block, err := aes.NewCipher(expand(secret, label+"key", 16))
+	key, hp, iv := expand(secret, labels.key, 16), expand(secret, labels.hp, 16), expand(secret, labels.iv, 12)
+	block, err := aes.NewCipher(key[:16])
 	if err != nil {
-		panic(err)
+		panic(err) // of a key's length
 	}
 	if k.aead, err = cipher.NewGCM(block); err != nil {
 		panic(err)
 	}
-	if k.header, err = aes.NewCipher(expand(secret, label+"hp", 16)); err != nil {
+	if k.header, err = aes.NewCipher(hp[:16]); err != nil {
 		panic(err)
 	}
-	copy(k.iv[:], expand(secret, label+"iv", len(k.iv)))
+	copy(k.iv[:], iv[:])
 	return k
 }
 
-// expand is HKDF-Expand-Label (RFC 8446, section 7.1) with no context.
-func expand(secret []byte, label string, size int) []byte {
-	info := string([]byte{0, byte(size), byte(len("tls13 ") + len(label))}) + "tls13 " + label + "\x00"
-	key, err := hkdf.Expand(sha256.New, secret, info, size)
-	if err != nil {
-		panic(err)
-	}
-	return key
+// expand is HKDF-Expand-Label (RFC 8446, section 7.1) with no context, for what
+// is not longer than one hash: the rest of that is to be ignored.
+func expand(secret [sha256.Size]byte, label string, size byte) [sha256.Size]byte {
+	info := make([]byte, 0, macMessage)
+	info = append(info, 0, size, byte(len("tls13 ")+len(label)))
+	info = append(info, "tls13 "...)
+	info = append(info, label...)
+	return mac(secret[:], append(info, 0, 1))
 }
 
-// open decrypts a packet into buffer.
-func (k *initialKeys) open(buffer *[]byte, p packet) (payload []byte, ok bool) {
+// macMessage is how long a message and a key of mac may be.
+const macMessage = 32
+
+// mac is HMAC with SHA-256 (RFC 2104). That of the standard library takes
+// memory, and five times as long: each datagram that somebody makes up costs
+// five of them.
+func mac(key, message []byte) [sha256.Size]byte {
+	var inner [sha256.BlockSize + macMessage]byte
+	var outer [sha256.BlockSize + sha256.Size]byte
+	copy(inner[:], key)
+	copy(outer[:], key)
+	for i := range sha256.BlockSize {
+		inner[i] ^= 0x36
+		outer[i] ^= 0x5c
+	}
+	n := copy(inner[sha256.BlockSize:], message)
+	sum := sha256.Sum256(inner[:sha256.BlockSize+n])
+	copy(outer[sha256.BlockSize:], sum[:])
+	return sha256.Sum256(outer[:])
+}
+
+// open decrypts a packet. The payload is part of the scratch.
+func (k *initialKeys) open(s *scratch, p packet) (payload []byte, ok bool) {
 	if len(p.raw) < p.pn+4+aes.BlockSize {
 		return nil, false
 	}
-	*buffer = append((*buffer)[:0], p.raw...)
-	b := *buffer
+	s.packet = append(s.packet[:0], p.raw...)
+	b := s.packet
 	// Header protection: RFC 9001, section 5.4.
-	var mask [aes.BlockSize]byte
-	k.header.Encrypt(mask[:], b[p.pn+4:p.pn+4+aes.BlockSize])
-	b[0] ^= mask[0] & 0x0f
+	k.header.Encrypt(s.mask[:], b[p.pn+4:p.pn+4+aes.BlockSize])
+	b[0] ^= s.mask[0] & 0x0f
 	size := int(b[0]&3) + 1
 	number := b[p.pn : p.pn+size]
-	subtle.XORBytes(number, number, mask[1:])
+	subtle.XORBytes(number, number, s.mask[1:])
 	// A client's first packets have small numbers: they are not cut off.
-	nonce := k.iv
-	subtle.XORBytes(nonce[len(nonce)-size:], nonce[len(nonce)-size:], number)
-	payload, err := k.aead.Open(b[p.pn+size:p.pn+size], nonce[:], b[p.pn+size:], b[:p.pn+size])
+	s.nonce = k.iv
+	nonce := s.nonce[len(s.nonce)-size:]
+	subtle.XORBytes(nonce, nonce, number)
+	payload, err := k.aead.Open(b[p.pn+size:p.pn+size], s.nonce[:], b[p.pn+size:], b[:p.pn+size])
 	return payload, err == nil
 }

@@ -3,6 +3,8 @@ package hello
 import (
 	"bytes"
 	"crypto/aes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -26,6 +28,18 @@ func TestInitialKeysOfTheStandards(t *testing.T) {
 		keys := newInitialKeys(version, dcid)
 		if got := hex.EncodeToString(keys.iv[:]); got != want {
 			t.Errorf("version %#x: initialization vector %s, want %s", version, got, want)
+		}
+	}
+}
+
+func TestMACIsThatOfTheStandardLibrary(t *testing.T) {
+	for n := range macMessage + 1 {
+		message := []byte(strings.Repeat("m", n))
+		key := []byte(strings.Repeat("k", macMessage-n))
+		want := hmac.New(sha256.New, key)
+		want.Write(message)
+		if got := mac(key, message); !bytes.Equal(got[:], want.Sum(nil)) {
+			t.Errorf("a key of %d bytes, a message of %d: %x", len(key), n, got)
 		}
 	}
 }
