@@ -11,6 +11,7 @@ import (
 // asked is how the health of a backend is asked for.
 type asked struct {
 	check edge.HealthCheck
+	proxy edge.ProxyProtocol // that connections to the backend begin with
 	// healthCheckNodePort and healthz are where kube-proxy tells of the Service
 	// on its node, and of its node; zero: it is not asked.
 	healthCheckNodePort, healthz netip.AddrPort
@@ -73,6 +74,10 @@ func probeOf(backend edge.Backend, protocol edge.Protocol, how asked) (edge.Prob
 		return edge.Probe{}, false
 	case port != 0 && backend.Target != edge.TargetNodePort:
 		p.Addr = netip.AddrPortFrom(backend.Addr.Addr(), port)
+		return p, true // who listens there is not told of clients
+	}
+	if p.Type != "" && p.Type != edge.CheckTCP && how.proxy != edge.ProxyProtocolNone {
+		p.SendProxyProtocol = how.proxy
 	}
 	return p, true
 }
@@ -193,14 +198,14 @@ func ofOneFamily(endpoints []edge.Endpoint, families []string) []edge.Endpoint {
 }
 
 // podBackends are the endpoints themselves.
-func (b *builder) podBackends(endpoints []edge.Endpoint, protocol edge.Protocol, check edge.HealthCheck) []edge.Backend {
+func (b *builder) podBackends(endpoints []edge.Endpoint, protocol edge.Protocol, how asked) []edge.Backend {
 	var backends []edge.Backend
 	for _, e := range endpoints {
 		backend := edge.Backend{Addr: e.Addr, Weight: 1, Target: edge.TargetPod, Node: e.Node}
 		if e.Pod != "" {
 			backend.Pods = []string{e.Pod}
 		}
-		backends = append(backends, b.probed(backend, protocol, asked{check: check}))
+		backends = append(backends, b.probed(backend, protocol, how))
 	}
 	return finishBackends(backends)
 }
@@ -219,7 +224,7 @@ const staleNote = "the Kubernetes API does not answer; weights are what kube-pro
 // What the API has said may be long over when it does not answer. kube-proxy
 // has what is true on its node, so that under Local each node is asked, and
 // weighs what kube-proxy says there, or what the API said last.
-func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, check edge.HealthCheck) (to backing) {
+func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, how asked) (to backing) {
 	perNode := map[string][]string{}
 	for _, e := range endpoints {
 		if e.Node != "" {
@@ -227,7 +232,7 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 		}
 	}
 	named := len(perNode) > 0
-	askAll := b.in.Cluster.Stale && s.Local && s.HealthCheckNodePort != 0 && check.Interval > 0 && (named || len(endpoints) == 0)
+	askAll := b.in.Cluster.Stale && s.Local && s.HealthCheckNodePort != 0 && how.check.Interval > 0 && (named || len(endpoints) == 0)
 	if len(endpoints) == 0 && !askAll {
 		return to
 	}
@@ -244,7 +249,7 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 		addr, _ := nodeAddr(n, s.IPFamilies)
 		pods := perNode[n.Name]
 		backend := edge.Backend{Addr: netip.AddrPortFrom(addr, port.NodePort), Weight: 1, Target: edge.TargetNodePort, Node: n.Name}
-		how := asked{check: check}
+		how := how
 		if local {
 			backend.Weight = len(pods)
 			backend.Pods = slices.DeleteFunc(slices.Clone(pods), func(p string) bool { return p == "" })

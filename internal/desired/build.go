@@ -268,7 +268,7 @@ func (b *builder) staticBackends(f *config.Frontend) []edge.Backend {
 		}
 		backends = append(backends, b.probed(edge.Backend{
 			Addr: netip.AddrPortFrom(addr, c.Address.Port), Weight: c.Weight, Target: edge.TargetStatic,
-		}, f.Protocol, asked{check: f.Health}))
+		}, f.Protocol, asked{check: f.Health, proxy: f.SendProxyProtocol}))
 	}
 	return finishBackends(backends)
 }
@@ -472,7 +472,7 @@ func compareProbes(x, y edge.Probe) int {
 	return cmp.Or(x.Addr.Compare(y.Addr), cmp.Compare(x.Kind, y.Kind), x.Through.Compare(y.Through), cmp.Compare(x.Interval, y.Interval),
 		cmp.Compare(x.Timeout, y.Timeout), cmp.Compare(x.Rise, y.Rise), cmp.Compare(x.Fall, y.Fall), cmp.Compare(x.Type, y.Type),
 		cmp.Compare(x.Port, y.Port), cmp.Compare(x.Path, y.Path), cmp.Compare(x.Host, y.Host), cmp.Compare(x.StatusMin, y.StatusMin),
-		cmp.Compare(x.StatusMax, y.StatusMax), cmp.Compare(x.Send, y.Send), cmp.Compare(x.Expect, y.Expect))
+		cmp.Compare(x.StatusMax, y.StatusMax), cmp.Compare(x.Send, y.Send), cmp.Compare(x.Expect, y.Expect), cmp.Compare(x.SendProxyProtocol, y.SendProxyProtocol))
 }
 
 func comparePrefixes(x, y netip.Prefix) int {

@@ -193,13 +193,14 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 	var to backing
 	to.target, to.refused = targetOf(req.target, port, addresses)
 	endpoints, terminating := usable(s, port)
+	how := asked{check: req.health, proxy: req.of(port.Protocol).SendProxyProtocol}
 	switch to.target {
 	case edge.TargetAddress:
-		to.backends = b.addressBackends(addresses, port, req.health)
+		to.backends = b.addressBackends(addresses, port, how)
 	case edge.TargetPod:
-		to.backends = b.podBackends(endpoints, port.Protocol, req.health)
+		to.backends = b.podBackends(endpoints, port.Protocol, how)
 	case edge.TargetNodePort:
-		to = b.nodeBackends(s, port, endpoints, terminating, req.health)
+		to = b.nodeBackends(s, port, endpoints, terminating, how)
 		to.target = edge.TargetNodePort
 		if at := req.health.Port; at != 0 && req.health.Interval > 0 && port.Protocol == edge.TCP {
 			b.problem(edge.Problem{
@@ -256,12 +257,12 @@ func targetOf(asked edge.Target, port edge.ServicePort, addresses []netip.Addr) 
 	return asked, ""
 }
 
-func (b *builder) addressBackends(addresses []netip.Addr, port edge.ServicePort, check edge.HealthCheck) []edge.Backend {
+func (b *builder) addressBackends(addresses []netip.Addr, port edge.ServicePort, how asked) []edge.Backend {
 	var backends []edge.Backend
 	for _, a := range addresses {
 		backends = append(backends, b.probed(edge.Backend{
 			Addr: netip.AddrPortFrom(a, port.Port), Weight: 1, Target: edge.TargetAddress,
-		}, port.Protocol, asked{check: check}))
+		}, port.Protocol, how))
 	}
 	return finishBackends(backends)
 }
