@@ -15,16 +15,14 @@ import (
 type candidates struct {
 	backends []edge.Backend // their weights are not 0
 	loads    []*atomic.Int64
-	ring     *rendezvous.Table
+	bySource *rendezvous.Table
 }
 
 func (c *candidates) add(b edge.Backend) { c.backends = append(c.backends, b) }
 func (c *candidates) none() bool         { return len(c.backends) == 0 }
 
-// prepare gets ready for a way to balance. What the candidates before were
-// prepared with is used again where it fits: a ring takes time to build, and
-// most tables differ from the one before in something else.
-func (c *candidates) prepare(balance edge.Balance, d *door, before ...*candidates) {
+// prepare gets ready for a way to balance.
+func (c *candidates) prepare(balance edge.Balance, d *door) {
 	if c.none() {
 		return
 	}
@@ -34,17 +32,11 @@ func (c *candidates) prepare(balance edge.Balance, d *door, before ...*candidate
 			c.loads = append(c.loads, d.load(b.Addr))
 		}
 	case edge.BalanceSource:
-		for _, was := range before {
-			if was.ring != nil && slices.EqualFunc(was.backends, c.backends, func(x, y edge.Backend) bool { return x.Addr == y.Addr && x.Weight == y.Weight }) {
-				c.ring = was.ring
-				return
-			}
-		}
 		of := make([]rendezvous.Backend, len(c.backends))
 		for i, b := range c.backends {
 			of[i] = rendezvous.Backend{Addr: b.Addr, Weight: b.Weight}
 		}
-		c.ring = rendezvous.New(of)
+		c.bySource = rendezvous.New(of)
 	default:
 	}
 }
@@ -80,7 +72,7 @@ func (c *candidates) pick(who chooser) (choice, bool) {
 	switch {
 	case c.none():
 		return choice{}, false
-	case c.ring != nil:
+	case c.bySource != nil:
 		return c.pickBySource(who)
 	case c.loads != nil:
 		return c.pickLeastLoaded(who)
@@ -148,7 +140,7 @@ func (c *candidates) pickLeastLoaded(who chooser) (choice, bool) {
 func (c *candidates) pickBySource(who chooser) (choice, bool) {
 	key := clientKey(who.client)
 	for attempt := range c.backends {
-		if b := c.backends[c.ring.Next(key, attempt)]; !slices.Contains(who.tried, b.Addr) {
+		if b := c.backends[c.bySource.Next(key, attempt)]; !slices.Contains(who.tried, b.Addr) {
 			return choice{Backend: b}, true
 		}
 	}

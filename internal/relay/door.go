@@ -84,11 +84,8 @@ func (d *door) want(wanted bool) {
 // setTable notes which backends have left with the table before, and returns
 // that.
 func (d *door) setTable(t *table) (before *table) {
-	if before = d.table.Load(); before == nil {
-		before = &table{}
-	}
 	for _, c := range []*candidates{&t.up, &t.pending, &t.down} {
-		c.prepare(t.Balance, d, &before.up, &before.pending, &before.down)
+		c.prepare(t.Balance, d)
 	}
 	if t.MaxRatePerClient.Connections > 0 && d.limiter.Load() == nil {
 		d.limiter.Store(ratelimit.New())

@@ -159,7 +159,7 @@ func settled(t testing.TB, r *Relay) Stats {
 // checkSums checks what the comment of Stats promises.
 func checkSums(t testing.TB, s Stats) {
 	t.Helper()
-	sum := s.Active + s.Finished + s.Resets + s.IdleTimeouts + s.DrainTimeouts + s.Lost + s.Cut
+	sum := s.Active + s.Finished + s.Resets + s.IdleTimeouts + s.DrainTimeouts + s.Lost + s.Cut + s.BackendDown + s.Routed
 	for _, n := range s.Failures {
 		sum += n
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -168,6 +169,7 @@ func (r *Relay) finishLocked(d *door, s Stats) (Stats, bool) {
 			b.Draining, b.DrainingSince = true, since
 		}
 	}
+	maps.DeleteFunc(d.loads, func(addr netip.AddrPort, n *atomic.Int64) bool { return n.Load() == 0 && !t.has(addr) })
 	maps.DeleteFunc(d.left, func(addr netip.AddrPort, _ time.Time) bool {
 		return !t.has(addr) && !slices.ContainsFunc(s.Backends, func(b BackendStats) bool { return b.Addr == addr })
 	})
