@@ -20,11 +20,13 @@ func TestChecksBeginAsConnectionsDo(t *testing.T) {
 		"said none":    {change: []func(*edge.Service){annotate("health-check", "tls"), annotate("send-proxy-protocol", "none")}},
 		"only connect": {change: []func(*edge.Service){annotate("send-proxy-protocol", "v2")}},
 		"another port": {
-			change: []func(*edge.Service){annotate("target", "pod"), annotate("health-check", "http:/healthz"), annotate("send-proxy-protocol", "v2")}, port: 9000,
+			change: []func(*edge.Service){annotate("target", "pod"), annotate("send-proxy-protocol", "v2")}, port: 9000,
 		},
 	} {
 		in := site()
-		in.Config.Kubernetes.Health.Port = c.port
+		if c.port != 0 {
+			in.Config.Kubernetes.Health.Type, in.Config.Kubernetes.Health.Port = edge.CheckHTTP, c.port
+		}
 		in.Cluster.Services = []edge.Service{service("shop/web", 0, c.change...)}
 		state, _ := Build(in)
 		if len(state.Probes) == 0 {
