@@ -362,14 +362,15 @@ func TestOldAPIServers(t *testing.T) {
 
 // 410 Gone means that the watch is too far behind; all is read anew.
 func TestGoneIsNoProblem(t *testing.T) {
-	var gone, again atomic.Bool
+	var gone atomic.Bool
+	var watches atomic.Int32 // of the three kinds
 	s := httptest.NewServer(beforeStreaming(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("watch") != "" {
 			if !gone.Swap(true) {
 				status(410, metav1.StatusReasonExpired, "too old resource version: 5 (100)")(w, r)
 				return
 			}
-			again.Store(true)
+			watches.Add(1)
 		}
 		emptyLists(w, r)
 	}))
@@ -381,7 +382,7 @@ func TestGoneIsNoProblem(t *testing.T) {
 		return synced
 	})
 	// Nobody tells of a watch that goes on.
-	for deadline := time.Now().Add(10 * time.Second); !again.Load(); <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); watches.Load() < 3; <-time.After(5 * time.Millisecond) {
 		if p := c.Problems(); len(p) != 0 || time.Now().After(deadline) {
 			t.Fatalf("no watch after 410; problems %v", p)
 		}
