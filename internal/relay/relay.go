@@ -245,7 +245,11 @@ func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (
 		r.ungroupLocked(d, nil)
 		r.setTableLocked(d, m.table(f))
 	} else {
-		r.setTableLocked(d, r.groupLocked(d, group, m))
+		t := r.groupLocked(d, group, m)
+		if before := d.table.Load(); before != nil {
+			t.DrainTimeout = before.DrainTimeout // for what came while one frontend had all of it
+		}
+		r.setTableLocked(d, t)
 	}
 	d.gone.Store(false)
 	if d.open() {
