@@ -43,7 +43,7 @@ const (
 )
 
 // times are those of the above that tests cannot wait for.
-type times struct{ look, lost time.Duration }
+type times struct{ look, lost, greeting time.Duration }
 
 // state is where a connection stands.
 type state uint8

@@ -52,7 +52,7 @@ func (c *conn) begin(l *loop, why Reason) {
 		c.guard = len(t.proxies) > 0 && !isProxy
 		if t.names != nil || isProxy {
 			c.state = greeting
-			l.set(&c.timer, greetingTimeout)
+			l.set(&c.timer, c.r.times.greeting)
 			return
 		}
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -433,5 +435,109 @@ func TestAClientThatComesTooOftenIsBanned(t *testing.T) {
 	r.Apply([]edge.Frontend{f})
 	if got, err := ask(t, addr); got != "hello" || err != nil {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// Whatever clients do before they have said who they want: each is accounted
+// for, and leaves nothing behind.
+func TestClientsThatMisbehaveBeforeTheirName(t *testing.T) {
+	r := newRelay(t, Options{})
+	r.times.greeting = 200 * time.Millisecond
+	frontends := sharing(map[string]edge.Backend{"git": upAt(server(t, echo))}, map[string][]string{"git": {"git.example.org"}})
+	frontends[0].AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}
+	addr := openShared(t, r, frontends)
+	before := openDescriptors(t)
+	hello := clientHello(t, "git.example.org")
+	header := proxyproto.AppendV2(nil, netip.MustParseAddrPort("192.0.2.7:4711"), netip.MustParseAddrPort("203.0.113.1:443"))
+	random := mathrand.New(mathrand.NewPCG(7, 8))
+	const n = 500
+	var clients sync.WaitGroup
+	for range n {
+		from, say := "127.0.0.1", hello
+		if random.IntN(2) == 0 {
+			from, say = "127.0.0.2", append(header[:len(header):len(header)], hello...)
+		}
+		say = bytes.Clone(say)
+		if random.IntN(2) == 0 {
+			say = say[:random.IntN(len(say)+1)]
+		}
+		if len(say) > 0 && random.IntN(4) == 0 {
+			say[random.IntN(len(say))] ^= byte(1 + random.IntN(255))
+		}
+		at, how := random.IntN(len(say)+1), random.IntN(4)
+		clients.Go(func() {
+			d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+			conn, err := d.Dial("tcp", addr.String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			c := conn.(*net.TCPConn)
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(patience))
+			c.Write(say[:at])
+			c.Write(say[at:])
+			switch how {
+			case 0:
+				c.SetLinger(0) // a reset
+			case 1:
+				c.CloseWrite()
+				io.Copy(io.Discard, c)
+			case 2:
+				c.Read(make([]byte, 1)) // until the relay ends it, or the echo comes
+			}
+		})
+	}
+	clients.Wait()
+	netnstest.Eventually(t, patience, "all are gone", func() bool {
+		return statsOf(t, r, "").Active == 0 && statsOf(t, r, "git").Active == 0 && r.live.Load() == 0
+	})
+	door, git := statsOf(t, r, ""), statsOf(t, r, "git")
+	if door.Accepted != n || door.Routed != git.Accepted || git.Accepted == 0 {
+		t.Errorf("accepted %d, routed %d, and the frontend has %d", door.Accepted, door.Routed, git.Accepted)
+	}
+	for _, s := range []Stats{door, git} {
+		checkSums(t, s)
+	}
+	for _, why := range []Reason{NotTLS, ClientGone, HelloTimeout, ProxyHeader} {
+		if door.Failures[why] == 0 {
+			t.Errorf("none was turned away for %s: %v", why, door.Failures)
+		}
+	}
+	netnstest.Eventually(t, patience, "no descriptor is left", func() bool { return openDescriptors(t) <= before })
+}
+
+// Who says nothing may be waiting for the server to begin.
+func TestASilentClientIsGivenToTheDefault(t *testing.T) {
+	r := newRelay(t, Options{})
+	r.times.greeting = 100 * time.Millisecond
+	backends := map[string]edge.Backend{"git": upAt(refusing(t)), "mail": upAt(greeter(t, "220 mail"))}
+	addr := openShared(t, r, sharing(backends, map[string][]string{"git": {"git.example.org"}, "mail": {"*"}}))
+	if got, err := ask(t, addr); got != "220 mail" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	// Half a hello is no silence.
+	c := dial(t, addr)
+	c.Write(clientHello(t, "git.example.org")[:100])
+	if got, err := io.ReadAll(c); len(got) > 0 || err == nil {
+		t.Errorf("got %q, %v; want a reset", got, err)
+	}
+	if s := statsOf(t, r, ""); s.Failures[HelloTimeout] != 1 {
+		t.Errorf("Stats: %v", s.Failures)
+	}
+}
+
+func TestClosingCutsWhoHasNotSaidTheirName(t *testing.T) {
+	r := newRelay(t, Options{})
+	addr := openShared(t, r, sharing(map[string]edge.Backend{"git": upAt(refusing(t))}, map[string][]string{"git": {"git.example.org"}}))
+	c := dial(t, addr)
+	netnstest.Eventually(t, patience, "it is accepted", func() bool { return statsOf(t, r, "").Waiting == 1 })
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := r.Close(ctx); err == nil {
+		t.Error("Close has cut nobody")
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client got %v, want a reset", err)
 	}
 }

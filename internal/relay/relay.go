@@ -116,7 +116,7 @@ type Relay struct {
 // New returns a Relay without doors. It starts nothing.
 func New(log *slog.Logger, opts Options) *Relay {
 	return &Relay{
-		log: log, opts: opts, times: times{lookInterval, lostAfter}, began: time.Now(), drained: make(chan struct{}),
+		log: log, opts: opts, times: times{lookInterval, lostAfter, greetingTimeout}, began: time.Now(), drained: make(chan struct{}),
 		doors: map[edge.Door]*door{}, holders: map[edge.Door]holders{},
 	}
 }
