@@ -84,7 +84,7 @@ type Daemon struct {
 	manager     manager
 	events      eventLog
 	told        problemLog
-	probesAt    atomic.Pointer[map[netip.AddrPort][]netip.AddrPort]
+	probesAt    atomic.Pointer[map[server][]netip.AddrPort]
 
 	cut    context.CancelCauseFunc // ends closed, by force; both are of closeDoors
 	closed chan error
@@ -123,16 +123,23 @@ func New(o Options) *Daemon {
 
 func (d *Daemon) newRelay(adopt relay.Handover) *relay.Relay {
 	return relay.New(d.log, relay.Options{
-		OnDialError: func(backend netip.AddrPort, err error) {
-			d.eachProbe(backend, func(at netip.AddrPort) { d.prober.Failed(at, err) })
+		OnDialError: func(of edge.Protocol, backend netip.AddrPort, err error) {
+			d.eachProbe(server{of, backend}, func(at netip.AddrPort) { d.prober.Failed(at, err) })
 		},
-		OnSlowDial: func(backend netip.AddrPort) { d.eachProbe(backend, d.prober.Suspect) },
+		OnSlowDial: func(backend netip.AddrPort) { d.eachProbe(server{edge.TCP, backend}, d.prober.Suspect) },
 		Adopt:      adopt,
 	})
 }
 
+// server is what a backend's probes are about. A name server's TCP and UDP ports
+// have the same address, and one may be dead without the other.
+type server struct {
+	protocol edge.Protocol
+	addr     netip.AddrPort
+}
+
 // eachProbe tells the prober what a connection to a backend has shown.
-func (d *Daemon) eachProbe(backend netip.AddrPort, tell func(at netip.AddrPort)) {
+func (d *Daemon) eachProbe(backend server, tell func(at netip.AddrPort)) {
 	if probes := d.probesAt.Load(); probes != nil {
 		for _, at := range (*probes)[backend] {
 			tell(at)
@@ -143,7 +150,7 @@ func (d *Daemon) eachProbe(backend netip.AddrPort, tell func(at netip.AddrPort))
 // probesAt maps each backend to the addresses by which the prober knows what its
 // connections concern: where its health is asked for, which may be another
 // port, and the healthz of its node.
-func probesAt(state desired.State) map[netip.AddrPort][]netip.AddrPort {
+func probesAt(state desired.State) map[server][]netip.AddrPort {
 	through := map[netip.AddrPort]bool{}
 	healthz := map[netip.Addr]netip.AddrPort{}
 	for _, p := range state.Probes {
@@ -154,21 +161,22 @@ func probesAt(state desired.State) map[netip.AddrPort][]netip.AddrPort {
 			healthz[p.Addr.Addr()] = p.Addr
 		}
 	}
-	probes := map[netip.AddrPort][]netip.AddrPort{}
-	add := func(backend, at netip.AddrPort) {
+	probes := map[server][]netip.AddrPort{}
+	add := func(backend server, at netip.AddrPort) {
 		if at.IsValid() && !slices.Contains(probes[backend], at) {
 			probes[backend] = append(probes[backend], at)
 		}
 	}
 	for _, f := range state.Frontends {
 		for _, b := range f.Backends {
-			if through[b.Addr] {
-				add(b.Addr, b.Addr)
+			s := server{f.Protocol, b.Addr}
+			if f.Protocol == edge.TCP && through[b.Addr] {
+				add(s, b.Addr)
 			} else {
-				add(b.Addr, b.Probe)
+				add(s, b.Probe)
 			}
 			if b.Target == edge.TargetNodePort {
-				add(b.Addr, healthz[b.Addr.Addr()])
+				add(s, healthz[b.Addr.Addr()])
 			}
 		}
 	}

@@ -18,6 +18,7 @@ func TestProbesOfABackend(t *testing.T) {
 	localUDP := edge.Backend{Addr: at("10.0.0.101:30053"), Probe: at("10.0.0.101:32000"), Target: edge.TargetNodePort}
 	clusterUDP := edge.Backend{Addr: at("10.0.0.101:30054"), Probe: at("10.0.0.101:10256"), Target: edge.TargetNodePort}
 	onNode := edge.Backend{Addr: at("10.0.0.101:22"), Target: edge.TargetStatic} // not probed
+	besides := edge.Backend{Addr: static.Addr, Target: edge.TargetStatic} // its UDP port, which is not probed
 	state := desired.State{
 		Probes: []edge.Probe{
 			{Kind: edge.ProbeBackend, Addr: static.Probe},
@@ -28,18 +29,19 @@ func TestProbesOfABackend(t *testing.T) {
 			{Kind: edge.ProbeHealthz, Addr: at("10.0.0.102:10256")},
 		},
 		Frontends: []edge.Frontend{
-			{Backends: []edge.Backend{static, onNode}},
-			{Backends: []edge.Backend{cluster, local}},
-			{Backends: []edge.Backend{cluster, localUDP, clusterUDP}},
+			{Door: edge.Door{Protocol: edge.TCP}, Backends: []edge.Backend{static, onNode}},
+			{Door: edge.Door{Protocol: edge.TCP}, Backends: []edge.Backend{cluster, local}},
+			{Door: edge.Door{Protocol: edge.UDP}, Backends: []edge.Backend{localUDP, clusterUDP, besides}},
 		},
 	}
-	for backend, want := range map[netip.AddrPort][]netip.AddrPort{
-		static.Addr:     {static.Probe},
-		cluster.Addr:    {cluster.Probe, at("10.0.0.101:10256")},
-		local.Addr:      {local.Addr, at("10.0.0.101:10256")},
-		localUDP.Addr:   {localUDP.Probe, at("10.0.0.101:10256")},
-		clusterUDP.Addr: {at("10.0.0.101:10256")},
-		onNode.Addr:     nil,
+	for backend, want := range map[server][]netip.AddrPort{
+		{edge.TCP, static.Addr}:     {static.Probe},
+		{edge.UDP, besides.Addr}:    nil,
+		{edge.TCP, cluster.Addr}:    {cluster.Probe, at("10.0.0.101:10256")},
+		{edge.TCP, local.Addr}:      {local.Addr, at("10.0.0.101:10256")},
+		{edge.UDP, localUDP.Addr}:   {localUDP.Probe, at("10.0.0.101:10256")},
+		{edge.UDP, clusterUDP.Addr}: {at("10.0.0.101:10256")},
+		{edge.TCP, onNode.Addr}:     nil,
 	} {
 		if got := probesAt(state)[backend]; !slices.Equal(got, want) {
 			t.Errorf("%v: %v, want %v", backend, got, want)

@@ -606,7 +606,7 @@ func TestBackendWithAFullBacklogIsFollowedByTheNext(t *testing.T) {
 	var mu sync.Mutex
 	reported := map[netip.AddrPort]int{}
 	stuck := deaf(t)
-	r := newRelay(t, Options{OnDialError: func(addr netip.AddrPort, err error) {
+	r := newRelay(t, Options{OnDialError: func(_ edge.Protocol, addr netip.AddrPort, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if !errors.Is(err, syscall.ETIMEDOUT) {
@@ -917,7 +917,7 @@ func TestDrainTimeEndsDials(t *testing.T) {
 func TestExhaustionWhileDialling(t *testing.T) {
 	leavesNothing(t)
 	reported := make(chan error, 100)
-	r := newRelay(t, Options{OnDialError: func(_ netip.AddrPort, err error) { reported <- err }})
+	r := newRelay(t, Options{OnDialError: func(_ edge.Protocol, _ netip.AddrPort, err error) { reported <- err }})
 	addr := openDoor(t, r, loopback(upAt(server(t, echo))))
 	bulk := dial(t, addr)
 	say(t, bulk, "hello")

@@ -122,7 +122,7 @@ func TestOnlyUpOrElsePendingAreChosen(t *testing.T) {
 func TestBackendThatRefusesIsFollowedByTheNext(t *testing.T) {
 	var mu sync.Mutex
 	reported := map[netip.AddrPort]int{}
-	r := newRelay(t, Options{OnDialError: func(addr netip.AddrPort, err error) {
+	r := newRelay(t, Options{OnDialError: func(_ edge.Protocol, addr netip.AddrPort, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if !errors.Is(err, syscall.ECONNREFUSED) {
@@ -209,7 +209,7 @@ func TestWithoutBackendTheClientIsResetAtOnce(t *testing.T) {
 func TestPendingBackendIsWaitedFor(t *testing.T) {
 	late := refusing(t)
 	failed := make(chan struct{}, 1000)
-	r := newRelay(t, Options{OnDialError: func(netip.AddrPort, error) { failed <- struct{}{} }})
+	r := newRelay(t, Options{OnDialError: func(edge.Protocol, netip.AddrPort, error) { failed <- struct{}{} }})
 	addr := openDoor(t, r, loopback(inState(upAt(late), edge.Pending)))
 	c := dial(t, addr)
 	for range 3 {
@@ -223,7 +223,7 @@ func TestPendingBackendIsWaitedFor(t *testing.T) {
 // does not go on waiting.
 func TestWaitingConnectionSeesTheNewTable(t *testing.T) {
 	failed := make(chan struct{}, 1000)
-	r := newRelay(t, Options{OnDialError: func(netip.AddrPort, error) { failed <- struct{}{} }})
+	r := newRelay(t, Options{OnDialError: func(edge.Protocol, netip.AddrPort, error) { failed <- struct{}{} }})
 	dead := inState(upAt(refusing(t)), edge.Pending)
 	addr := openDoor(t, r, loopback(dead))
 	c := dial(t, addr)
@@ -234,7 +234,7 @@ func TestWaitingConnectionSeesTheNewTable(t *testing.T) {
 
 func TestWaitingForPendingEndsWhenNothingIsLeft(t *testing.T) {
 	failed := make(chan struct{}, 1000)
-	r := newRelay(t, Options{OnDialError: func(netip.AddrPort, error) { failed <- struct{}{} }})
+	r := newRelay(t, Options{OnDialError: func(edge.Protocol, netip.AddrPort, error) { failed <- struct{}{} }})
 	dead := inState(upAt(refusing(t)), edge.Pending)
 	addr := openDoor(t, r, loopback(dead))
 	began := time.Now()

@@ -236,7 +236,7 @@ func (c *conn) dialFailed(l *loop, errno unix.Errno) {
 	a.why = why
 	a.tried = append(a.tried, addr)
 	if c.r.opts.OnDialError != nil && why != Exhausted {
-		c.r.opts.OnDialError(addr, errno)
+		c.r.opts.OnDialError(edge.TCP, addr, errno)
 	}
 }
 

@@ -66,11 +66,11 @@ type Options struct {
 	// OnDialError is called, if set, each time a backend could not be dialled,
 	// by a loop: it must not block. Failures that are this machine's (no
 	// descriptor or port left) are not reported.
-	OnDialError func(addr netip.AddrPort, err error)
+	OnDialError func(of edge.Protocol, addr netip.AddrPort, err error)
 
 	// OnSlowDial is called, if set, likewise, when a backend has not answered for
 	// suspectAfter; the connection goes on to wait.
-	OnSlowDial func(addr netip.AddrPort)
+	OnSlowDial func(addr netip.AddrPort) // of TCP
 
 	// Adopt is what the process before this one has handed over. Apply uses its
 	// sockets instead of opening new ones; those that the first Apply has no use

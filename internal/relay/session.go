@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"e13.dev/gatehouse/internal/edge"
 )
 
 const (
@@ -195,7 +197,7 @@ func (s *session) watch(l *loop, fd int32) unix.Errno {
 
 func (s *session) report(addr netip.AddrPort, errno unix.Errno) {
 	if report := s.socket.r.opts.OnDialError; report != nil {
-		report(addr, errno)
+		report(edge.UDP, addr, errno)
 	}
 }
 

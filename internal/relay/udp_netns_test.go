@@ -363,7 +363,7 @@ func TestNetnsUDPASessionLeavesAHostThatVanished(t *testing.T) {
 		setSysctl(t, nil, "net/ipv4/neigh/eth0/retrans_time_ms", "100")
 		setSysctl(t, home, "net/ipv4/icmp_ratelimit", "0")
 		failed := make(chan netip.AddrPort, 1000)
-		r := newRelay(t, Options{OnDialError: func(addr netip.AddrPort, _ error) { failed <- addr }})
+		r := newRelay(t, Options{OnDialError: func(_ edge.Protocol, addr netip.AddrPort, _ error) { failed <- addr }})
 		openDoor(t, r, udpAt("eth1", "", 53, vanished, alive, nowhere))
 		c := clientAt(t, home, homeEdge4+":53")
 		netnstest.Eventually(t, patience, "an answer from the host that is there", func() bool {

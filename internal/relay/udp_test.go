@@ -387,7 +387,7 @@ func canICMP() bool {
 func TestUDPARefusedSessionMoves(t *testing.T) {
 	dead := refusingUDP(t)
 	reported := make(chan netip.AddrPort, 100)
-	r := newRelay(t, Options{OnDialError: func(addr netip.AddrPort, err error) {
+	r := newRelay(t, Options{OnDialError: func(_ edge.Protocol, addr netip.AddrPort, err error) {
 		if errors.Is(err, unix.ECONNREFUSED) {
 			reported <- addr
 		}
