@@ -18,7 +18,7 @@ func TestProbesOfABackend(t *testing.T) {
 	localUDP := edge.Backend{Addr: at("10.0.0.101:30053"), Probe: at("10.0.0.101:32000"), Target: edge.TargetNodePort}
 	clusterUDP := edge.Backend{Addr: at("10.0.0.101:30054"), Probe: at("10.0.0.101:10256"), Target: edge.TargetNodePort}
 	onNode := edge.Backend{Addr: at("10.0.0.101:22"), Target: edge.TargetStatic} // not probed
-	besides := edge.Backend{Addr: static.Addr, Target: edge.TargetStatic} // its UDP port, which is not probed
+	besides := edge.Backend{Addr: static.Addr, Target: edge.TargetStatic}        // its UDP port, which is not probed
 	state := desired.State{
 		Probes: []edge.Probe{
 			{Kind: edge.ProbeBackend, Addr: static.Probe},
