@@ -59,6 +59,15 @@ func TestFirstFlightOfChromium(t *testing.T) {
 			}
 		}
 	}
+	var q Initials
+	damaged := bytes.Clone(datagrams[0])
+	damaged[100] ^= 1
+	for i, d := range [][]byte{damaged, datagrams[5], datagrams[1], datagrams[0]} {
+		add(t, &q, d)
+		if want := i >= 2; q.Begun() != want {
+			t.Errorf("after %d datagrams: begun %v, want %v", i+1, q.Begun(), want)
+		}
+	}
 	// What was sent again has other pieces, which also add up.
 	checkInitials(t, [][]byte{datagrams[1], datagrams[2], datagrams[4], datagrams[3]}, "git.example.org")
 }
