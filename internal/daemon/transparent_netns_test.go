@@ -3,6 +3,7 @@ package daemon
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"e13.dev/gatehouse/internal/netnstest"
 )
@@ -20,6 +22,7 @@ import (
 // IPv4 (80) and IPv6 (81), and once as ever (90).
 const transparentConfig = `apiVersion: gatehouse.e13.dev/v1
 admin: {listen: "127.0.0.1:9180"}
+stopTimeout: 2s
 zones:
   home: {interfaces: [eth1]}
 frontends:
@@ -99,6 +102,7 @@ func talk(t *testing.T, site netnstest.Site, addr string) (alive func(), closeIt
 		}
 	})
 	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(time.Minute))
 	said := bufio.NewReader(c)
 	if _, err := said.ReadString('\n'); err != nil {
 		t.Fatal(err)
@@ -137,7 +141,8 @@ func TestNetnsTransparent(t *testing.T) {
 			"ip rule del priority 4096 lookup 4096", "ip -6 rule del priority 4096", "ip route flush table 4096; ip rule del priority 4096 lookup 4096",
 		} {
 			sh(t, damage)
-			eventually(t, "mended: "+damage, is(t, set))
+			// By far sooner than it is looked at without being told.
+			netnstest.Eventually(t, transparentInterval/2, "mended: "+damage, func() bool { return is(t, set)() == nil })
 			alive()
 		}
 		everybodySees(t, site)
@@ -171,7 +176,14 @@ func TestNetnsTransparentNoMore(t *testing.T) {
 		alive, end := talk(t, site, "10.11.12.32:80")
 		write(t, file, plainConfig)
 		eventually(t, "no more", sees(t, site.Home, "tcp", "10.11.12.32:80", "10.0.0.1"))
-		d.transparent.look(t.Context())
+		eventually(t, "decided", func() error {
+			d.transparent.mu.Lock()
+			defer d.transparent.mu.Unlock()
+			if d.transparent.claim != nil {
+				return errors.New("there is a claim")
+			}
+			return nil
+		})
 		alive()
 		if err := is(t, set)(); err != nil {
 			t.Errorf("with a connection left: %v", err)
