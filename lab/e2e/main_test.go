@@ -122,26 +122,31 @@ func keepLog() {
 
 // answer is what a pod of lab/web says of itself and of the connection.
 type answer struct {
-	Pod    string `json:"pod"`
-	Node   string `json:"node"`
-	Client string `json:"client"`
+	Pod        string `json:"pod"`
+	Node       string `json:"node"`
+	Client     string `json:"client"`
+	ServerName string `json:"serverName"`
 }
 
 // get makes one request over one new connection from a host of the site.
 func get(host, address string, timeout time.Duration) (answer, error) {
-	client := http.Client{Timeout: timeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: lab.Dialer(host)}}
+	return ask(&http.Transport{DisableKeepAlives: true, DialContext: lab.Dialer(host)}, "http://"+address+"/", timeout)
+}
+
+func ask(transport *http.Transport, url string, timeout time.Duration) (answer, error) {
+	client := http.Client{Timeout: timeout, Transport: transport}
 	defer client.CloseIdleConnections()
-	resp, err := client.Get("http://" + address + "/")
+	resp, err := client.Get(url)
 	if err != nil {
 		return answer{}, err
 	}
 	defer resp.Body.Close()
 	var a answer
 	if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
-		return a, fmt.Errorf("answer from %s: %w", address, err)
+		return a, fmt.Errorf("answer from %s: %w", url, err)
 	}
 	if a.Pod == "" {
-		return a, fmt.Errorf("answer from %s names no pod", address)
+		return a, fmt.Errorf("answer from %s names no pod", url)
 	}
 	return a, nil
 }
@@ -194,13 +199,18 @@ func namespace(t *testing.T) string {
 	name := strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
 	name = strings.Trim(strings.NewReplacer("/", "-", "_", "-").Replace(name), "-")
 	name = name[:min(len(name), 50)]
+	makeNamespace(t, name)
+	return name
+}
+
+func makeNamespace(t *testing.T, name string) {
+	t.Helper()
 	kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() {
 		// Not left to the namespace: its contents go one after the other, in seconds.
 		remove(t, "service,deployment", "-n", name, "--all")
 		remove(t, "namespace", name)
 	})
-	return name
 }
 
 func remove(t *testing.T, args ...string) {

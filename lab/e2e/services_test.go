@@ -108,14 +108,7 @@ func TestOlderServiceKeepsThePort(t *testing.T) {
 	at := homeAddr + ":8040"
 	apply(t, service(ns, "zz-older", "first", "home", "Local", 8040))
 	eventually(t, 2*time.Second, "open", opened("home1", at))
-	// Creation has the resolution of a second; with equal ones the name decides.
-	created := kubectl(t, "get", "service", "-n", ns, "zz-older", "-o", "jsonpath={.metadata.creationTimestamp}")
-	eventually(t, 3*time.Second, "another second", func() error {
-		if time.Now().UTC().Format(time.RFC3339) == created {
-			return errors.New("still the same")
-		}
-		return nil
-	})
+	anotherSecond(t, ns, "zz-older")
 	apply(t, service(ns, "aa-younger", "second", "home", "Local", 8040))
 	eventually(t, 3*time.Second, "both are told", func() error {
 		if e := eventsOf(t, ns, "aa-younger"); !strings.Contains(e, "Warning PortConflict: TCP port 8040 in zone home is taken by service "+ns+"/zz-older, which is older") {
@@ -141,6 +134,19 @@ func TestOlderServiceKeepsThePort(t *testing.T) {
 			err = fmt.Errorf("answer from %s", a.Pod)
 		}
 		return err
+	})
+}
+
+// anotherSecond waits until what is created is younger than a Service: creation
+// has the resolution of a second, and with equal ones the name decides.
+func anotherSecond(t *testing.T, ns, older string) {
+	t.Helper()
+	created := kubectl(t, "get", "service", "-n", ns, older, "-o", "jsonpath={.metadata.creationTimestamp}")
+	eventually(t, 3*time.Second, "another second", func() error {
+		if time.Now().UTC().Format(time.RFC3339) == created {
+			return errors.New("still the same")
+		}
+		return nil
 	})
 }
 

@@ -42,19 +42,25 @@ type plan struct {
 // planNow runs gatehouse plan on the edge box, with the daemon's own rights.
 func planNow(t *testing.T) plan {
 	t.Helper()
-	kubeconfig, err := lab.TokenKubeconfig(t.Context(), "gatehouse", "gatehouse", time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := lab.Exec(t.Context(), "edge", "env", "KUBECONFIG="+kubeconfig, gatehouse, "plan", "-c", configFile, "-o", "json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := planText(t, "-o", "json")
 	var p plan
 	if err := json.Unmarshal([]byte(out), &p); err != nil {
 		t.Fatalf("plan -o json: %v:\n%s", err, out)
 	}
 	return p
+}
+
+func planText(t *testing.T, args ...string) string {
+	t.Helper()
+	kubeconfig, err := lab.TokenKubeconfig(t.Context(), "gatehouse", "gatehouse", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := lab.Exec(t.Context(), "edge", append([]string{"env", "KUBECONFIG=" + kubeconfig, gatehouse, "plan", "-c", configFile}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // route is one way from a client to an address of the edge box, with the zone

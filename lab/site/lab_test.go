@@ -482,7 +482,7 @@ spec:
 		t.Errorf("exec in the pod: %q, %v", out, err)
 	}
 	eventually(t, 10*time.Second, "an unknown image is explained", func() error {
-		if m := get("failed", ".status.containerStatuses[0].state.waiting.message"); !strings.Contains(m, "lab/web, lab/echo and lab/host") {
+		if m := get("failed", ".status.containerStatuses[0].state.waiting.message"); !strings.Contains(m, "lab/web, lab/tls, lab/echo and lab/host") {
 			return errors.New(m)
 		}
 		return nil

@@ -84,7 +84,7 @@ func TestCommandLines(t *testing.T) {
 			want: []string{"/state/bin/lab", "_enter", "ghlab-x-w1", "--bind", "/state/pods/w1/u/run:/run", "--", "true"},
 		},
 		{name: "no command", spec: corev1.Container{Image: "lab/host"}, err: "image lab/host: no command given; it runs a program of the machine"},
-		{name: "unknown", spec: corev1.Container{Image: "nginx:1"}, err: `image "nginx:1": the lab has lab/web, lab/echo and lab/host`},
+		{name: "unknown", spec: corev1.Container{Image: "nginx:1"}, err: `image "nginx:1": the lab has lab/web, lab/tls, lab/echo and lab/host`},
 		{
 			name: "secret", spec: corev1.Container{Image: "lab/web", Env: []corev1.EnvVar{{Name: "S", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{}}}}},
 			err: "env S: the lab knows plain values and fieldRef",

@@ -126,7 +126,7 @@ func (p *pod) argv(spec corev1.Container) ([]string, error) {
 	}
 	args := expand(spec.Args, env)
 	switch image {
-	case "lab/web", "lab/echo":
+	case "lab/web", "lab/tls", "lab/echo":
 		argv := []string{lab, "_pod", strings.TrimPrefix(image, "lab/")}
 		if len(spec.Ports) > 0 {
 			argv = append(argv, fmt.Sprintf("--port=%d", spec.Ports[0].ContainerPort))
@@ -144,7 +144,7 @@ func (p *pod) argv(spec corev1.Container) ([]string, error) {
 		binds := []string{filepath.Join(p.dir(), "run") + ":/run"}
 		return append([]string{lab}, site.EnterArgs(netns, binds, argv)...), nil
 	}
-	return nil, fmt.Errorf("image %q: the lab has lab/web, lab/echo and lab/host", spec.Image)
+	return nil, fmt.Errorf("image %q: the lab has lab/web, lab/tls, lab/echo and lab/host", spec.Image)
 }
 
 var reference = regexp.MustCompile(`\$\(([A-Za-z_][A-Za-z0-9_]*)\)`)

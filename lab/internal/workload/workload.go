@@ -1,5 +1,6 @@
-// Package workload owns the programs that run in the lab's pods: web answers HTTP and echo answers TCP and UDP, both
-// with the name of the pod, so that a client sees which one it got. The agent decides when and where they run.
+// Package workload owns the programs that run in the lab's pods: web answers HTTP, tls does so over TLS and answers
+// QUIC, and echo answers TCP and UDP, all with the name of the pod, so that a client sees which one it got. The agent
+// decides when and where they run.
 package workload
 
 import (
@@ -9,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -18,13 +20,18 @@ import (
 	"time"
 )
 
-// Answer is what web says to every GET.
+// Answer is what web and tls say to every request.
 type Answer struct {
 	Pod    string `json:"pod"`
 	Node   string `json:"node"`
 	Client string `json:"client"` // address and port that the connection came from
 	Local  string `json:"local"`  // and that it came to
+	// ServerName is whom a client of tls has asked for in its hello.
+	ServerName string `json:"serverName,omitempty"`
 }
+
+// Whence is what echo is asked over UDP to say, after its name, where the question came from.
+const Whence = "whence?"
 
 // Main runs one of the programs until SIGTERM and a while longer. Who the pod is comes from the environment:
 // LAB_POD and LAB_NODE.
@@ -48,8 +55,20 @@ func Main(program string, args []string) error {
 	failed := make(chan error, 2)
 	switch program {
 	case "web":
-		server := &http.Server{Handler: http.HandlerFunc(web), ReadHeaderTimeout: 30 * time.Second}
-		go func() { failed <- server.Serve(listener) }()
+		go func() { failed <- webServer().Serve(listener) }()
+	case "tls":
+		config, err := selfSigned()
+		if err != nil {
+			return err
+		}
+		packets, err := net.ListenPacket("udp", address)
+		if err != nil {
+			return err
+		}
+		server := webServer()
+		server.TLSConfig = config
+		go func() { failed <- server.ServeTLS(listener, "", "") }()
+		go func() { failed <- serveQUIC(packets, config) }()
 	case "echo":
 		packets, err := net.ListenPacket("udp", address)
 		if err != nil {
@@ -78,12 +97,23 @@ func Main(program string, args []string) error {
 	}
 }
 
+func webServer() *http.Server {
+	// Hellos that are no TLS, and clients that go, are what the tests do; their log would be the pod's.
+	return &http.Server{Handler: http.HandlerFunc(web), ReadHeaderTimeout: 30 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
+}
+
 func web(w http.ResponseWriter, r *http.Request) {
 	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	a := answer(r.RemoteAddr, local)
+	if r.TLS != nil {
+		a.ServerName = r.TLS.ServerName
+	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(Answer{
-		Pod: os.Getenv("LAB_POD"), Node: os.Getenv("LAB_NODE"), Client: r.RemoteAddr, Local: local.String(),
-	})
+	_ = json.NewEncoder(w).Encode(a)
+}
+
+func answer(client string, local net.Addr) Answer {
+	return Answer{Pod: os.Getenv("LAB_POD"), Node: os.Getenv("LAB_NODE"), Client: client, Local: local.String()}
 }
 
 func echoTCP(listener net.Listener) error {
@@ -106,13 +136,17 @@ func echoTCP(listener net.Listener) error {
 func echoUDP(packets net.PacketConn) error {
 	buf := make([]byte, 64<<10)
 	for {
-		_, from, err := packets.ReadFrom(buf)
+		n, from, err := packets.ReadFrom(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return err
 		}
 		if err != nil {
 			continue // an ICMP error about an earlier answer, reported here
 		}
-		_, _ = packets.WriteTo([]byte(os.Getenv("LAB_POD")+"\n"), from)
+		reply := os.Getenv("LAB_POD")
+		if string(buf[:n]) == Whence {
+			reply += " " + from.String()
+		}
+		_, _ = packets.WriteTo([]byte(reply+"\n"), from)
 	}
 }
