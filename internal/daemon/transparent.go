@@ -20,7 +20,8 @@ const (
 	// transparentMark is the bit of a packet's mark that says: to a transparent
 	// socket of this machine. It is one that others who use few bits leave alone:
 	// kube-proxy has 0x4000 and 0x8000, the portmap plugin of CNI 0x2000, Tailscale
-	// 0xff0000, Calico 0xffff0000, Cilium 0x0f00 and the upper half.
+	// 0xff0000, Calico 0xffff0000, Cilium 0x0f00 and the upper half (and 0xf000 of
+	// what its nodes encrypt by IPsec).
 	transparentMark = 0x1000
 
 	// How soon it is noticed that something of it is gone, if nobody says so.
@@ -166,8 +167,9 @@ func (t *transparency) takeDownLocked(ctx context.Context, last bool) error {
 	if used, err := host.TransparentSockets(); used || err != nil && !last {
 		return nil
 	}
-	// The table first, since it is not looked for without the routes.
-	if _, err := t.nft.Apply(ctx, nft.State{}); err != nil {
+	// The table first, since it is not looked for without the routes. Without nft
+	// there was none to begin with.
+	if _, err := t.nft.Apply(ctx, nft.State{}); err != nil && !errors.Is(err, nft.ErrNotInstalled) {
 		return err
 	}
 	if _, err := transparentDelivery.Remove(); err != nil {

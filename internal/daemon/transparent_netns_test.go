@@ -80,13 +80,13 @@ func everybodySees(t *testing.T, site netnstest.Site) {
 	eventually(t, "from this machine", sees(t, nil, "tcp", "127.0.0.1:70", "10.0.0.1"))
 }
 
-const someoneElses = "nft 'table inet theirs { chain input { type filter hook input priority 0; tcp dport 22 accept; }; }'"
+const someoneElses = "table inet theirs { chain input { type filter hook input priority 0; tcp dport 22 accept; }; }"
 
 func transparentSite(t *testing.T) (site netnstest.Site, file string) {
 	t.Helper()
 	site = netnstest.NewSite(t)
 	netnstest.Mirror(t, site.Pod, 8080)
-	sh(t, someoneElses+"; ip rule add fwmark 0x4000/0x4000 lookup 77 priority 4096")
+	sh(t, "nft '"+someoneElses+"'; ip rule add fwmark 0x4000/0x4000 lookup 77 priority 4096")
 	file = filepath.Join(t.TempDir(), "gatehouse.yaml")
 	return site, file
 }
@@ -137,7 +137,8 @@ func TestNetnsTransparent(t *testing.T) {
 		// live on.
 		alive, _ := talk(t, site, "10.11.12.32:80")
 		for _, damage := range []string{
-			"nft flush ruleset; " + someoneElses, "nft delete table inet gatehouse", "nft flush chain inet gatehouse transparent",
+			"nft 'flush ruleset; " + someoneElses + "'", // as nftables.service does
+			"nft delete table inet gatehouse", "nft flush chain inet gatehouse transparent",
 			"ip rule del priority 4096 lookup 4096", "ip -6 rule del priority 4096", "ip route flush table 4096; ip rule del priority 4096 lookup 4096",
 		} {
 			sh(t, damage)
@@ -278,6 +279,7 @@ func run(t *testing.T, file string, during func(*Daemon)) {
 func TestNetnsTransparencyIsNotToBeHad(t *testing.T) {
 	netnstest.Run(t, func() {
 		site, file := transparentSite(t)
+		before := rules(t)
 		write(t, file, transparentConfig)
 		path := os.Getenv("PATH")
 		t.Setenv("PATH", "/nowhere")
@@ -289,14 +291,19 @@ func TestNetnsTransparencyIsNotToBeHad(t *testing.T) {
 			}
 		}
 		eventually(t, "not transparent", sees(t, site.Home, "tcp", "10.11.12.32:90", "10.0.0.1"))
+		// Nobody asks for it any more, so that nothing is lacking.
+		write(t, file, plainConfig)
+		eventually(t, "nothing is lacking", noProblems(d))
+		t.Setenv("PATH", path)
+		if err := is(t, before)(); err != nil {
+			t.Error(err)
+		}
+		t.Setenv("PATH", "/nowhere")
+		write(t, file, transparentConfig)
+		eventually(t, "said again", lacks(d, "the nft command is not installed", "apt install nftables"))
 		t.Setenv("PATH", path)
 		everybodySees(t, site)
-		eventually(t, "the problem is gone", func() error {
-			if problems := d.Status().Problems; len(problems) > 0 {
-				return fmt.Errorf("problems: %v", problems)
-			}
-			return nil
-		})
+		eventually(t, "the problem is gone", noProblems(d))
 
 		netnstest.Setting(t, nil, "net/ipv4/conf/all/src_valid_mark", "1")
 		d.transparent.look(t.Context())
@@ -333,6 +340,15 @@ func TestNetnsTransparencyIsNotPermitted(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func noProblems(d *Daemon) func() error {
+	return func() error {
+		if problems := d.Status().Problems; len(problems) > 0 {
+			return fmt.Errorf("problems: %v", problems)
+		}
+		return nil
+	}
 }
 
 // lacks is that the status says so, and that what is transparent is closed.

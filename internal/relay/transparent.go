@@ -83,8 +83,8 @@ func speaker(to netip.AddrPort) netip.Addr {
 // address, so that its answers come here:
 //
 //   - both are of one family;
-//   - the client's address means the same everywhere: it is no loopback or
-//     link-local one;
+//   - the client's address is one host's, and means the same everywhere: it is no
+//     loopback or link-local one, nor what else a PROXY protocol header may name;
 //   - the client is somewhere else: it is neither this machine, whose own
 //     address is what the backend sees anyway, nor the backend, a pod that reaches
 //     itself by its Service and would answer itself;
@@ -97,7 +97,7 @@ func (v *vicinity) seesClient(client, backend netip.Addr) bool {
 	if v == nil || client == backend || client.Is4() != backend.Is4() {
 		return false
 	}
-	if client.IsLoopback() || client.IsLinkLocalUnicast() || backend.IsLoopback() || v.own[client] || v.own[backend] {
+	if !client.IsGlobalUnicast() || backend.IsLoopback() || v.own[client] || v.own[backend] {
 		return false
 	}
 	by := v.speaker[backend]

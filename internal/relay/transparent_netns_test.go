@@ -189,6 +189,9 @@ func TestSeesClient(t *testing.T) {
 		{"203.0.113.7", "fd00::101", false},
 		{"127.0.0.1", "10.0.0.101", false},
 		{"169.254.7.7", "10.0.0.101", false},
+		{"0.0.0.0", "10.0.0.101", false},
+		{"::", "fd00::101", false},
+		{"224.0.0.1", "10.0.0.101", false},
 		{"fe80::7", "fd00::101", false},
 		{"10.11.12.32", "10.0.0.101", false},
 		{"10.244.1.5", "10.244.1.5", false},
@@ -228,5 +231,15 @@ func TestBindTransparentNeedsTheCapability(t *testing.T) {
 		if errno := <-bound; errno != unix.EPERM {
 			t.Errorf("bindTransparent(%s) = %v, want EPERM", client, errno)
 		}
+	}
+}
+
+// It is asked for each connection of a transparent frontend; of others it is a
+// comparison with nil.
+func BenchmarkSeesClient(b *testing.B) {
+	v := look().of(nil)
+	client, backend := netip.MustParseAddr("203.0.113.7"), netip.MustParseAddr("192.0.2.1")
+	for b.Loop() {
+		v.seesClient(client, backend)
 	}
 }
