@@ -58,6 +58,9 @@ func (p *Prober) ask(ctx context.Context, probe edge.Probe) (heard, error) {
 	}
 	if isTimeout(err) {
 		err = fmt.Errorf("no answer within %v", timeout)
+		if probe.Kind == edge.ProbeHealthz {
+			err = fmt.Errorf("kube-proxy's healthz: %w", err) // the backend itself may well answer
+		}
 	}
 	return told, plain(err)
 }

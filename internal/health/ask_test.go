@@ -134,7 +134,7 @@ func TestHealthz(t *testing.T) {
 		"up":      "ok",
 		"leaving": "its node is leaving, or kube-proxy there is behind (healthz answers 503)",
 		"other":   "kube-proxy's healthz answers 404, want 200",
-		"silent":  "no answer within 300ms",
+		"silent":  "kube-proxy's healthz: no answer within 300ms",
 	} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch {
