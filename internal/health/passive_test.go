@@ -284,7 +284,7 @@ func TestFailedConnectionsAskHealthz(t *testing.T) {
 		s.set(probe, silent)
 		p.Suspect(probe.Addr)
 		wait(time.Second + hurriedPause)
-		wantHealth(t, p, probe, edge.Down, "no answer within 1s")
+		wantHealth(t, p, probe, edge.Down, "kube-proxy's healthz: no answer within 1s")
 	})
 }
 
