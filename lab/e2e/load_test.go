@@ -38,6 +38,8 @@ type frontendNow struct {
 type backendNow struct {
 	Addr          string    `json:"addr"`
 	State         string    `json:"state"`
+	Error         string    `json:"error"`
+	Failures      uint64    `json:"failures"`
 	Draining      bool      `json:"draining"`
 	DrainTimeout  string    `json:"drainTimeout"`
 	DrainingSince time.Time `json:"drainingSince"`

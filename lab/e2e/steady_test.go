@@ -61,10 +61,18 @@ type load struct {
 
 	mu     sync.Mutex
 	took   []time.Duration
-	failed []string
+	failed []failure
 	pods   map[string]bool
 	nodes  map[string]bool
 }
+
+// failure is a connection that failed.
+type failure struct {
+	began time.Time
+	err   error
+}
+
+func (f failure) String() string { return fmt.Sprintf("%s: %v", f.began.Format("15:04:05.000"), f.err) }
 
 // startLoad makes perSecond new connections a second until finish.
 func startLoad(host, address string, perSecond int) *load {
@@ -87,7 +95,7 @@ func startLoad(host, address string, perSecond int) *load {
 					defer l.mu.Unlock()
 					l.took = append(l.took, time.Since(start))
 					if err != nil {
-						l.failed = append(l.failed, fmt.Sprintf("%s: %v", start.Format("15:04:05.000"), err))
+						l.failed = append(l.failed, failure{start, err})
 					}
 					if err == nil {
 						l.pods[a.Pod], l.nodes[a.Node] = true, true
@@ -99,19 +107,27 @@ func startLoad(host, address string, perSecond int) *load {
 	return l
 }
 
-func (l *load) finish(t *testing.T) {
+// end waits for the last connections, and says how it was.
+func (l *load) end(t *testing.T) (slowest time.Duration) {
 	t.Helper()
 	close(l.stop)
 	<-l.done
 	slices.Sort(l.took)
+	slowest = l.took[len(l.took)-1]
 	t.Logf("%d connections, %d failed, median %s, p99 %s, slowest %s, %d pods answered", len(l.took), len(l.failed),
-		l.took[len(l.took)/2].Round(time.Microsecond), l.took[len(l.took)*99/100].Round(time.Microsecond), l.took[len(l.took)-1].Round(time.Millisecond), len(l.pods))
+		l.took[len(l.took)/2].Round(time.Microsecond), l.took[len(l.took)*99/100].Round(time.Microsecond), slowest.Round(time.Millisecond), len(l.pods))
+	return slowest
+}
+
+func (l *load) finish(t *testing.T) {
+	t.Helper()
+	slowest := l.end(t)
 	if len(l.failed) > 0 {
 		t.Errorf("%d of %d connections failed, first: %s", len(l.failed), len(l.took), l.failed[0])
 	}
 	// A SYN that is dropped is sent again after a second: that is what waiting
 	// for a node whose kube-proxy does not know yet looks like.
-	if slowest := l.took[len(l.took)-1]; slowest > 900*time.Millisecond {
+	if slowest > 900*time.Millisecond {
 		t.Errorf("the slowest connection took %s", slowest)
 	}
 }
