@@ -27,10 +27,11 @@ import (
 // that means nothing to the client (RFC 9000, section 10.3).
 //
 // A client whose port or address has changed (a NAT has forgotten it, a phone
-// has left the house) is found by its connection ID, too; or, if that is not
-// known, by its address alone. It gets a session of its own with that backend,
-// which so sees that the client has moved, and makes sure that it is the same
-// one (ibid., section 9). A client that moves to another address and takes an
+// has left the house) is found by its connection ID, too. It gets a session of
+// its own with that backend, which so sees that the client has moved, and makes
+// sure that it is the same one (ibid., section 9). If the ID is not known, the
+// backends that its address has sessions with are asked, all of them until one
+// answers as only the right one does. A client that moves to another address and takes an
 // encrypted connection ID with it (ibid., section 9.5) goes to the default,
 // whose stateless reset tells it to connect anew, or nowhere.
 
@@ -44,6 +45,10 @@ const (
 	// A server names itself in the first datagrams that it sends.
 	learnsFrom = 32
 	maxIDs     = 4 // of a session: after a Retry it names itself anew
+
+	// What a server says to a client that has moved is made to fill so many bytes
+	// (RFC 9000, section 8.2.1), unless the client has sent too little for that.
+	leastChallenge = 1200
 )
 
 // asker is a QUIC client whose hello is not whole yet.
@@ -108,9 +113,6 @@ func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kep
 	if free >= maxSlots {
 		return nil, false
 	}
-	if !several {
-		u.slots[f] = slots
-	}
 	return u.ask(l, f.slot(free), nil, dcid, d)
 }
 
@@ -173,7 +175,11 @@ func (u *udpSocket) all(l *loop, f flow, slots uint8, d *datagram) (last *sessio
 // occupy notes that a slot of a port is in use, if it can have more than one.
 func (u *udpSocket) occupy(f flow) {
 	base, slot := f.slot(0), f.port>>slotShift
-	if slots, several := u.slots[base]; several || slot > 0 {
+	slots, several := u.slots[base]
+	if !several && (u.flows[base] != nil || u.asking[base] != nil) {
+		slots = 1
+	}
+	if several || slot > 0 {
 		u.slots[base] = slots | 1<<slot
 	}
 }
@@ -321,19 +327,47 @@ func (a *asker) expired(l *loop) { a.end(l, HelloTimeout, nil) }
 
 // moved returns the session of a client that has been here from another
 // address or port. known says that it was.
-func (u *udpSocket) moved(l *loop, f flow, data []byte) (s *session, known bool) {
-	id, of, known := u.d.ids.find(f.addr().Addr(), data)
-	if !known || of.d.gone.Load() {
-		return nil, false
-	}
-	count := l.tally(of.d)
-	count.accepted()
-	why, limited := of.d.admit(of.d.table.Load(), f.addr().Addr(), l.now, true)
-	s = u.begin(l, &session{socket: u, d: of.d, tally: count, flow: f, limited: limited}, why, data, of.backend)
-	if s != nil {
+func (u *udpSocket) moved(l *loop, f flow, data []byte) (last *session, known bool) {
+	id, owners := u.d.ids.find(f.addr().Addr(), data)
+	for i, of := range owners {
+		if of.d.gone.Load() {
+			continue
+		}
+		key := f
+		if len(owners) > 1 {
+			key = f.slot(i)
+		}
+		count := l.tally(of.d)
+		count.accepted()
+		why, limited := of.d.admit(of.d.table.Load(), f.addr().Addr(), l.now, true)
+		s := u.begin(l, &session{socket: u, d: of.d, tally: count, flow: key, limited: limited, guess: len(owners) > 1}, why, data, of.backend)
+		known = true
+		if s == nil {
+			continue
+		}
 		u.d.ids.add(s, id)
+		if last != nil {
+			u.resend(l, last, data, 0)
+		}
+		last = s
 	}
-	return s, true
+	return last, known
+}
+
+// confirm is told how much the backend of a guess has answered at once. Who does
+// not know a connection answers with less than it was sent (RFC 9000, section
+// 10.3.3); so that this one does, and the other guesses were wrong.
+func (s *session) confirm(l *loop, size int) {
+	if s.sent == 0 || size < min(s.sent, leastChallenge) {
+		return
+	}
+	s.guess = false
+	u := s.socket
+	for i := range maxSlots {
+		if other := u.flows[s.flow.slot(i)]; other != nil && other.guess {
+			other.end(l, endedWell)
+		}
+	}
 }
 
 // learn looks for connection IDs that the backend has given itself.
@@ -390,7 +424,8 @@ func (c *connectionIDs) add(s *session, id string) {
 	if c.of == nil {
 		c.of, c.clients = map[string]idOwner{}, map[netip.Addr][]idOwner{}
 	}
-	if len(s.ids) == 0 {
+	if !s.known {
+		s.known = true
 		client := s.flow.addr().Addr()
 		owners := c.clients[client]
 		mine := idOwner{s.d, s.backend.count.Addr, 1}
@@ -400,18 +435,20 @@ func (c *connectionIDs) add(s *session, id string) {
 		}
 		c.clients[client] = append(owners, mine)
 	}
+	if id == "" {
+		return
+	}
 	mine := idOwner{s.d, s.backend.count.Addr, 1}
-	if owner, known := c.of[id]; id != "" && !known {
+	owner, known := c.of[id]
+	switch {
+	case !known:
 		c.lengths[len(id)]++
-	} else if known && !owner.is(mine) {
+	case !owner.is(mine):
 		return // two servers call themselves the same: who was first is found
-	} else {
-		mine.users += owner.users
 	}
+	mine.users += owner.users
 	s.ids = append(s.ids, id)
-	if id != "" {
-		c.of[id] = mine
-	}
+	c.of[id] = mine
 }
 
 func (o idOwner) is(other idOwner) bool { return o.d == other.d && o.backend == other.backend }
@@ -421,9 +458,6 @@ func (c *connectionIDs) forget(s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, id := range s.ids {
-		if id == "" {
-			continue
-		}
 		owner := c.of[id]
 		if owner.users--; owner.users > 0 {
 			c.of[id] = owner
@@ -447,32 +481,32 @@ func (c *connectionIDs) forget(s *session) {
 	}
 }
 
-// find returns who is meant by a packet of a client that has no session: by its
-// connection ID, whose length a short header does not say, or by the client's
-// address.
-func (c *connectionIDs) find(client netip.Addr, packet []byte) (id string, of idOwner, ok bool) {
+// find returns who can be meant by a packet of a client that has no session: who
+// has its connection ID, whose length a short header does not say; or those that
+// the client's address has sessions with.
+func (c *connectionIDs) find(client netip.Addr, packet []byte) (id string, owners []idOwner) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.of) == 0 && len(c.clients) == 0 {
-		return "", of, false
+		return "", nil
 	}
 	if dcid, _, long := hello.LongHeaderIDs(packet); long {
-		of, ok = c.of[string(dcid)]
-		return string(dcid), of, ok
+		if of, ok := c.of[string(dcid)]; ok {
+			return string(dcid), []idOwner{of}
+		}
+		return "", nil
 	}
 	if !hello.ShortHeader(packet) {
-		return "", of, false
+		return "", nil
 	}
 	for n := maxIDLength; n > 0; n-- {
 		if c.lengths[n] == 0 || len(packet) <= n {
 			continue
 		}
-		if of, ok = c.of[string(packet[1:1+n])]; ok {
-			return string(packet[1 : 1+n]), of, true
+		if of, ok := c.of[string(packet[1:1+n])]; ok {
+			return string(packet[1 : 1+n]), []idOwner{of}
 		}
 	}
-	if owners := c.clients[client]; len(owners) > 0 {
-		return "", owners[len(owners)-1], true
-	}
-	return "", of, false
+	all := c.clients[client]
+	return "", slices.Clone(all[max(len(all)-maxSlots, 0):])
 }

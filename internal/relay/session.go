@@ -65,6 +65,9 @@ type session struct {
 
 	learns uint8    // QUIC: in so many datagrams more of the backend connection IDs are looked for
 	ids    []string // those that were found
+	known  bool     // by door.ids
+	guess  bool     // it may be another backend that the client has moved away from
+	sent   int      // the largest datagram that a guess has been sent
 	// The connection ID that the client has made up for its first packets.
 	opening string
 }
@@ -287,6 +290,9 @@ func (u *udpSocket) resend(l *loop, of *session, data []byte, errno unix.Errno) 
 func (u *udpSocket) forwarded(s *session, packets, bytes int) {
 	s.tally.count.PacketsToBackend += uint64(packets)
 	s.tally.count.BytesToBackend += uint64(bytes)
+	if s.guess {
+		s.sent = max(s.sent, bytes/packets)
+	}
 	s.backend.count.BytesToBackend += uint64(bytes)
 }
 
@@ -323,6 +329,9 @@ func (s *session) ready(l *loop, events uint32) {
 			}
 			if s.learns > 0 {
 				s.learn(d.data)
+			}
+			if s.guess {
+				s.confirm(l, len(d.data))
 			}
 			g.toClient.add(s, d, true)
 		}
@@ -465,7 +474,7 @@ func (s *session) end(l *loop, how ending) {
 	if len(u.slots) > 0 {
 		u.vacate(s.flow)
 	}
-	if len(s.ids) > 0 {
+	if s.known {
 		u.d.ids.forget(s)
 	}
 	s.tally.ended(s.backend, how)
@@ -522,6 +531,9 @@ func (u *udpSocket) adopt(l *loop, h HandedSession) {
 	s.tally.connected(s.backend)
 	u.flows[f] = s
 	u.occupy(f)
+	if s.d != u.d {
+		u.d.ids.add(s, "")
+	}
 	for _, id := range h.IDs {
 		u.d.ids.add(s, string(id))
 	}
