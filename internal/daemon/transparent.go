@@ -26,8 +26,8 @@ const (
 
 	// How soon it is noticed that something of it is gone, if nobody says so.
 	transparentInterval = 10 * time.Second
-	// What is gone is mended at once; what somebody takes away again and again, no
-	// sooner than this.
+	// What is gone is mended at once; what somebody takes away again, no sooner than
+	// this.
 	transparentPace = time.Second
 )
 
@@ -50,6 +50,7 @@ type transparency struct {
 	claim    io.Closer // not nil: a frontend is transparent
 	settled  bool      // what there is was found to be what should be
 	there    bool      // it was, when last looked
+	mended   bool      // something of it was not
 	problems []edge.Problem
 	failure  string // why there is no transparency
 	once     sync.Once
@@ -80,16 +81,18 @@ func (t *transparency) failing() string {
 	return t.failure
 }
 
-// look compares again, and mends. It says whether there is news.
-func (t *transparency) look(ctx context.Context) (news bool) {
+// look compares again, and mends. It says whether it has, and whether there is
+// news.
+func (t *transparency) look(ctx context.Context) (mended, news bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.claim == nil && !t.there {
-		return false // somebody else's, if there is any
+		return false, false // somebody else's, if there is any
 	}
+	t.mended = false
 	failure, problems := t.failure, t.problems
 	t.changeLocked(ctx, t.claim != nil)
-	return t.failure != failure || !slices.Equal(t.problems, problems)
+	return t.mended, t.failure != failure || !slices.Equal(t.problems, problems)
 }
 
 func (t *transparency) changeLocked(ctx context.Context, wanted bool) {
@@ -139,6 +142,7 @@ func (t *transparency) setUpLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	t.mended = t.there && (routes || rules)
 	switch {
 	case routes && rules && !t.there:
 		t.log.Info("transparent relaying set up", "mark", fmt.Sprintf("%#x", transparentMark), "routing_table", transparentDelivery.Table)
@@ -225,8 +229,12 @@ func (t *transparency) run(ctx context.Context, changed func()) error {
 		case <-lost:
 		case <-tick.C:
 		}
-		if t.look(ctx) {
+		mended, news := t.look(ctx)
+		if news {
 			changed()
+		}
+		if !mended {
+			continue
 		}
 		select {
 		case <-ctx.Done():
