@@ -17,6 +17,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -455,7 +456,7 @@ func TestClientsThatMisbehaveBeforeTheirName(t *testing.T) {
 	for range n {
 		from, say := "127.0.0.1", hello
 		if random.IntN(2) == 0 {
-			from, say = "127.0.0.2", append(header[:len(header):len(header)], hello...)
+			from, say = "127.0.0.2", slices.Concat(header, hello)
 		}
 		say = bytes.Clone(say)
 		if random.IntN(2) == 0 {
