@@ -191,11 +191,15 @@ func (e entry) String() string {
 			dst = r.Dst.String()
 		}
 	}
+	device := fmt.Sprint(r.LinkIndex)
+	if r.LinkIndex == loopbackIndex {
+		device = "lo"
+	}
 	kind := fmt.Sprint("type ", r.Type)
 	if r.Type == unix.RTN_LOCAL {
 		kind = "local"
 	}
-	return fmt.Sprintf("%s route %s %s dev %d table %d", ip(r.Family), kind, dst, r.LinkIndex, r.Table)
+	return fmt.Sprintf("%s route %s %s dev %s table %d", ip(r.Family), kind, dst, device, r.Table)
 }
 
 func ip(family int) string {

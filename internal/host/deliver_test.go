@@ -172,7 +172,7 @@ func TestNetnsDeliveryNotPermitted(t *testing.T) {
 	const unprivileged = "GATEHOUSE_TEST_UNPRIVILEGED"
 	if os.Getenv(unprivileged) != "" {
 		_, err := delivery.Apply()
-		if want := "add ip route local default dev 1 table 4096: changing routes is not permitted"; !errors.Is(err, ErrNotPermitted) || err.Error() != want {
+		if want := "add ip route local default dev lo table 4096: changing routes is not permitted"; !errors.Is(err, ErrNotPermitted) || err.Error() != want {
 			t.Errorf("Apply = %v, want %s", err, want)
 		}
 		return
