@@ -32,7 +32,12 @@ type plan struct {
 		Port    int    `json:"port"`
 		Open    bool   `json:"open"`
 		Reason  string `json:"reason"`
-		Shares  []struct {
+
+		Client       string `json:"clientAddress"`
+		ClientSeen   bool   `json:"clientAddressSeen"`
+		ClientRemedy string `json:"clientAddressRemedy"`
+
+		Shares []struct {
 			Pod   string  `json:"pod"`
 			Share float64 `json:"share"`
 		} `json:"shares"`
