@@ -153,7 +153,11 @@ func (c *candidates) get(addr netip.AddrPort, tried []netip.AddrPort) (choice, b
 	if i < 0 || slices.Contains(tried, addr) {
 		return choice{}, false
 	}
-	return choice{Backend: c.backends[i]}, true
+	chosen := choice{Backend: c.backends[i]}
+	if c.loads != nil {
+		chosen.load = c.loads[i]
+	}
+	return chosen, true
 }
 
 // choose is table.choose, unless the client has a backend already that it is to

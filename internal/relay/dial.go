@@ -258,8 +258,8 @@ func (c *conn) dropServer(l *loop) {
 	}
 }
 
-// turnAway ends a connection that got no backend.
-func (c *conn) turnAway(l *loop, why Reason) {
+// turnAway ends a connection that got no backend. The attrs are for the log.
+func (c *conn) turnAway(l *loop, why Reason, attrs ...any) {
 	c.tally.failed(why)
 	c.closeSides(l, abort)
 	c.leave(l)
@@ -273,7 +273,7 @@ func (c *conn) turnAway(l *loop, why Reason) {
 		return
 	}
 	t := c.d.table.Load()
-	log := c.r.log.With("door", c.d.key.String(), "frontend", t.name, "client", c.from.Addr().String(), "reason", string(why), "suppressed", suppressed)
+	log := c.r.log.With("door", c.d.key.String(), "frontend", t.name, "client", c.from.Addr().String(), "reason", string(why), "suppressed", suppressed).With(attrs...)
 	switch why {
 	case Limit, ClientLimit:
 		log.Warn("connection limit reached", "max_connections", t.MaxConnections, "max_connections_per_client", t.MaxConnectionsPerClient)

@@ -220,7 +220,7 @@ func (c *conn) route(l *loop, n *names, name string, err error) {
 	case err != nil || name == "":
 		c.turnAway(l, NotTLS)
 	default:
-		c.turnAway(l, UnknownName)
+		c.turnAway(l, UnknownName, "server_name", name)
 	}
 }
 

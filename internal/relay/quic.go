@@ -31,9 +31,9 @@ import (
 // its own with that backend, which so sees that the client has moved, and makes
 // sure that it is the same one (ibid., section 9). If the ID is not known, the
 // backends that its address has sessions with are asked, all of them until one
-// answers as only the right one does. A client that moves to another address and takes an
-// encrypted connection ID with it (ibid., section 9.5) goes to the default,
-// whose stateless reset tells it to connect anew, or nowhere.
+// answers as only the right one does. A client that moves to another address,
+// and takes an encrypted connection ID with it (ibid., section 9.5), goes to the
+// default or nowhere, and connects anew when it has waited long enough.
 
 const (
 	// Those who have not said who they want yet, of one loop and door. Their

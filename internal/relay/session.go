@@ -137,8 +137,8 @@ func (s *session) dial(l *loop, t *table) Reason {
 
 // dialThe connects to the backend that what the client says is for.
 func (s *session) dialThe(l *loop, t *table, backend netip.AddrPort) Reason {
-	var chosen choice
-	chosen.Addr = backend
+	chosen, _ := t.up.get(backend, nil)
+	chosen.Addr = backend // in whatever state it is
 	return s.tryThe(l, t, chosen)
 }
 

@@ -158,10 +158,10 @@ func (r *Relay) finishLocked(d *door, s Stats) (Stats, bool) {
 		}
 		return Stats{}, false
 	}
-	if limiter := d.limiter.Load(); limiter != nil {
+	t := d.table.Load()
+	if limiter := d.limiter.Load(); limiter != nil && t.MaxRatePerClient.Connections > 0 && t.BanTime > 0 {
 		s.Bans, s.Banned = r.bans(limiter)
 	}
-	t := d.table.Load()
 	s.Draining, s.DrainingSince, s.DrainTimeout = !d.wanted, d.closed, t.DrainTimeout
 	for i := range s.Backends {
 		b := &s.Backends[i]
@@ -195,7 +195,7 @@ func (r *Relay) bans(l *ratelimit.Limiter) (int, []Ban) {
 	n, first := l.Bans(now)
 	var bans []Ban
 	for _, b := range first {
-		bans = append(bans, Ban{Client: b.Client, Until: time.Now().Add(b.Until - now)})
+		bans = append(bans, Ban{Client: b.Client, Until: r.began.Add(b.Until)})
 	}
 	return n, bans
 }
