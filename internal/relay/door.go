@@ -20,15 +20,16 @@ type door struct {
 	gone  atomic.Bool // closed: who is held gets no backend any more
 
 	// Guarded by Relay.mu.
-	wanted  bool
-	sockets []int        // TCP: one, that all loops accept from; UDP: one for each loop
-	servers []doorServer // of the loops, in their order
-	ifindex int          // that the sockets are bound to; 0: none
-	addr    netip.AddrPort
-	left    map[netip.AddrPort]time.Time // backends that have left the table, and since when
-	named   map[string]*door             // of a shared door: those of its frontends, which have no sockets
-	loads   map[netip.AddrPort]*atomic.Int64
-	closed  time.Time // since when the door is not wanted
+	wanted    bool
+	sockets   []int        // TCP: one, that all loops accept from; UDP: one for each loop
+	servers   []doorServer // of the loops, in their order
+	ifindex   int          // that the sockets are bound to; 0: none
+	addr      netip.AddrPort
+	left      map[netip.AddrPort]time.Time // backends that have left the table, and since when
+	named     map[string]*door             // of a shared door: those of its frontends, which have no sockets
+	hostnames []string                     // of one of these: the names that it takes
+	loads     map[netip.AddrPort]*atomic.Int64
+	closed    time.Time // since when the door is not wanted
 
 	active   atomic.Int64 // connections or sessions, of all loops
 	clients  clients

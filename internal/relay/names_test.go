@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
@@ -540,5 +541,52 @@ func TestClosingCutsWhoHasNotSaidTheirName(t *testing.T) {
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the client got %v, want a reset", err)
+	}
+}
+
+// The log is where an operator looks for who has had a port since when.
+func TestTheLogSaysWhoHasWhichNames(t *testing.T) {
+	var log bytes.Buffer
+	r := newRelay(t, Options{})
+	r.log = slog.New(slog.NewTextHandler(&log, nil)) // no client comes: nobody else writes
+	said := func() string {
+		defer log.Reset()
+		var lines []string
+		for line := range strings.Lines(log.String()) {
+			_, line, _ = strings.Cut(strings.TrimSpace(line), "msg=")
+			message, rest, _ := strings.Cut(line, " frontend=")
+			name, rest, _ := strings.Cut(rest, " ")
+			if _, names, ok := strings.Cut(rest, "hostnames="); ok {
+				names, _, _ = strings.Cut(names, " why=")
+				name += " " + names
+			}
+			lines = append(lines, strings.Trim(message, `"`)+": "+name)
+		}
+		slices.Sort(lines)
+		return strings.Join(lines, "; ")
+	}
+	backend := upAt(netip.MustParseAddrPort("127.0.0.1:1"))
+	backends := map[string]edge.Backend{"git": backend, "wiki": backend}
+	shared := func(git ...string) []edge.Frontend {
+		return sharing(backends, map[string][]string{"git": git, "wiki": {"wiki.example.org"}})
+	}
+	r.Apply(shared("git.example.org"))
+	said()
+	whole := shared("git.example.org")[0]
+	whole.Hostnames = nil
+	for _, step := range []struct {
+		frontends []edge.Frontend
+		want      string
+	}{
+		{shared("git.example.org"), ""},
+		{shared("code.example.org", "git.example.org"), `frontend takes names: git "[code.example.org git.example.org]"`},
+		{[]edge.Frontend{whole}, "frontend closed: git; frontend closed: wiki; frontend takes the whole port: git"},
+		{[]edge.Frontend{whole}, ""},
+		{shared("git.example.org"), "frontend takes names: git [git.example.org]; frontend takes names: wiki [wiki.example.org]"},
+	} {
+		r.Apply(step.frontends)
+		if got := said(); got != step.want {
+			t.Errorf("the log says %q, want %q", got, step.want)
+		}
 	}
 }

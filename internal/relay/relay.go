@@ -243,6 +243,9 @@ func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (
 	// The table before the socket: the first connection must find it.
 	if group == nil {
 		r.ungroupLocked(d, nil)
+		if before := d.table.Load(); d.open() && before.name != f.Name {
+			r.log.Info("frontend takes the whole port", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "why", f.Why)
+		}
 		r.setTableLocked(d, m.table(f))
 	} else {
 		t := r.groupLocked(d, group, m)
@@ -291,7 +294,8 @@ func (r *Relay) groupLocked(shared *door, group []edge.Frontend, m *machine) *ta
 			}
 			shared.named[f.Name] = d
 		}
-		if !d.wanted {
+		if !d.wanted || !slices.Equal(d.hostnames, f.Hostnames) {
+			d.hostnames = slices.Clone(f.Hostnames)
 			r.log.Info("frontend takes names", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
 		}
 		keep[f.Name] = true
