@@ -15,8 +15,10 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -176,9 +178,21 @@ func (s source) connect(userAgent string) (*connection, error) {
 	// A server that comes back is found quickly only if attempts to reach it
 	// end quickly; a watch sends nothing, so only probes can tell that the
 	// other side is gone (after 14 s; client-go's own HTTP/2 ping needs 45 s).
+	// They are not sent while something waits for its acknowledgement, such as
+	// the status of a Service: that has as long.
+	const gone = 14 * time.Second
 	c.Dial = (&net.Dialer{
 		Timeout:         2 * time.Second,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3},
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			if cerr := raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(gone.Milliseconds()))
+			}); cerr != nil {
+				return cerr
+			}
+			return err
+		},
 	}).DialContext
 	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return observer{next} })
 

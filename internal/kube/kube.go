@@ -310,7 +310,9 @@ func (c *Client) watch(ctx context.Context, k kind, o metav1.ListOptions) (watch
 	k.restrict(&o)
 	o.Watch = true
 	ctx, outcome := withOutcome(ctx)
-	w, err := k.client().Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec).Watch(ctx)
+	// The reflector tries again, and client-go would for half a minute before
+	// anybody hears of a server that does not answer.
+	w, err := k.client().Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec).MaxRetries(0).Watch(ctx)
 	if c.selectorRefused(k, o, err) {
 		return nil, err // the reflector lists then
 	}

@@ -98,3 +98,28 @@ func TestStaleWhileTheServerIsAway(t *testing.T) {
 	away.Store(false)
 	until(t, c, "fresh again", fresh)
 }
+
+// A server whose answers do not arrive any more is missed with the first watch
+// that cannot be started: client-go would try ten times, a second and more each,
+// and call it a watch.
+func TestAWatchThatIsNotAnsweredIsToldAtOnce(t *testing.T) {
+	var away atomic.Bool
+	lists := beforeStreaming(emptyLists)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			panic(http.ErrAbortHandler) // the connection is closed
+		}
+		lists(w, r)
+	}))
+	defer s.CloseClientConnections()
+	c := client(t, s.URL)
+	run(t, c)
+	until(t, c, "read", func() bool { _, synced := c.Snapshot(); return synced })
+	away.Store(true)
+	began := time.Now()
+	s.CloseClientConnections()
+	until(t, c, "told", func() bool { return len(c.Problems()) > 0 })
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it was told after %s", took)
+	}
+}
