@@ -374,7 +374,8 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	case len(row.Backends) > 0 && !weighs:
 		row.Reason, row.Remedy = "every backend has weight 0; "+turnedAway(row.Protocol), "give one of them a weight"
 	case len(row.Backends) > 0 && inTurn(row.Backends, false) == edge.Down && proto.RefuseWhenDown:
-		row.Reason = "no backend is up; " + turnedAway(row.Protocol)
+		row.Reason = "every backend fails its checks; " + turnedAway(row.Protocol)
+		row.Remedy = "mend them, or the check; health.whenAllDown: try sends clients there all the same"
 	case len(row.Backends) > 0 && inTurn(row.Backends, false) == edge.Down:
 		row.Reason, row.Remedy = "every backend fails its checks; they are tried all the same", "mend them, or the check; health.whenAllDown: refuse turns clients away instead"
 	}

@@ -19,6 +19,7 @@
 package health
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"log/slog"
@@ -110,6 +111,22 @@ func (t *target) connects() netip.AddrPort {
 		return t.Through
 	}
 	return t.Addr
+}
+
+// question is the check as the log names it: of one address several may be made,
+// and not all come to the same.
+func (t *target) question() string {
+	words := string(cmp.Or(t.Type, edge.CheckTCP))
+	if t.Path != "" {
+		words += " " + t.Path
+	}
+	if t.Host != "" {
+		words += " of " + t.Host
+	}
+	if t.SendProxyProtocol != "" && t.SendProxyProtocol != edge.ProxyProtocolNone {
+		words += " with PROXY protocol " + string(t.SendProxyProtocol)
+	}
+	return words
 }
 
 // New returns a Prober without probes. It starts nothing.
@@ -380,7 +397,7 @@ func (p *Prober) tellLocked(t *target, before edge.Health) {
 		signal(p.changed)
 	}
 	if t.health.State != before.State {
-		p.log.Info("backend changed its state", "addr", t.Addr.String(), "probe", string(t.Kind),
+		p.log.Info("backend changed its state", "addr", t.Addr.String(), "probe", string(t.Kind), "check", t.question(),
 			"state", string(t.health.State), "error", t.health.Error)
 	}
 }

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -527,4 +529,34 @@ func BenchmarkApplyUnchanged(b *testing.B) {
 			}
 		})
 	}
+}
+
+func TestTheLogSaysWhichCheckFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &site{answer: map[string]func(context.Context) error{}, talk: map[string]func(net.Conn){}, dialled: map[string][]time.Time{}}
+		var log bytes.Buffer
+		p := New(slog.New(slog.NewTextHandler(&log, nil)), Options{})
+		p.dial = s.dial
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- p.Run(ctx) }()
+		connects := tcpProbe(1)
+		asks := connects
+		asks.Type, asks.Path, asks.Host = edge.CheckHTTP, "/healthz", "git.example.org"
+		asks.StatusMin, asks.StatusMax = 200, 399
+		asks.SendProxyProtocol = edge.ProxyProtocolV2
+		s.says(connects.Addr, "HTTP/1.1 503 No\r\n\r\n")
+		p.Apply([]edge.Probe{connects, asks})
+		wait(10 * time.Second)
+		cancel()
+		<-ended
+		for _, want := range []string{
+			`addr=10.0.0.1:80 probe=backend check=tcp state=up`,
+			`addr=10.0.0.1:80 probe=backend check="http /healthz of git.example.org with PROXY protocol v2" state=down`,
+		} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("the log does not say %s:\n%s", want, log.String())
+			}
+		}
+	})
 }
