@@ -33,6 +33,13 @@ type frontendNow struct {
 	Ended    map[string]uint64 `json:"endedConnections"`
 	Failures map[string]uint64 `json:"failures"`
 	Backends []backendNow      `json:"backends"`
+
+	MaxRatePerClient string `json:"maxRatePerClient"`
+	BanTime          string `json:"banTime"`
+	Banned           []struct {
+		Client string    `json:"client"`
+		Until  time.Time `json:"until"`
+	} `json:"banned"`
 }
 
 type backendNow struct {
