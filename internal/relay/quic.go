@@ -75,7 +75,7 @@ func (f flow) slot(i int) flow {
 }
 
 // sessionByName is session for a door that is shared by names.
-func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kept bool) {
+func (u *udpSocket) sessionByName(l *loop, n *names, f flow, d *datagram) (s *session, kept bool) {
 	slots, several := u.slots[f]
 	if d.segment > 0 && (several || u.flows[f] == nil) {
 		// The kernel has put together what came from one port, of whatever
@@ -83,7 +83,7 @@ func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kep
 		for part := range parts(d) {
 			one := *d
 			one.data, one.segment = part, 0
-			if s, kept := u.sessionByName(l, f, &one); s != nil {
+			if s, kept := u.sessionByName(l, n, f, &one); s != nil {
 				u.resend(l, s, part, 0)
 			} else if !kept {
 				u.drop(1)
@@ -98,12 +98,12 @@ func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kep
 		case s != nil && (!initial || s.knows(dcid) || !begins(d.data)):
 			return u.live(l, s, d), false
 		case s == nil && (a == nil || !initial || a.opening == string(dcid)):
-			return u.ask(l, f, a, dcid, d)
+			return u.ask(l, n, f, a, dcid, d)
 		}
 		slots = 1
 	} else if s, a, one := u.slotOf(f, slots, dcid, initial, d.data); one {
 		if a != nil {
-			return u.ask(l, a.flow, a, dcid, d)
+			return u.ask(l, n, a.flow, a, dcid, d)
 		}
 		return u.live(l, s, d), false
 	} else if !initial || !begins(d.data) {
@@ -113,7 +113,7 @@ func (u *udpSocket) sessionByName(l *loop, f flow, d *datagram) (s *session, kep
 	if free >= maxSlots {
 		return nil, false
 	}
-	return u.ask(l, f.slot(free), nil, dcid, d)
+	return u.ask(l, n, f.slot(free), nil, dcid, d)
 }
 
 // opens returns the connection ID that a datagram is for, if it says so, and
@@ -210,8 +210,9 @@ func (s *session) isFor(data []byte) bool {
 }
 
 // ask reads the server name of a client that has no session. It returns one
-// once the name is known, having sent on what came before.
-func (u *udpSocket) ask(l *loop, f flow, a *asker, dcid []byte, d *datagram) (s *session, kept bool) {
+// once the name is known, having sent on what came before. The names are those
+// by which it was found that the door is shared: by now it may not be.
+func (u *udpSocket) ask(l *loop, n *names, f flow, a *asker, dcid []byte, d *datagram) (s *session, kept bool) {
 	if a == nil {
 		if s, known := u.moved(l, f, d.data); known {
 			return s, false
@@ -227,7 +228,6 @@ func (u *udpSocket) ask(l *loop, f flow, a *asker, dcid []byte, d *datagram) (s 
 	if !done && err == nil {
 		return nil, u.keep(a, d.data)
 	}
-	n := u.d.table.Load().names
 	to := n.rest
 	if err == nil && name != "" {
 		to = n.find(name)

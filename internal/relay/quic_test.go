@@ -431,3 +431,37 @@ func TestQUICHandoverKeepsBackends(t *testing.T) {
 		t.Errorf("a: %+v", s)
 	}
 }
+
+// What is read of a client and what it is held against may be of two tables.
+func TestHellosComeWhileADoorIsNoLongerShared(t *testing.T) {
+	r := newRelay(t, Options{})
+	f := udpLoopback(upAt(udpServer(t, echoUDP)))
+	f.Listen.Port = refusingUDP(t).Port()
+	named := f
+	named.Hostnames = []string{"a.test"}
+	addr := openDoor(t, r, f)
+	hello := firstFlight(t, "a.test")
+	end := time.Now().Add(2 * time.Second)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for time.Now().Before(end) {
+			c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(addr))
+			if err != nil {
+				continue
+			}
+			for _, datagram := range hello {
+				c.Write(datagram)
+			}
+			c.Close()
+		}
+	}()
+	for i := 0; time.Now().Before(end); i++ {
+		if i%2 == 0 {
+			r.Apply([]edge.Frontend{named})
+		} else {
+			r.Apply([]edge.Frontend{f})
+		}
+	}
+	<-done
+}

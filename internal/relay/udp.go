@@ -250,8 +250,8 @@ func (s *session) drop(n int) { s.tally.count.PacketsDropped += uint64(n) }
 // then it is the probe that is wrong. There is none for what nobody takes, and
 // for what is kept until more is known.
 func (u *udpSocket) session(l *loop, f flow, d *datagram) (s *session, kept bool) {
-	if u.d.table.Load().names != nil {
-		return u.sessionByName(l, f, d)
+	if n := u.d.table.Load().names; n != nil {
+		return u.sessionByName(l, n, f, d)
 	}
 	if s := u.flows[f]; s != nil {
 		return u.live(l, s, d), false
