@@ -96,7 +96,7 @@ var frontendBlock = block{
 		{"maxConnectionsPerClient", "0 to 10000000", "`2000`", "2000", "Likewise, of one client address. Give it more where many clients share one, behind NAT or another proxy. 0: no limit."},
 		maxRateField,
 		banTimeField,
-		{"health", "map", "the defaults below; UDP: none", "{interval: 5s}", "How backends are probed, and what follows. UDP backends are not probed, and count as up."},
+		{"health", "map", "the defaults below; UDP: none", "{type: tcp, interval: 5s}", "How backends are probed, and what follows. UDP backends are not probed, and count as up."},
 		{"backends", "list", required, `[{address: "10.0.0.101:22"}]`, "Where connections go."},
 	},
 	wrong: []refusal{
@@ -188,7 +188,7 @@ var kubernetesBlock = block{
 		acceptProxyProtocolField,
 		sendProxyProtocolField.of("The annotation `gatehouse.e13.dev/send-proxy-protocol` comes first."),
 		transparentField.of("The annotation `gatehouse.e13.dev/transparent` comes first."),
-		{"health", "map", "the defaults below", "{interval: 5s}", "How backends are probed, and what follows. The annotations `gatehouse.e13.dev/health-check` and `gatehouse.e13.dev/health-interval` come first."},
+		{"health", "map", "the defaults below", "{type: tcp, interval: 5s}", "How backends are probed, and what follows. The annotations `gatehouse.e13.dev/health-check` and `gatehouse.e13.dev/health-interval` come first."},
 		{"healthzPort", "0 to 65535", "`10256`", "10256", "The port at which kube-proxy says of each node whether it takes connections; 0: it is not asked."},
 		{"target", "`auto`, `address`, `nodePort` or `pod`", "`auto`", "auto", "What serves a Service: the address another controller assigned, node ports, or pods. `auto`: the first of these that there is."},
 	},

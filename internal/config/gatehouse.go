@@ -346,8 +346,8 @@ func (v value) health(h *edge.HealthCheck, t *edge.Terms, b *block) {
 	m.get("path").checked(&h.Path, checkHealthPath)
 	parsed(m.get("host"), &h.Host, parseHealthHost)
 	m.get("status").statuses(h)
-	m.get("send").checked(&h.Send, checkExchange)
-	m.get("expect").checked(&h.Expect, checkExchange)
+	m.get("send").checked(&h.Send, checkSend)
+	m.get("expect").checked(&h.Expect, checkExpect)
 	if w, ok := choice(m.get("whenAllDown"), "choice", []string{"try", "refuse"}, nil); ok {
 		t.RefuseWhenDown = w == "refuse"
 	}

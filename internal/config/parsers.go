@@ -43,8 +43,10 @@ func ParseHostname(s string) (string, *Fault) {
 	}
 	name, wildcard := strings.CutPrefix(s, "*.")
 	if strings.Contains(name, "*") || wildcard && (name == "" || name == ".") {
-		_, rest, _ := cutLast(s, "*")
-		_, rest, _ = strings.Cut(rest, ".")
+		before, rest, _ := cutLast(s, "*")
+		if before != "" || strings.HasPrefix(rest, ".") {
+			_, rest, _ = strings.Cut(rest, ".")
+		} // else only the dot is missing
 		remedy := `write "*" for all names, and for what has none`
 		if base, f := parseDNSName(rest); f == nil {
 			remedy = "write " + quote("*."+base) + ", which is for every name that ends in " + quote("."+base)
@@ -238,11 +240,19 @@ func parseHealthHost(s string) (string, *Fault) {
 	return name, nil
 }
 
-// checkExchange limits what is sent and expected.
-func checkExchange(s string) *Fault {
+// checkSend and checkExpect limit what is sent and expected.
+func checkSend(s string) *Fault {
+	return checkExchange(s, `write something such as "PING\r\n", or leave it out`)
+}
+
+func checkExpect(s string) *Fault {
+	return checkExchange(s, `write something that is in every good answer, such as "SSH-2.0"`)
+}
+
+func checkExchange(s, remedy string) *Fault {
 	switch {
 	case s == "":
-		return &Fault{"empty", `write something such as "PING\r\n", or leave it out`}
+		return &Fault{"empty", remedy}
 	case len(s) > maxExchange:
 		return &Fault{"has " + strconv.Itoa(len(s)) + " bytes", "write " + strconv.Itoa(maxExchange) + " or less"}
 	}
