@@ -162,6 +162,13 @@ func (d *door) admitClient(t *table, client netip.Addr, now time.Duration) (why 
 	return "", false
 }
 
+// readmit is admit for who is there already. It is no new connection, and there
+// may be more of them than may come at once.
+func (d *door) readmit(t *table, client netip.Addr) (limited bool) {
+	d.active.Add(1)
+	return t.MaxConnectionsPerClient > 0 && d.clients.add(client, t.MaxConnectionsPerClient)
+}
+
 // release undoes admit, whatever that has said.
 func (d *door) release(client netip.Addr, limited bool) {
 	d.active.Add(-1)

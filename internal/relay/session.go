@@ -524,7 +524,7 @@ func (u *udpSocket) adopt(l *loop, h HandedSession) {
 		return
 	}
 	sessionsAlive.Add(1)
-	_, s.limited = d.admit(d.table.Load(), h.Client.Addr(), l.now, true)
+	s.limited = d.readmit(d.table.Load(), h.Client.Addr())
 	s.tally.accepted()
 	s.backend = s.tally.backend(h.Backend)
 	s.backend.use(nil)

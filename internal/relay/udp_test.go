@@ -904,3 +904,29 @@ func TestUDPSessionsAreSmall(t *testing.T) {
 		t.Logf("a session takes %d bytes of memory", each)
 	}
 }
+
+// What a client has had for long did not come at once, though it is handed over
+// at once.
+func TestUDPHandoverBansNobody(t *testing.T) {
+	f := udpLoopback(upAt(udpServer(t, echoUDP)))
+	f.Listen.Port = refusingUDP(t).Port()
+	before := New(slog.New(slog.DiscardHandler), Options{})
+	addr := openDoor(t, before, f)
+	clients := make([]*net.UDPConn, 20)
+	for i := range clients {
+		clients[i] = dialUDP(t, addr)
+		exchange(t, clients[i], "hello")
+	}
+	h, err := before.Handover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.MaxRatePerClient, f.BanTime = edge.Rate{Connections: 10, Per: time.Hour}, time.Hour
+	after := newRelay(t, Options{Adopt: h})
+	openDoor(t, after, f)
+	before.Close(context.Background())
+	if s := onlyDoor(t, after); s.Bans != 0 || s.Active != 20 {
+		t.Errorf("%d bans, %d sessions", s.Bans, s.Active)
+	}
+	exchange(t, dialUDP(t, addr), "hello")
+}
