@@ -168,10 +168,12 @@ func (u *udpSocket) endAll(l *loop, d *door, how ending, backends ...netip.AddrP
 }
 
 func (u *udpSocket) ready(l *loop, events uint32) {
-	if !u.watching || events != 0 && u.queued {
+	if events == 0 { // its turn, though it may be over
+		u.queued = false
+	}
+	if !u.watching || u.queued {
 		return
 	}
-	u.queued = false
 	in := l.udp.requests
 	n, errno := in.receive(u.fd, 0, messages)
 	if errno != 0 && errno != unix.EAGAIN {

@@ -930,3 +930,47 @@ func TestUDPHandoverBansNobody(t *testing.T) {
 	}
 	exchange(t, dialUDP(t, addr), "hello")
 }
+
+// The next process did not start, and there was much to do at that moment.
+func TestUDPResumeUnderLoad(t *testing.T) {
+	r := newRelay(t, Options{})
+	addr := openDoor(t, r, udpLoopback(upAt(udpServer(t, echoUDP))))
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var flood []*net.UDPConn
+		for range 16 {
+			flood = append(flood, dialUDP(t, addr))
+		}
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for _, c := range flood {
+				c.Write([]byte("more"))
+			}
+		}
+	}()
+	for range 200 {
+		h, err := r.Handover()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Close()
+		r.Resume()
+	}
+	close(stop)
+	<-done
+	for range 16 { // some for each loop
+		c := dialUDP(t, addr)
+		netnstest.Eventually(t, patience, "an answer", func() bool { // the flood may have left no room
+			c.Write([]byte("hello"))
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			_, err := c.Read(make([]byte, 10))
+			return err == nil
+		})
+	}
+}
