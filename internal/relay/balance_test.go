@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -314,5 +315,18 @@ func TestWhoWaitsForABackendThatFallsGoesElsewhere(t *testing.T) {
 	r.Apply([]edge.Frontend{f})
 	if got, err := io.ReadAll(c); string(got) != "alive" || err != nil {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// A backend has left and come back between two looks: its connections are
+// counted in another place.
+func TestABackendIsCountedWhereItIsLookedFor(t *testing.T) {
+	var b backend
+	var before, after atomic.Int64
+	b.use(&before)
+	b.use(&before)
+	b.use(&after)
+	if before.Load() != 0 || after.Load() != 3 {
+		t.Errorf("%d and %d connections, want 0 and 3", before.Load(), after.Load())
 	}
 }

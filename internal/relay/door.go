@@ -232,9 +232,14 @@ type backend struct {
 }
 
 // use counts one more connection, session or dial. load is where those of all
-// loops are counted, if somebody asks for them.
+// loops are counted, if somebody asks for them. That may be another place than
+// before: one is forgotten when the backend has left and nobody uses it, which
+// the loops hear of one after the other.
 func (b *backend) use(load *atomic.Int64) {
-	if b.load == nil && load != nil {
+	if load != nil && b.load != load {
+		if b.load != nil {
+			b.load.Add(-int64(b.users))
+		}
 		b.load = load
 		load.Add(int64(b.users))
 	}
