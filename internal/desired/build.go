@@ -328,7 +328,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	if b.state.Transparent = b.state.Transparent || proto.Transparent; proto.Transparent && b.in.NoTransparency != "" {
 		// Not served from this machine's address: who relies on the client's would
 		// take everybody for one of its own.
-		b.closed(row, "NotTransparent", "it is transparent: "+b.in.NoTransparency, "it is tried again")
+		b.closed(row, "NotTransparent", "it is transparent: "+b.in.NoTransparency, `it opens once this machine has what that takes, which the problem "transparent" says`)
 		return
 	}
 	row.Backends, row.Shares = shares(row.Backends, row.Shares, proto.RefuseWhenDown)
