@@ -260,9 +260,14 @@ func (c *conn) guarded(l *loop) bool {
 	case errno == unix.EAGAIN || errno == unix.EINTR:
 		c.client.readable = false
 		return false
-	case errno == 0 && n > 0:
+	case errno != 0:
+		c.guard = false
+		c.broken(l, &c.client, errno)
+		return false
+	case n > 0:
 		is, maybe := proxyproto.Begins(l.buffer[:n])
-		if is {
+		// What is behind urgent data is not shown, and would be read all the same.
+		if is || maybe && c.client.hungUp && c.client.urgent {
 			c.end(l, endedUntrusted)
 			return false
 		}

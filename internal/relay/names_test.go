@@ -25,6 +25,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/netnstest"
 	"e13.dev/gatehouse/internal/proxyproto"
@@ -587,6 +589,54 @@ func TestTheLogSaysWhoHasWhichNames(t *testing.T) {
 		r.Apply(step.frontends)
 		if got := said(); got != step.want {
 			t.Errorf("the log says %q, want %q", got, step.want)
+		}
+	}
+}
+
+// An urgent byte, which is not read, ends what can be looked at, and the
+// client's end is behind it.
+func TestAnUntrustedHeaderDoesNotHideBehindAnUrgentByte(t *testing.T) {
+	r := newRelay(t, Options{})
+	f := loopback(upAt(server(t, echo)))
+	f.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	addr := openDoor(t, r, f)
+	header := proxyproto.AppendV1(nil, netip.MustParseAddrPort("192.0.2.7:4711"), netip.MustParseAddrPort("203.0.113.1:443"))
+	for at := range 7 {
+		c := dial(t, addr)
+		c.Write(header[:at])
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) { _ = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) }) // may be reset by now
+		c.Write(header[at:])
+		c.CloseWrite()
+		if got, _ := io.ReadAll(c); len(got) > 0 {
+			t.Errorf("the urgent byte is behind %d others: the backend got %q", at, got)
+		}
+	}
+	if s := settled(t, r); s.Failures[ProxyUntrusted] != 7 {
+		t.Errorf("failures = %v", s.Failures)
+	}
+}
+
+func TestAResetOfAnUntrustedClientIsAReset(t *testing.T) {
+	got := make(chan error, 1)
+	r := newRelay(t, Options{})
+	f := loopback(upAt(server(t, func(c *net.TCPConn) {
+		io.WriteString(c, "!")
+		_, err := io.ReadAll(c)
+		got <- err
+	})))
+	f.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	addr := openDoor(t, r, f)
+	for range 20 {
+		c := dial(t, addr)
+		io.ReadFull(c, make([]byte, 1))
+		c.SetLinger(0)
+		c.Close()
+		if err := <-got; !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("the backend got %v, want a reset", err)
 		}
 	}
 }
