@@ -81,7 +81,8 @@ type conn struct {
 	from     netip.AddrPort
 	timer    timer
 	active   time.Duration // when a byte last moved
-	// When a side was found to be reset; of a dial, when it is given up.
+	// When a side was found to be reset; of a dial, or of one that has not said who
+	// it wants, when it is given up.
 	mark    time.Duration
 	via     *via // the proxy that the client has come through; nil: none
 	state   state

@@ -47,16 +47,11 @@ func (c *conn) begin(l *loop, why Reason) {
 		c.turnAway(l, Exhausted)
 		return
 	}
-	if t := c.d.table.Load(); t.names != nil || len(t.proxies) > 0 {
-		isProxy := t.isProxy(c.from.Addr())
-		c.guard = len(t.proxies) > 0 && !isProxy
-		if t.names != nil || isProxy {
-			c.state = greeting
-			l.set(&c.timer, c.r.times.greeting)
-			return
-		}
+	if t := c.d.table.Load(); t.names != nil || t.isProxy(c.from.Addr()) {
+		c.awaitGreeting(l)
+		return
 	}
-	c.dial(l)
+	c.greeted(l)
 }
 
 // dial connects to a backend: one after the other, by weight, until one takes

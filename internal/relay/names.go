@@ -31,6 +31,10 @@ import (
 // said nothing by then waits, perhaps, for the server to begin.
 const greetingTimeout = 5 * time.Second
 
+// greetingLook is how often it is seen whether such a client is still to be
+// waited for: what it has connected to may be closed, or one frontend's by now.
+const greetingLook = 500 * time.Millisecond
+
 // names says which frontend of a shared door takes which server name.
 type names struct {
 	exact map[string]*door
@@ -122,6 +126,12 @@ type via struct {
 	dst  netip.AddrPort // where the client has connected to
 }
 
+// awaitGreeting waits for what a client begins with.
+func (c *conn) awaitGreeting(l *loop) {
+	c.state, c.mark = greeting, l.now+c.r.times.greeting
+	l.set(&c.timer, min(c.r.times.greeting, greetingLook))
+}
+
 // greet reads on in what a client begins with: the header of a trusted proxy,
 // then, if the door is shared, the hello.
 func (c *conn) greet(l *loop) {
@@ -134,6 +144,7 @@ func (c *conn) greet(l *loop) {
 		n, errno := peek(c.client.fd, l.buffer)
 		switch {
 		case errno == unix.EAGAIN || errno == unix.EINTR:
+			c.client.readable = false
 			return
 		case errno != 0 || n == 0:
 			c.turnAway(l, ClientGone)
@@ -205,6 +216,7 @@ func (c *conn) readHeader(l *loop, b []byte, all bool) bool {
 // greeted goes on once everything is known that a door has to know.
 func (c *conn) greeted(l *loop) {
 	l.clear(&c.timer)
+	c.guard = !c.proxied && len(c.d.table.Load().proxies) > 0
 	c.dial(l)
 }
 
@@ -238,13 +250,20 @@ func (c *conn) give(l *loop, to *door) {
 	c.greeted(l)
 }
 
-// greetingExpired is called when a client has taken too long.
+// greetingExpired is called now and then, and when a client has taken too long.
 func (c *conn) greetingExpired(l *loop) {
 	t := c.d.table.Load()
+	why, left := c.refusal(t), c.mark-l.now
 	switch {
+	case why != "":
+		c.turnAway(l, why)
+	case t.names == nil && !c.awaitsHeader(t):
+		c.greeted(l)
+	case left > 0:
+		l.set(&c.timer, min(left, greetingLook))
 	case c.awaitsHeader(t):
 		c.turnAway(l, ProxyHeader)
-	case t.names != nil && t.names.rest != nil && !c.client.readable:
+	case t.names.rest != nil && !c.client.readable:
 		c.give(l, t.names.rest) // it has said nothing: the server may be to begin
 	default:
 		c.turnAway(l, HelloTimeout)

@@ -640,3 +640,57 @@ func TestAResetOfAnUntrustedClientIsAReset(t *testing.T) {
 		}
 	}
 }
+
+// Whom a client wants is not known, and the door changes.
+func TestADoorChangesBeforeAClientHasSaidItsName(t *testing.T) {
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	named := loopback(upAt(greeter(t, "220 mail")))
+	named.Listen, named.Hostnames = edge.Listen{Addr: at.Addr(), Port: at.Port()}, []string{"a.test"}
+	whole := named
+	whole.Hostnames = nil
+	forbidden := named
+	forbidden.SourceRanges = []netip.Prefix{}
+	fromProxies := whole
+	fromProxies.AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	for name, c := range map[string]struct {
+		before, then []edge.Frontend
+		want         string
+	}{
+		"and is one frontend's":       {[]edge.Frontend{named}, []edge.Frontend{whole}, "220 mail"},
+		"and closes":                  {[]edge.Frontend{named}, nil, ""},
+		"and is closed to the client": {[]edge.Frontend{named}, []edge.Frontend{forbidden}, ""},
+		"and trusts no proxies":       {[]edge.Frontend{fromProxies}, []edge.Frontend{whole}, "220 mail"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRelay(t, Options{})
+			openShared(t, r, c.before)
+			conn := dial(t, at)
+			netnstest.Eventually(t, patience, "it is accepted", func() bool {
+				return slices.ContainsFunc(r.Stats(), func(s Stats) bool { return s.Waiting == 1 })
+			})
+			began := time.Now()
+			r.Apply(c.then)
+			got, err := io.ReadAll(conn)
+			if string(got) != c.want || (err == nil) != (c.want != "") {
+				t.Errorf("got %q, %v; want %q", got, err, c.want)
+			}
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("that took %v", took)
+			}
+		})
+	}
+}
+
+// The proxy has said who the client is, and the client nothing.
+func TestASilentClientOfAProxyIsGivenToTheDefault(t *testing.T) {
+	r := newRelay(t, Options{})
+	r.times.greeting = 100 * time.Millisecond
+	frontends := sharing(map[string]edge.Backend{"mail": upAt(greeter(t, "220 mail"))}, map[string][]string{"mail": {"*"}})
+	frontends[0].AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	addr := openShared(t, r, frontends)
+	c := dial(t, addr)
+	c.Write(proxyproto.AppendV2(nil, netip.MustParseAddrPort("192.0.2.7:4711"), netip.MustParseAddrPort("203.0.113.1:443")))
+	if got, err := io.ReadAll(c); string(got) != "220 mail" || err != nil {
+		t.Errorf("got %q, %v; failures %v", got, err, statsOf(t, r, "").Failures)
+	}
+}
