@@ -196,6 +196,9 @@ func (c *conn) readHeader(l *loop, b []byte, all bool) bool {
 		return false
 	}
 	c.proxied = true
+	if c.limited { // as a client, by a table by which it was no proxy
+		c.d.clients.remove(c.from.Addr())
+	}
 	if !h.Local {
 		c.via = &via{peer: c.from.Addr(), dst: h.Dst}
 		c.from = h.Src

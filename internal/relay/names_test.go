@@ -694,3 +694,28 @@ func TestASilentClientOfAProxyIsGivenToTheDefault(t *testing.T) {
 		t.Errorf("got %q, %v; failures %v", got, err, statsOf(t, r, "").Failures)
 	}
 }
+
+// A client that was counted by its own address turns out to be a proxy.
+func TestAProxyIsNotCountedAsAClient(t *testing.T) {
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	frontends := sharing(map[string]edge.Backend{"mail": upAt(server(t, echo))}, map[string][]string{"mail": {"*"}})
+	frontends[0].Listen = edge.Listen{Addr: at.Addr(), Port: at.Port()}
+	frontends[0].MaxConnectionsPerClient = 1
+	r := newRelay(t, Options{})
+	openShared(t, r, frontends)
+	c := dial(t, at)
+	netnstest.Eventually(t, patience, "it is accepted", func() bool { return statsOf(t, r, "").Waiting == 1 })
+	direct := frontends[0].AcceptProxyProtocol
+	frontends[0].AcceptProxyProtocol = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	openShared(t, r, frontends)
+	header := proxyproto.AppendV2(nil, netip.MustParseAddrPort("192.0.2.7:4711"), netip.MustParseAddrPort("203.0.113.1:443"))
+	c.Write(header)
+	say(t, c, "hello")
+	c.Close()
+	netnstest.Eventually(t, patience, "it is over", func() bool { return statsOf(t, r, "mail").Active == 0 })
+	frontends[0].AcceptProxyProtocol = direct
+	openShared(t, r, frontends)
+	if got, err := askRaw(t, at, "hello"); got != "hello" || err != nil {
+		t.Errorf("got %q, %v; failures %v", got, err, statsOf(t, r, "").Failures)
+	}
+}
