@@ -185,6 +185,19 @@ func notesOf(e desired.Exposure, f edge.Frontend, problems []edge.Problem) []str
 	default:
 		add("at most %s new connections of one client", rate)
 	}
+	switch check := f.Health; {
+	case f.Protocol != edge.TCP: // nobody asks
+	case check.Interval == 0:
+		add("backends are not checked, and count as up")
+	case check.Type != "" && check.Type != edge.CheckTCP:
+		add("checked by %s", status.CheckOf(check))
+	}
+	if f.RefuseWhenDown {
+		add("clients are turned away when all backends are down")
+	}
+	if f.CloseWhenDown {
+		add("connections are closed when their backend is down")
+	}
 	return notes
 }
 

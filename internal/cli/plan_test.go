@@ -55,13 +55,13 @@ func TestPlanNotesAreThoseOfTheRow(t *testing.T) {
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Target: edge.TargetStatic,
 		Listens: []edge.Listen{{Device: "eth0", Port: 443}},
 	}
-	limited := edge.Terms{MaxRatePerClient: edge.Rate{Connections: 5, Per: 1e9}}
+	limited := edge.Terms{MaxRatePerClient: edge.Rate{Connections: 5, Per: 1e9}, CloseWhenDown: true}
 	tcp := edge.Door{Protocol: edge.TCP}
 	state := desired.State{Exposures: []desired.Exposure{row}, Frontends: []edge.Frontend{
 		{Door: tcp, Name: "git", Zone: "home", Terms: limited},
 		{Door: tcp, Name: "web", Zone: "internet", Terms: limited},
 		{Door: edge.Door{Protocol: edge.UDP}, Name: "web", Zone: "home", Terms: limited},
-		{Door: tcp, Name: "web", Zone: "home"},
+		{Door: tcp, Name: "web", Zone: "home", Health: edge.HealthCheck{Interval: 5e9}},
 	}}
 	var out strings.Builder
 	if err := printPlan(&out, state, []edge.Problem{{Object: "service/web", What: "hostname a is taken", Remedy: "use another"}}); err != nil {
