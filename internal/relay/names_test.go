@@ -557,12 +557,13 @@ func TestTheLogSaysWhoHasWhichNames(t *testing.T) {
 		for line := range strings.Lines(log.String()) {
 			_, line, _ = strings.Cut(strings.TrimSpace(line), "msg=")
 			message, rest, _ := strings.Cut(line, " frontend=")
+			message, _, _ = strings.Cut(message, " listen=")
 			name, rest, _ := strings.Cut(rest, " ")
 			if _, names, ok := strings.Cut(rest, "hostnames="); ok {
 				names, _, _ = strings.Cut(names, " why=")
 				name += " " + names
 			}
-			lines = append(lines, strings.Trim(message, `"`)+": "+name)
+			lines = append(lines, strings.TrimSuffix(strings.Trim(message, `"`)+": "+name, ": "))
 		}
 		slices.Sort(lines)
 		return strings.Join(lines, "; ")
@@ -572,19 +573,19 @@ func TestTheLogSaysWhoHasWhichNames(t *testing.T) {
 	shared := func(git ...string) []edge.Frontend {
 		return sharing(backends, map[string][]string{"git": git, "wiki": {"wiki.example.org"}})
 	}
-	r.Apply(shared("git.example.org"))
-	said()
 	whole := shared("git.example.org")[0]
 	whole.Hostnames = nil
 	for _, step := range []struct {
 		frontends []edge.Frontend
 		want      string
 	}{
+		{shared("git.example.org"), "frontend opened: git [git.example.org]; frontend opened: wiki [wiki.example.org]"},
 		{shared("git.example.org"), ""},
 		{shared("code.example.org", "git.example.org"), `frontend takes names: git "[code.example.org git.example.org]"`},
 		{[]edge.Frontend{whole}, "frontend closed: git; frontend closed: wiki; frontend takes the whole port: git"},
 		{[]edge.Frontend{whole}, ""},
 		{shared("git.example.org"), "frontend takes names: git [git.example.org]; frontend takes names: wiki [wiki.example.org]"},
+		{nil, "frontend closed: git; frontend closed: wiki; listener closed"},
 	} {
 		r.Apply(step.frontends)
 		if got := said(); got != step.want {

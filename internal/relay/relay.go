@@ -208,7 +208,12 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 				s.Error = err.Error()
 			} else if s.Addr = d.addr; fresh {
 				opened = append(opened, d)
-				r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
+				if group == nil {
+					group = []edge.Frontend{f}
+				}
+				for _, f := range group {
+					r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
+				}
 			}
 			seen[f.Door] = s
 		}
@@ -294,10 +299,11 @@ func (r *Relay) groupLocked(shared *door, group []edge.Frontend, m *machine) *ta
 			}
 			shared.named[f.Name] = d
 		}
-		if !d.wanted || !slices.Equal(d.hostnames, f.Hostnames) {
-			d.hostnames = slices.Clone(f.Hostnames)
+		// Of a door that is not open yet, that is said of all of them.
+		if news := !d.wanted || !slices.Equal(d.hostnames, f.Hostnames); news && shared.open() {
 			r.log.Info("frontend takes names", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
 		}
+		d.hostnames = slices.Clone(f.Hostnames)
 		keep[f.Name] = true
 		r.setTableLocked(d, m.table(f))
 		d.want(true)
@@ -418,8 +424,17 @@ func (r *Relay) shutLocked(doors map[*door]bool, why string) {
 			closeFD(int32(fd))
 		}
 		d.sockets, d.servers, d.addr = nil, nil, netip.AddrPort{}
-		r.log.Info("frontend closed", "frontend", d.table.Load().name, "listen", d.key.String(), "reason", why,
-			"draining", d.active.Load())
+		t := d.table.Load()
+		if t.names == nil {
+			r.log.Info("frontend closed", "frontend", t.name, "listen", d.key.String(), "reason", why, "draining", d.active.Load())
+			continue
+		}
+		for name, f := range d.named {
+			if f.wanted { // else it was said
+				r.log.Info("frontend closed", "frontend", name, "listen", d.key.String(), "reason", why, "draining", f.active.Load())
+			}
+		}
+		r.log.Info("listener closed", "listen", d.key.String(), "reason", why, "draining", d.active.Load())
 	}
 }
 
