@@ -465,3 +465,31 @@ func TestHellosComeWhileADoorIsNoLongerShared(t *testing.T) {
 	}
 	<-done
 }
+
+// The first backend refuses half a hello. What the client sends again is of the
+// same connection.
+func TestAQUICClientWhoseBackendRefusesHasOneSession(t *testing.T) {
+	r := newRelay(t, Options{})
+	refusing, good := upAt(refusingUDP(t)), upAt(udpServer(t, func(netip.AddrPort, []byte) []byte { return nil }))
+	refusing.Weight = 1_000_000
+	f := sharingUDP(map[string]edge.Backend{"a": good}, map[string][]string{"a": {"a.test"}})
+	f[0].Backends = append(f[0].Backends, refusing)
+	addr := openShared(t, r, f)
+	c := dialUDP(t, addr)
+	hello := firstFlight(t, "a.test")
+	for i := range 3 {
+		for _, datagram := range hello {
+			if _, err := c.Write(datagram); err != nil {
+				c.Write(datagram) // it was told of the refusal, by ICMP
+			}
+		}
+		// The first datagram is lost with the backend that refuses it.
+		netnstest.Eventually(t, patience, "they are on their way", func() bool { return statsOf(t, r, "a").PacketsToBackend == uint64(2*i+2) })
+	}
+	if s := statsOf(t, r, "a"); s.Accepted != 2 || s.Active != 1 || s.Resets != 1 {
+		t.Errorf("Stats = %+v, want one session after one that was refused", s)
+	}
+	if s := statsOf(t, r, ""); s.Accepted != 1 || s.Active != 0 {
+		t.Errorf("the door: %+v, want one client", s)
+	}
+}

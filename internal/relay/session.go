@@ -274,7 +274,7 @@ func (u *udpSocket) resend(l *loop, of *session, data []byte, errno unix.Errno) 
 		}
 		s := u.flows[of.flow]
 		if errno != 0 && s != nil && s.errors(l) || s == nil {
-			s = u.open(l, of.flow, data, of.d)
+			s = u.reopen(l, of, data)
 		}
 		if s == nil {
 			break

@@ -265,7 +265,7 @@ func (u *udpSocket) session(l *loop, f flow, d *datagram) (s *session, kept bool
 func (u *udpSocket) live(l *loop, s *session, d *datagram) *session {
 	if s.first == 0 && (s.isDown(l) || s.hasLeft(l)) {
 		s.end(l, endedLost)
-		return u.open(l, s.flow, d.data, s.d)
+		return u.reopen(l, s, d.data)
 	}
 	return s
 }
@@ -293,6 +293,16 @@ func (u *udpSocket) open(l *loop, f flow, data []byte, d *door) *session {
 	count.accepted()
 	why, limited := d.admit(d.table.Load(), f.addr().Addr(), l.now, true)
 	return u.begin(l, &session{socket: u, d: d, tally: count, flow: f, limited: limited}, why, data, netip.AddrPort{})
+}
+
+// reopen begins a session in place of one that has ended. Of QUIC it is still
+// the connection that began with the same packet.
+func (u *udpSocket) reopen(l *loop, of *session, data []byte) *session {
+	s := u.open(l, of.flow, data, of.d)
+	if s != nil && of.opening != "" {
+		s.learns, s.opening = learnsFrom, of.opening
+	}
+	return s
 }
 
 // begin connects a session that has been counted, with the given backend or any.
