@@ -267,7 +267,12 @@ func (u *udpSocket) asks(l *loop, f flow) (*asker, Reason) {
 		return a, why
 	}
 	if len(u.asking) >= maxAskers {
-		return a, Limit
+		// Any of them: hardly one that has come just now, and will be done in a
+		// moment. Those who never are must not keep out who comes.
+		for _, other := range u.asking {
+			other.end(l, Limit, nil)
+			break
+		}
 	}
 	a.timer.owner = a
 	u.asking[f] = a

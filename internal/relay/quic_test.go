@@ -466,6 +466,43 @@ func TestHellosComeWhileADoorIsNoLongerShared(t *testing.T) {
 	<-done
 }
 
+// One client sends half hellos from ever new ports.
+func TestHalfHellosDoNotKeepOthersOut(t *testing.T) {
+	r := newRelay(t, Options{})
+	addr := openShared(t, r, sharingUDP(map[string]edge.Backend{"a": quicServer(t, "a")}, map[string][]string{"a": {"a.test"}}))
+	half := firstFlight(t, "a.test")[0]
+	var stopped atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for !stopped.Load() {
+			c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(addr))
+			if err != nil {
+				continue
+			}
+			c.Write(half)
+			c.Close()
+		}
+	}()
+	netnstest.Eventually(t, patience, "there is no room", func() bool { return statsOf(t, r, "").Failures[Limit] > 0 })
+	began := time.Now()
+	for range 5 {
+		c, err := dialQUIC(t, quicPort(t), addr, "a.test")
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		c.CloseWithError(0, "")
+	}
+	if took := time.Since(began); took > askingTimeout/2 {
+		t.Errorf("five clients took %v", took)
+	}
+	stopped.Store(true)
+	<-done
+	netnstest.Eventually(t, patience, "the flood is over", func() bool { return statsOf(t, r, "").Active == 0 })
+	checkSums(t, statsOf(t, r, ""))
+}
+
 // The first backend refuses half a hello. What the client sends again is of the
 // same connection.
 func TestAQUICClientWhoseBackendRefusesHasOneSession(t *testing.T) {
