@@ -383,16 +383,16 @@ func TestAnIPv6NetworkIsOneClient(t *testing.T) {
 	d := newDoor(edge.Door{})
 	table := newTable(edge.Frontend{Terms: edge.Terms{MaxConnectionsPerClient: 1}})
 	in := func(client string) bool {
-		why, limited := d.admit(table, netip.MustParseAddr(client), 0, false)
-		if limited != (why == "") {
-			t.Errorf("%s: refused for %q, and counted: %t", client, why, limited)
+		why, as := d.admit(table, netip.MustParseAddr(client), 0, false)
+		if (as == byClient) != (why == "") {
+			t.Errorf("%s: refused for %q, and counted as %d", client, why, as)
 		}
 		return why == ""
 	}
 	if !in("fd00::1") || in("fd00::ffff:2") || !in("fd00:0:0:1::1") || !in("10.0.0.1") || !in("10.0.0.2") || in("10.0.0.1") {
 		t.Error("clients are not told apart by their /64, or not by their IPv4 address")
 	}
-	d.release(netip.MustParseAddr("fd00::1"), true)
+	d.release(netip.MustParseAddr("fd00::1"), byClient)
 	if !in("fd00::3") {
 		t.Error("a network that has left does not come in again")
 	}

@@ -63,11 +63,11 @@ func (a *acceptor) ready(l *loop, _ uint32) {
 }
 
 func (a *acceptor) accepted(l *loop, fd int32, from netip.AddrPort) {
-	why, limited := a.d.admit(a.d.table.Load(), from.Addr(), l.now, false)
+	why, as := a.d.admit(a.d.table.Load(), from.Addr(), l.now, false)
 	a.r.live.Add(1)
 	to := a.r.leastBusy(l)
 	to.load.Add(1)
-	c := &conn{r: a.r, d: a.d, from: from, limited: limited}
+	c := &conn{r: a.r, d: a.d, from: from, counted: as}
 	c.client = side{c: c, fd: fd}
 	c.server = side{c: c, fd: -1}
 	if to == l {

@@ -86,7 +86,7 @@ type conn struct {
 	mark    time.Duration
 	via     *via // the proxy that the client has come through; nil: none
 	state   state
-	limited bool   // counted by door.clients
+	counted counted
 	proxied bool   // the header of a trusted proxy has been read
 	guard   bool   // the client may not begin with such a header, and has not said anything yet
 	kept    bool   // the server's keepalives are set
@@ -480,7 +480,7 @@ func (c *conn) leave(l *loop) {
 	c.state = ended
 	l.clear(&c.timer)
 	l.load.Add(-1)
-	c.d.release(c.from.Addr(), c.limited)
+	c.d.release(c.from.Addr(), c.counted)
 	c.r.left()
 }
 

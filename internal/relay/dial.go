@@ -65,6 +65,13 @@ func (c *conn) dial(l *loop) {
 			c.turnAway(l, why)
 			return
 		}
+		if t.names != nil {
+			// It is shared since the client has come, which now has to say its name.
+			c.attempts = nil
+			c.awaitGreeting(l)
+			c.greet(l)
+			return
+		}
 		var tried []netip.AddrPort
 		why, left := NoBackend, pendingWindow
 		if c.attempts != nil {

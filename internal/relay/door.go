@@ -31,8 +31,12 @@ type door struct {
 	loads     map[netip.AddrPort]*atomic.Int64
 	closed    time.Time // since when the door is not wanted
 
-	active   atomic.Int64 // connections or sessions, of all loops
-	clients  clients
+	active  atomic.Int64 // connections or sessions, of all loops
+	clients clients
+	// Of a shared door: those of active that have no frontend yet, and their
+	// clients. What else it has is of when it was not shared.
+	asking   atomic.Int64
+	askers   clients
 	limiter  atomic.Pointer[ratelimit.Limiter] // nil: there has been no rate to hold clients to
 	affinity affinity
 	ids      connectionIDs // of a shared UDP door
@@ -122,58 +126,88 @@ func (d *door) leave(addr netip.AddrPort) {
 }
 
 // admit says whether one more connection of a client may come, and counts it
-// if so: release takes it back. limited says whether the client was counted,
-// and goes to release. Of one that comes from a proxy the client is not known
-// yet, unless its header has been read: then it is admitClient's.
-func (d *door) admit(t *table, client netip.Addr, now time.Duration, known bool) (why Reason, limited bool) {
+// if so: release takes it back. How it was counted goes to release. Of one that
+// comes from a proxy the client is not known yet, unless its header has been
+// read: then it is admitClient's.
+func (d *door) admit(t *table, client netip.Addr, now time.Duration, known bool) (why Reason, as counted) {
 	n := d.active.Add(1)
+	if t.names != nil {
+		as, n = asAsker, d.asking.Add(1)
+	}
 	proxied := !known && t.isProxy(client)
 	switch {
 	case !proxied && !t.allows(client):
-		return SourceRange, false
+		return SourceRange, as
 	case t.MaxConnections > 0 && n > int64(t.MaxConnections):
-		return Limit, false
+		return Limit, as
 	case proxied:
-		return "", false
+		return "", as
 	}
-	return d.admitClient(t, client, now)
+	return d.admitClient(t, client, now, as)
+}
+
+// counted is where a connection is counted, besides in door.active.
+type counted uint8
+
+const (
+	asAsker  counted = 1 << iota // in door.asking
+	byClient                     // in clientsOf
+)
+
+// clientsOf are those that a connection is counted among.
+func (d *door) clientsOf(as counted) *clients {
+	if as&asAsker != 0 {
+		return &d.askers
+	}
+	return &d.clients
 }
 
 // admitClient is the part of admit that is about the client.
-func (d *door) admitClient(t *table, client netip.Addr, now time.Duration) (why Reason, limited bool) {
+func (d *door) admitClient(t *table, client netip.Addr, now time.Duration, as counted) (Reason, counted) {
 	if !t.allows(client) {
-		return SourceRange, false
+		return SourceRange, as
 	}
 	if rate := t.MaxRatePerClient; rate.Connections > 0 {
 		switch d.limiter.Load().Allow(clientKey(client), ratelimit.Rate{N: rate.Connections, Per: rate.Per}, t.BanTime, now) {
 		case ratelimit.Limited:
-			return RateLimit, false
+			return RateLimit, as
 		case ratelimit.Banned:
-			return Banned, false
+			return Banned, as
 		default:
 		}
 	}
 	if t.MaxConnectionsPerClient > 0 {
-		if !d.clients.add(client, t.MaxConnectionsPerClient) {
-			return ClientLimit, false
+		if !d.clientsOf(as).add(client, t.MaxConnectionsPerClient) {
+			return ClientLimit, as
 		}
-		return "", true
+		as |= byClient
 	}
-	return "", false
+	return "", as
 }
 
 // readmit is admit for who is there already. It is no new connection, and there
 // may be more of them than may come at once.
-func (d *door) readmit(t *table, client netip.Addr) (limited bool) {
+func (d *door) readmit(t *table, client netip.Addr) (as counted) {
 	d.active.Add(1)
-	return t.MaxConnectionsPerClient > 0 && d.clients.add(client, t.MaxConnectionsPerClient)
+	if t.MaxConnectionsPerClient > 0 && d.clients.add(client, t.MaxConnectionsPerClient) {
+		as = byClient
+	}
+	return as
 }
 
 // release undoes admit, whatever that has said.
-func (d *door) release(client netip.Addr, limited bool) {
+func (d *door) release(client netip.Addr, as counted) {
 	d.active.Add(-1)
-	if limited {
-		d.clients.remove(client)
+	if as&asAsker != 0 {
+		d.asking.Add(-1)
+	}
+	d.releaseClient(client, as)
+}
+
+// releaseClient undoes admitClient.
+func (d *door) releaseClient(client netip.Addr, as counted) {
+	if as&byClient != 0 {
+		d.clientsOf(as).remove(client)
 	}
 }
 

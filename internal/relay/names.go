@@ -196,16 +196,14 @@ func (c *conn) readHeader(l *loop, b []byte, all bool) bool {
 		return false
 	}
 	c.proxied = true
-	if c.limited { // as a client, by a table by which it was no proxy
-		c.d.clients.remove(c.from.Addr())
-	}
+	c.d.releaseClient(c.from.Addr(), c.counted) // as it was counted by a table by which it was no proxy
+	c.counted &^= byClient
 	if !h.Local {
 		c.via = &via{peer: c.from.Addr(), dst: h.Dst}
 		c.from = h.Src
 	}
-	why, limited := c.d.admitClient(c.d.table.Load(), c.from.Addr(), l.now)
-	c.limited = limited
-	if why != "" {
+	var why Reason
+	if why, c.counted = c.d.admitClient(c.d.table.Load(), c.from.Addr(), l.now, c.counted); why != "" {
 		c.turnAway(l, why)
 		return false
 	}
@@ -242,11 +240,11 @@ func (c *conn) route(l *loop, n *names, name string, err error) {
 // give makes a connection one of another door.
 func (c *conn) give(l *loop, to *door) {
 	c.tally.routed()
-	c.d.release(c.from.Addr(), c.limited)
+	c.d.release(c.from.Addr(), c.counted)
 	c.d, c.tally = to, l.tally(to)
 	c.tally.accepted()
 	var why Reason
-	if why, c.limited = to.admit(to.table.Load(), c.from.Addr(), l.now, true); why != "" {
+	if why, c.counted = to.admit(to.table.Load(), c.from.Addr(), l.now, true); why != "" {
 		c.turnAway(l, why)
 		return
 	}

@@ -720,3 +720,63 @@ func TestAProxyIsNotCountedAsAClient(t *testing.T) {
 		t.Errorf("got %q, %v; failures %v", got, err, statsOf(t, r, "").Failures)
 	}
 }
+
+// Those that a frontend had when all of the door was its own.
+func TestADoorIsSharedWhileConnectionsAreThere(t *testing.T) {
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	whole := loopback(upAt(server(t, echo)))
+	whole.Name, whole.Listen = "a", edge.Listen{Addr: at.Addr(), Port: at.Port()}
+	shared := func(f edge.Frontend) edge.Frontend {
+		f.Hostnames = []string{"*", "a.test"}
+		return f
+	}
+	t.Run("limits", func(t *testing.T) {
+		f := whole
+		f.MaxConnections, f.MaxConnectionsPerClient = 1, 1
+		r := newRelay(t, Options{})
+		openDoor(t, r, f)
+		before := dial(t, at)
+		say(t, before, "before")
+		openShared(t, r, []edge.Frontend{shared(f)})
+		after := dial(t, at)
+		say(t, after, "after")
+		say(t, before, "still")
+		if got, err := ask(t, at); err == nil {
+			t.Errorf("got %q from a frontend that has one already", got)
+		}
+		if s := statsOf(t, r, "a"); s.Active != 1 {
+			t.Errorf("Stats = %+v", s)
+		}
+	})
+	t.Run("idle", func(t *testing.T) {
+		f := whole
+		f.IdleTimeout = 300 * time.Millisecond
+		r := newRelay(t, Options{})
+		openDoor(t, r, f)
+		before := dial(t, at)
+		say(t, before, "before")
+		openShared(t, r, []edge.Frontend{shared(f)})
+		if _, err := before.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("got %v, want it to end because it is idle", err)
+		}
+	})
+	t.Run("held", func(t *testing.T) {
+		f := whole
+		backend := refusing(t)
+		f.Backends = []edge.Backend{inState(upAt(backend), edge.Pending)}
+		r := newRelay(t, Options{})
+		openDoor(t, r, f)
+		c := dial(t, at)
+		io.WriteString(c, "hello")
+		netnstest.Eventually(t, patience, "it is held", func() bool { return statsOf(t, r, "a").Backends[0].Failures[Refused] > 0 })
+		openShared(t, r, []edge.Frontend{shared(f)})
+		startAt(t, backend, echo)
+		got := make([]byte, 5)
+		if _, err := io.ReadFull(c, got); string(got) != "hello" || err != nil {
+			t.Errorf("got %q, %v; %+v", got, err, r.Stats())
+		}
+		for _, s := range r.Stats() {
+			checkSums(t, s)
+		}
+	})
+}

@@ -59,7 +59,7 @@ type asker struct {
 	timer    timer
 	initials hello.Initials
 	held     [][]byte
-	limited  bool
+	counted  counted
 }
 
 // The connections of one client port are told apart by a number that is kept
@@ -219,7 +219,7 @@ func (u *udpSocket) ask(l *loop, n *names, f flow, a *asker, dcid []byte, d *dat
 		}
 		var why Reason
 		if a, why = u.asks(l, f); why != "" {
-			u.turnAway(l, u.d, u.tally, &f, a.limited, why, d.data)
+			u.turnAway(l, u.d, u.tally, &f, a.counted, why, d.data)
 			return nil, false
 		}
 		a.opening = string(dcid)
@@ -263,7 +263,7 @@ func (u *udpSocket) asks(l *loop, f flow) (*asker, Reason) {
 	u.tally.accepted()
 	a := &asker{socket: u, flow: f}
 	var why Reason
-	if why, a.limited = u.d.admit(u.d.table.Load(), f.addr().Addr(), l.now, true); why != "" {
+	if why, a.counted = u.d.admit(u.d.table.Load(), f.addr().Addr(), l.now, true); why != "" {
 		return a, why
 	}
 	if len(u.asking) >= maxAskers {
@@ -308,7 +308,7 @@ func (a *asker) give(l *loop, to *door, data []byte) *session {
 	u := a.socket
 	a.leave(l)
 	u.tally.routed()
-	u.d.release(a.flow.addr().Addr(), a.limited)
+	u.d.release(a.flow.addr().Addr(), a.counted)
 	s := u.open(l, a.flow, data, to)
 	if s == nil {
 		u.drop(len(a.held))
@@ -325,7 +325,7 @@ func (a *asker) give(l *loop, to *door, data []byte) *session {
 func (a *asker) end(l *loop, why Reason, data []byte) {
 	a.leave(l)
 	a.socket.drop(len(a.held))
-	a.socket.turnAway(l, a.socket.d, a.socket.tally, &a.flow, a.limited, why, data)
+	a.socket.turnAway(l, a.socket.d, a.socket.tally, &a.flow, a.counted, why, data)
 }
 
 func (a *asker) expired(l *loop) { a.end(l, HelloTimeout, nil) }
@@ -344,8 +344,8 @@ func (u *udpSocket) moved(l *loop, f flow, data []byte) (last *session, known bo
 		}
 		count := l.tally(of.d)
 		count.accepted()
-		why, limited := of.d.admit(of.d.table.Load(), f.addr().Addr(), l.now, true)
-		s := u.begin(l, &session{socket: u, d: of.d, tally: count, flow: key, limited: limited, guess: len(owners) > 1}, why, data, of.backend)
+		why, as := of.d.admit(of.d.table.Load(), f.addr().Addr(), l.now, true)
+		s := u.begin(l, &session{socket: u, d: of.d, tally: count, flow: key, counted: as, guess: len(owners) > 1}, why, data, of.backend)
 		known = true
 		if s == nil {
 			continue

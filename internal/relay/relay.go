@@ -255,7 +255,7 @@ func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (
 	} else {
 		t := r.groupLocked(d, group, m)
 		if before := d.table.Load(); before != nil {
-			t.DrainTimeout = before.DrainTimeout // for what came while one frontend had all of it
+			t.DrainTimeout, t.IdleTimeout = before.DrainTimeout, before.IdleTimeout // for what came while one frontend had all of it
 		}
 		r.setTableLocked(d, t)
 	}

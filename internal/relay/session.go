@@ -55,7 +55,7 @@ type session struct {
 	// Of the datagrams at hand, plus one; 0: none. See datagrams.queue.
 	first, final int8
 
-	limited  bool // counted by door.clients
+	counted  counted
 	shared   bool // another process has the socket too
 	busy     bool
 	marked   bool // the TOS or traffic class of answers is passed on
@@ -478,7 +478,7 @@ func (s *session) end(l *loop, how ending) {
 		u.d.ids.forget(s)
 	}
 	s.tally.ended(s.backend, how)
-	s.d.release(s.flow.addr().Addr(), s.limited)
+	s.d.release(s.flow.addr().Addr(), s.counted)
 	giveSessionBack()
 }
 
@@ -524,7 +524,7 @@ func (u *udpSocket) adopt(l *loop, h HandedSession) {
 		return
 	}
 	sessionsAlive.Add(1)
-	s.limited = d.readmit(d.table.Load(), h.Client.Addr())
+	s.counted = d.readmit(d.table.Load(), h.Client.Addr())
 	s.tally.accepted()
 	s.backend = s.tally.backend(h.Backend)
 	s.backend.use(nil)

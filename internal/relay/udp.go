@@ -291,8 +291,8 @@ func (s *session) hasLeft(l *loop) bool {
 func (u *udpSocket) open(l *loop, f flow, data []byte, d *door) *session {
 	count := l.tally(d)
 	count.accepted()
-	why, limited := d.admit(d.table.Load(), f.addr().Addr(), l.now, true)
-	return u.begin(l, &session{socket: u, d: d, tally: count, flow: f, limited: limited}, why, data, netip.AddrPort{})
+	why, as := d.admit(d.table.Load(), f.addr().Addr(), l.now, true)
+	return u.begin(l, &session{socket: u, d: d, tally: count, flow: f, counted: as}, why, data, netip.AddrPort{})
 }
 
 // reopen begins a session in place of one that has ended. Of QUIC it is still
@@ -329,14 +329,14 @@ func (u *udpSocket) begin(l *loop, s *session, why Reason, data []byte, backend 
 		}
 		giveSessionBack()
 	}
-	u.turnAway(l, s.d, s.tally, &s.flow, s.limited, why, data)
+	u.turnAway(l, s.d, s.tally, &s.flow, s.counted, why, data)
 	return nil
 }
 
 // turnAway ends what has not become a session.
-func (u *udpSocket) turnAway(l *loop, d *door, count *tally, f *flow, limited bool, why Reason, data []byte) {
+func (u *udpSocket) turnAway(l *loop, d *door, count *tally, f *flow, as counted, why Reason, data []byte) {
 	client := f.addr().Addr()
-	d.release(client, limited)
+	d.release(client, as)
 	count.failed(why)
 	switch why {
 	case NoBackend, Refused, Unreachable, UnknownName:
