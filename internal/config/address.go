@@ -94,6 +94,21 @@ func (l Listen) isLoopback() bool {
 	return l.Device == "lo" || err == nil && a.IsLoopback()
 }
 
+// hears says whether what this machine connects to comes in here, as far as one
+// can say without asking what a name stands for.
+func (l Listen) hears(hp edge.HostPort) bool {
+	host, to := canonicalHost(l.Host), canonicalHost(hp.Host)
+	a, err := netip.ParseAddr(to)
+	loopback := err == nil && a.IsLoopback()
+	switch {
+	case l.Port != hp.Port:
+		return false
+	case l.Device != "":
+		return l.Device == "lo" && loopback
+	}
+	return host == to || host == "" && loopback
+}
+
 // parseAdmin reads the listen address of the admin block. What it serves is
 // for operators, so it listens where it was told to and nowhere else: names,
 // which stand for other addresses tomorrow, are refused.

@@ -108,7 +108,7 @@ func (f *file) frontend(v value) {
 	m.get("affinityTimeout").duration(&fe.AffinityTimeout, time.Second, 24*time.Hour, true)
 	m.get("health").health(&fe.Health, &fe.Terms, &healthBlock)
 	m.contradictions(&fe)
-	fe.Backends = backends(m.need("backends"), &backendBlock)
+	fe.Backends = backends(m.need("backends"), &backendBlock, fe.Listen)
 	if zones == nil || fe.Listen == nil { // both is a problem of its own
 		f.claim(&fe, m.get("listen"), zones, m.sharing(names, fe.AcceptProxyProtocol))
 	}
@@ -411,8 +411,9 @@ func (v value) hasOtherThan(keys ...string) bool {
 	return false
 }
 
-// backends reads the backends of a frontend, in either format.
-func backends(v value, b *block) []Backend {
+// backends reads the backends of a frontend, in either format. None may be where
+// it listens itself.
+func backends(v value, b *block, listen *Listen) []Backend {
 	if v.emptyList() {
 		v.problem("a frontend without backends", v.spec.remedy())
 	}
@@ -435,6 +436,10 @@ func backends(v value, b *block) []Backend {
 		hp, flt := parseBackend(s)
 		if flt != nil {
 			address.fault(flt)
+			continue
+		}
+		if listen != nil && listen.hears(hp) {
+			address.problem("connections to "+s+" come back to this frontend, which listens at "+listen.String()+", in an endless loop", "write where the server behind it listens")
 			continue
 		}
 		same := edge.HostPort{Host: canonicalHost(hp.Host), Port: hp.Port}

@@ -35,7 +35,7 @@ func (f *file) l4Frontend(v value) {
 		fe.Health.Interval = time.Duration(seconds) * time.Second
 	}
 	m.get("timeout").duration(&fe.IdleTimeout, time.Millisecond, maxL4Interval*time.Second, true)
-	fe.Backends = backends(m.need("backends"), &l4BackendBlock)
+	fe.Backends = backends(m.need("backends"), &l4BackendBlock, fe.Listen)
 	f.claim(&fe, bind, nil, sharing{})
 	f.add(fe, nil, v, value{})
 }
