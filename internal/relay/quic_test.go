@@ -471,17 +471,25 @@ func TestHalfHellosDoNotKeepOthersOut(t *testing.T) {
 	r := newRelay(t, Options{})
 	addr := openShared(t, r, sharingUDP(map[string]edge.Backend{"a": quicServer(t, "a")}, map[string][]string{"a": {"a.test"}}))
 	half := firstFlight(t, "a.test")[0]
-	var stopped atomic.Bool
-	done := make(chan struct{})
+	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		for !stopped.Load() {
-			c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(addr))
-			if err != nil {
-				continue
+		often := time.NewTicker(time.Millisecond) // a thousand a second for each loop
+		defer often.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-often.C:
 			}
-			c.Write(half)
-			c.Close()
+			for range len(r.loops) {
+				c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(addr))
+				if err != nil {
+					continue
+				}
+				c.Write(half)
+				c.Close()
+			}
 		}
 	}()
 	netnstest.Eventually(t, patience, "there is no room", func() bool { return statsOf(t, r, "").Failures[Limit] > 0 })
@@ -497,7 +505,7 @@ func TestHalfHellosDoNotKeepOthersOut(t *testing.T) {
 	if took := time.Since(began); took > askingTimeout/2 {
 		t.Errorf("five clients took %v", took)
 	}
-	stopped.Store(true)
+	close(stop)
 	<-done
 	netnstest.Eventually(t, patience, "the flood is over", func() bool { return statsOf(t, r, "").Active == 0 })
 	checkSums(t, statsOf(t, r, ""))
