@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -274,8 +275,16 @@ func (c *conn) turnAway(l *loop, why Reason, attrs ...any) {
 	if !ok {
 		return
 	}
-	t := c.d.table.Load()
-	log := c.r.log.With("door", c.d.key.String(), "frontend", t.name, "client", c.from.Addr().String(), "reason", string(why), "suppressed", suppressed).With(attrs...)
+	log := c.r.log.With("door", c.d.key.String(), "frontend", c.d.table.Load().name, "client", c.from.Addr().String(), "reason", string(why), "suppressed", suppressed).With(attrs...)
+	if !c.d.tellRefusal(log, why) {
+		log.Warn("no backend took a connection")
+	}
+}
+
+// tellRefusal says why a client was turned away without asking for a backend;
+// false: it was not.
+func (d *door) tellRefusal(log *slog.Logger, why Reason) bool {
+	t := d.table.Load()
 	switch why {
 	case Limit, ClientLimit:
 		log.Warn("connection limit reached", "max_connections", t.MaxConnections, "max_connections_per_client", t.MaxConnectionsPerClient)
@@ -284,6 +293,7 @@ func (c *conn) turnAway(l *loop, why Reason, attrs ...any) {
 	case NotTLS, UnknownName, HelloTimeout, ProxyHeader:
 		log.Info("a connection turned away")
 	default:
-		log.Warn("no backend took a connection")
+		return false
 	}
+	return true
 }

@@ -341,13 +341,15 @@ func (u *udpSocket) turnAway(l *loop, d *door, count *tally, f *flow, as counted
 	switch why {
 	case NoBackend, Refused, Unreachable, UnknownName:
 		l.udp.icmp.refuse(l, u, f, data)
-	case Closed, Banned, HelloTimeout, NotTLS:
+	case Closed, Banned, HelloTimeout, NotTLS, SourceRange:
 		return
 	default:
 	}
 	if suppressed, ok := d.complain(time.Now()); ok {
-		u.r.log.Warn("no backend took a session", "door", d.key.String(), "frontend", d.table.Load().name,
-			"client", client.String(), "reason", string(why), "suppressed", suppressed)
+		log := u.r.log.With("door", d.key.String(), "frontend", d.table.Load().name, "client", client.String(), "reason", string(why), "suppressed", suppressed)
+		if !d.tellRefusal(log, why) {
+			log.Warn("no backend took a session")
+		}
 	}
 }
 

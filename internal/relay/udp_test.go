@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -586,6 +587,34 @@ func TestUDPLimitsKeepWhoIsThere(t *testing.T) {
 	dialUDP(t, addr).Write([]byte("outsider"))
 	netnstest.Eventually(t, patience, "an outsider is turned away", func() bool { return onlyDoor(t, r).Failures[SourceRange] == 1 })
 	exchange(t, clients[0], "still in")
+}
+
+// The reason is in the log in the same words as with TCP: it is not for want of
+// a backend.
+func TestUDPTheLogSaysWhyAClientIsTurnedAway(t *testing.T) {
+	outsider := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	for want, terms := range map[string]edge.Terms{
+		`msg="connection limit reached" .* reason=client_limit .* max_connections_per_client=1`: {MaxConnectionsPerClient: 1},
+		`msg="a client connects too often" .* reason=rate_limit .* max_rate_per_client=1/1h`:    {MaxRatePerClient: edge.Rate{Connections: 1, Per: time.Hour}},
+	} {
+		var log bytes.Buffer
+		r := newRelay(t, Options{})
+		r.log = slog.New(slog.NewTextHandler(&log, nil))
+		f := udpLoopback(upAt(udpServer(t, echoUDP)))
+		f.Terms = terms
+		addr := openDoor(t, r, f)
+		exchange(t, dialUDP(t, addr), "in")
+		dialUDP(t, addr).Write([]byte("out"))
+		netnstest.Eventually(t, patience, "one turned away", func() bool { return len(onlyDoor(t, r).Failures) == 1 })
+		f.SourceRanges = outsider
+		openDoor(t, r, f)
+		dialUDP(t, addr).Write([]byte("outsider"))
+		netnstest.Eventually(t, patience, "and another", func() bool { return onlyDoor(t, r).Failures[SourceRange] == 1 })
+		r.Close(t.Context()) // nobody writes any more
+		if !regexp.MustCompile(want).MatchString(log.String()) || strings.Contains(log.String(), "source_range") {
+			t.Errorf("the log does not say %s, or says too much:\n%s", want, log.String())
+		}
+	}
 }
 
 // What has ended makes room, and nothing is left of a door that is closed.
