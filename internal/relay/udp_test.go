@@ -601,15 +601,15 @@ func TestUDPTheLogSaysWhyAClientIsTurnedAway(t *testing.T) {
 		r := newRelay(t, Options{})
 		r.log = slog.New(slog.NewTextHandler(&log, nil))
 		f := udpLoopback(upAt(udpServer(t, echoUDP)))
-		f.Terms = terms
+		f.Terms, f.SourceRanges = terms, outsider
 		addr := openDoor(t, r, f)
+		dialUDP(t, addr).Write([]byte("outsider"))
+		netnstest.Eventually(t, patience, "an outsider is turned away", func() bool { return onlyDoor(t, r).Failures[SourceRange] == 1 })
+		f.SourceRanges = nil
+		openDoor(t, r, f)
 		exchange(t, dialUDP(t, addr), "in")
 		dialUDP(t, addr).Write([]byte("out"))
-		netnstest.Eventually(t, patience, "one turned away", func() bool { return len(onlyDoor(t, r).Failures) == 1 })
-		f.SourceRanges = outsider
-		openDoor(t, r, f)
-		dialUDP(t, addr).Write([]byte("outsider"))
-		netnstest.Eventually(t, patience, "and another", func() bool { return onlyDoor(t, r).Failures[SourceRange] == 1 })
+		netnstest.Eventually(t, patience, "and another", func() bool { return len(onlyDoor(t, r).Failures) == 2 })
 		r.Close(t.Context()) // nobody writes any more
 		if !regexp.MustCompile(want).MatchString(log.String()) || strings.Contains(log.String(), "source_range") {
 			t.Errorf("the log does not say %s, or says too much:\n%s", want, log.String())
