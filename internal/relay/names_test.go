@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -779,4 +780,121 @@ func TestADoorIsSharedWhileConnectionsAreThere(t *testing.T) {
 			checkSums(t, s)
 		}
 	})
+}
+
+// Frontends share a door, have it alone, join and leave it, and change their
+// terms while clients of every kind come. Nothing is counted twice or never.
+func TestADoorIsSharedAndAloneUnderLoad(t *testing.T) {
+	r := newRelay(t, Options{})
+	r.times.greeting = 300 * time.Millisecond
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	good, bad := upAt(server(t, echo)), refusing(t)
+	hellos := [][]byte{clientHello(t, "a.test"), clientHello(t, "b.test"), clientHello(t, "")}
+	header := proxyproto.AppendV2(nil, netip.MustParseAddrPort("192.0.2.7:4711"), netip.MustParseAddrPort("203.0.113.1:443"))
+	random := mathrand.New(mathrand.NewPCG(1, 2))
+	frontends := func() []edge.Frontend {
+		var all []edge.Frontend
+		for name, hosts := range map[string][]string{"a": {"a.test"}, "b": {"b.test"}, "c": {"*"}} {
+			if random.IntN(3) == 0 {
+				continue
+			}
+			f := loopback(good, inState(upAt(bad), []edge.BackendState{edge.Up, edge.Pending, edge.Down}[random.IntN(3)]))
+			f.Name, f.Hostnames, f.Listen = name, hosts, edge.Listen{Addr: at.Addr(), Port: at.Port()}
+			f.MaxConnections, f.MaxConnectionsPerClient = random.IntN(2)*100, random.IntN(2)*20
+			f.Balance = []edge.Balance{edge.BalanceRandom, edge.BalanceLeastConnections, edge.BalanceSource}[random.IntN(3)]
+			all = append(all, f)
+		}
+		var proxies []netip.Prefix
+		if random.IntN(2) == 0 {
+			proxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		}
+		for i := range all {
+			all[i].AcceptProxyProtocol = proxies
+		}
+		if len(all) > 0 && random.IntN(3) == 0 {
+			all = all[:1]
+			all[0].Hostnames = nil
+		}
+		return all
+	}
+	var stop atomic.Bool
+	var clients sync.WaitGroup
+	for i := range 12 {
+		random := mathrand.New(mathrand.NewPCG(3, uint64(i)))
+		clients.Go(func() {
+			for !stop.Load() {
+				conn, err := net.DialTimeout("tcp", at.String(), time.Second)
+				if err != nil {
+					continue
+				}
+				c := conn.(*net.TCPConn)
+				c.SetDeadline(time.Now().Add(200 * time.Millisecond))
+				say := slices.Clone(hellos[random.IntN(3)])
+				if random.IntN(2) == 0 {
+					say = slices.Concat(header, say)
+				}
+				if random.IntN(4) == 0 {
+					say = say[:random.IntN(len(say))]
+				}
+				c.Write(say)
+				switch random.IntN(3) {
+				case 0:
+					c.SetLinger(0)
+				case 1:
+					c.CloseWrite()
+					io.Copy(io.Discard, c)
+				case 2:
+					io.ReadFull(c, make([]byte, len(say)))
+				}
+				c.Close()
+			}
+		})
+	}
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		r.Apply(frontends())
+		for _, s := range r.Stats() {
+			checkSums(t, s)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	stop.Store(true)
+	clients.Wait()
+	last := sharing(map[string]edge.Backend{"a": good, "b": good, "c": good}, map[string][]string{"a": {"a.test"}, "b": {"b.test"}, "c": {"*"}})
+	for i := range last {
+		last[i].Listen = edge.Listen{Addr: at.Addr(), Port: at.Port()}
+		last[i].Balance = edge.BalanceLeastConnections
+	}
+	r.Apply(last)
+	netnstest.Eventually(t, patience, "all are gone", func() bool {
+		r.Stats()
+		return r.live.Load() == 0
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for d := range r.allLocked() {
+		if d.active.Load() != 0 || d.asking.Load() != 0 || len(d.clients.of) != 0 || len(d.askers.of) != 0 {
+			t.Errorf("%v: active %d, asking %d, clients %v, askers %v", d.key, d.active.Load(), d.asking.Load(), d.clients.of, d.askers.of)
+		}
+		for addr, n := range d.loads {
+			if n.Load() != 0 {
+				t.Errorf("%s has %d connections", addr, n.Load())
+			}
+		}
+	}
+	for _, l := range r.loops {
+		l.call(func() {
+			if len(l.doors) > len(r.doors)+len(last) || l.load.Load() != 0 {
+				t.Errorf("a loop has %d doors, load %d", len(l.doors), l.load.Load())
+			}
+			for _, tl := range l.doors {
+				for addr, b := range tl.backends {
+					if b.users != 0 {
+						t.Errorf("%s has %d users", addr, b.users)
+					}
+				}
+			}
+		})
+	}
 }
