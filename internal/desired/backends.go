@@ -28,9 +28,10 @@ func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, how asked
 	if how.check.Interval == 0 {
 		return backend
 	}
+	var own edge.Health
 	if p, ok := probeOf(backend, protocol, how); ok {
-		h := b.ask(p)
-		backend.Probe, backend.State, backend.Error = p.Addr, h.State, h.Error
+		own = b.ask(p)
+		backend.Probe, backend.State, backend.Error = p.Addr, own.State, own.Error
 	}
 	if k := b.in.Config.Kubernetes; how.healthz.IsValid() && k.Health.Interval > 0 {
 		// Whatever the Service wants checked: it is one probe for the whole node.
@@ -39,8 +40,16 @@ func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, how asked
 		if !backend.Probe.IsValid() {
 			backend.Probe = p.Addr
 		}
-		if worse(h.State, backend.State) {
+		switch isConnect := how.check.Type == "" || how.check.Type == edge.CheckTCP; {
+		case worse(h.State, backend.State):
 			backend.State, backend.Error = h.State, h.Error
+		case backend.State == edge.Down && own.Silent && isConnect && h.Confirmed:
+			// kube-proxy sends what comes to any node to any pod. When a node dies,
+			// the ports of all others swallow the connections that are for its pods,
+			// until Kubernetes ends their readiness: that is nothing against the
+			// others, and without them there would be nobody.
+			backend.State = edge.Up
+			backend.Error = "its kube-proxy is well, and a pod behind its port does not answer: " + own.Error
 		}
 	}
 	return backend

@@ -349,6 +349,12 @@ type Health struct {
 	// ProbeHealthCheckNodePort was last told by X-Load-Balancing-Endpoint-Weight.
 	// 0: it was not told.
 	Weight int
+	// Silent says of a failure that nothing came back: the packets are lost, here
+	// or behind the address.
+	Silent bool
+	// Confirmed says that kube-proxy itself has answered a ProbeHealthz with 200,
+	// so that its node is alive and takes connections.
+	Confirmed bool
 }
 
 // Cluster is what the Kubernetes API says at one moment.

@@ -33,6 +33,8 @@ type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 type heard struct {
 	endpoints bool // how many kube-proxy has on its node: so many
 	weight    int
+	silence   bool // nothing at all
+	confirmed bool // by kube-proxy: its node takes connections
 }
 
 // ask makes one probe. Its errors go to the status page and to the log: they
@@ -52,10 +54,11 @@ func (p *Prober) ask(ctx context.Context, probe edge.Probe) (heard, error) {
 	case edge.ProbeHealthCheckNodePort:
 		told, err = p.askHealthCheckNodePort(ctx, probe)
 	case edge.ProbeHealthz:
-		err = p.askHealthz(ctx, probe.Addr)
+		told.confirmed, err = p.askHealthz(ctx, probe.Addr)
 	default:
 		err = fmt.Errorf("no such probe: %q", probe.Kind)
 	}
+	told.silence = isTimeout(err) || isSilence(err)
 	if isTimeout(err) {
 		err = fmt.Errorf("no answer within %v", timeout)
 		if probe.Kind == edge.ProbeHealthz {
@@ -177,9 +180,9 @@ func (p *Prober) askHealthCheckNodePort(ctx context.Context, probe edge.Probe) (
 
 // askHealthz asks kube-proxy how its node is. It answers 503 when it has not
 // written its rules for a while, and when the node is about to be deleted
-// (KEP-3836).
-func (p *Prober) askHealthz(ctx context.Context, addr netip.AddrPort) error {
-	err := p.talk(ctx, addr, func(conn net.Conn) error {
+// (KEP-3836). Confirmed says that it was kube-proxy.
+func (p *Prober) askHealthz(ctx context.Context, addr netip.AddrPort) (confirmed bool, err error) {
+	err = p.talk(ctx, addr, func(conn net.Conn) error {
 		status, _, err := get(conn, hostOf(addr), "/healthz")
 		part(ctx, conn)
 		switch {
@@ -193,9 +196,15 @@ func (p *Prober) askHealthz(ctx context.Context, addr netip.AddrPort) error {
 		return nil
 	})
 	if errors.Is(err, unix.ECONNREFUSED) {
-		return nil // there is no kube-proxy, and the node is alive
+		return false, nil // there is no kube-proxy, and the node is alive
 	}
-	return err
+	return err == nil, err
+}
+
+// isSilence says whether an error means that packets are lost on the way, which
+// a router there may have said.
+func isSilence(err error) bool {
+	return errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
 }
 
 func isTimeout(err error) bool {

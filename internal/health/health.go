@@ -87,6 +87,7 @@ type target struct {
 	health    edge.Health
 	since     time.Time // of Apply
 	succeeded bool      // ever
+	spoke     bool      // ever, whatever it said
 	eager     bool      // new, and waited for
 	tries     int
 	failures  int  // in a row
@@ -260,6 +261,7 @@ func (p *Prober) blameLocked(t *target, err error, now time.Time) {
 	t.blamed = true
 	before := t.health
 	t.fail(ofConnection(err), now)
+	t.health.Silent = isTimeout(err) || isSilence(err)
 	p.tellLocked(t, before)
 }
 
@@ -374,7 +376,15 @@ func (p *Prober) note(t *target, heard heard, err error, now time.Time) {
 		return
 	}
 	before := t.health
+	if !heard.silence {
+		t.spoke = true
+	} else if t.Kind == edge.ProbeHealthz && !t.spoke {
+		// A firewall, perhaps: nobody has ever seen this healthz, and whether the
+		// node is alive others tell.
+		err = nil
+	}
 	t.judge(err, now)
+	t.health.Silent, t.health.Confirmed = err != nil && heard.silence, heard.confirmed
 	if heard.endpoints {
 		t.health.Weight = heard.weight
 	}

@@ -288,6 +288,57 @@ func TestFailedConnectionsAskHealthz(t *testing.T) {
 	})
 }
 
+// A firewall that lets nobody ask kube-proxy must not cost all nodes. Who has
+// answered once, and does so no more, is another matter.
+func TestAHealthzThatNobodyHasSeenSaysNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := ordinary(1)
+		probe.Kind = edge.ProbeHealthz
+		s.set(probe, silent)
+		p.Apply([]edge.Probe{probe})
+		wait(time.Minute)
+		wantHealth(t, p, probe, edge.Up, "")
+		s.set(probe, refuse)
+		wait(10 * time.Second)
+		s.set(probe, silent)
+		wait(time.Minute)
+		wantHealth(t, p, probe, edge.Down, "kube-proxy's healthz: no answer within 1s")
+	})
+}
+
+// Packets that are lost tell something else of a node than a port that is
+// closed, and kube-proxy's own word something else than its absence.
+func TestWhatAFailureWasLike(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		node, healthz := ordinary(1), ordinary(2)
+		healthz.Kind = edge.ProbeHealthz
+		s.says(node.Addr, "")
+		s.says(healthz.Addr, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+		p.Apply([]edge.Probe{node, healthz})
+		look := func(what string, silent, confirmed bool) {
+			t.Helper()
+			wait(30 * time.Second)
+			now := p.Snapshot()
+			if now[node].Silent != silent || now[healthz].Confirmed != confirmed {
+				t.Errorf("%s: %+v and %+v, want silent=%v confirmed=%v", what, now[node], now[healthz], silent, confirmed)
+			}
+		}
+		look("well", false, true)
+		s.set(node, refuse)
+		s.set(healthz, refuse)
+		look("refused", false, false)
+		s.set(node, silent)
+		s.says(healthz.Addr, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}")
+		look("silent", true, false)
+		s.says(node.Addr, "")
+		look("well again", false, false)
+		p.Failed(node.Addr, unix.ETIMEDOUT)
+		if h := p.Snapshot()[node]; !h.Silent {
+			t.Errorf("after a connection that was lost: %+v", h)
+		}
+	})
+}
+
 const (
 	kubeProxy200 = "HTTP/1.1 200 OK\r\nX-Load-Balancing-Endpoint-Weight: %s\r\nContent-Length: 2\r\n\r\n{}"
 	kubeProxy503 = "HTTP/1.1 503 Service Unavailable\r\nX-Load-Balancing-Endpoint-Weight: 0\r\nContent-Length: 2\r\n\r\n{}"
