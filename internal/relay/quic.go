@@ -29,11 +29,11 @@ import (
 // A client whose port or address has changed (a NAT has forgotten it, a phone
 // has left the house) is found by its connection ID, too. It gets a session of
 // its own with that backend, which so sees that the client has moved, and makes
-// sure that it is the same one (ibid., section 9). If the ID is not known, the
-// backends that its address has sessions with are asked, all of them until one
-// answers as only the right one does. A client that moves to another address,
-// and takes an encrypted connection ID with it (ibid., section 9.5), goes to the
-// default or nowhere, and connects anew when it has waited long enough.
+// sure that it is the same one (ibid., section 9). If the ID is not known, all
+// backends that anybody has sessions with are asked, until one answers as only
+// the right one does; or, if they are many, those that the client's address has
+// sessions with. The default is among them. Otherwise the client goes there or
+// nowhere, and connects anew when it has waited long enough.
 
 const (
 	// Those who have not said who they want yet, of one loop and door. Their
@@ -49,6 +49,12 @@ const (
 	// What a server says to a client that has moved is made to fill so many bytes
 	// (RFC 9000, section 8.2.1), unless the client has sent too little for that.
 	leastChallenge = 1200
+
+	// A guess is given up that is not confirmed by then; and of one door and loop
+	// there are no more than this, or strangers could have us open a session with
+	// each backend for a packet of twenty bytes.
+	guessTimeout = 3 * time.Second
+	maxGuesses   = 256
 )
 
 // asker is a QUIC client whose hello is not whole yet.
@@ -111,9 +117,25 @@ func (u *udpSocket) sessionByName(l *loop, n *names, f flow, d *datagram) (s *se
 	}
 	free := bits.TrailingZeros8(^slots)
 	if free >= maxSlots {
-		return nil, false
+		// Of most of them their ends have been said, in a way that only they can read.
+		if free = u.mostIdle(l, f); free < 0 {
+			return nil, false
+		}
+		u.flows[f.slot(free)].end(l, endedIdle)
 	}
 	return u.ask(l, n, f.slot(free), nil, dcid, d)
+}
+
+// mostIdle is the slot of a port in which nothing has been said for longest; -1:
+// there are only askers.
+func (u *udpSocket) mostIdle(l *loop, f flow) int {
+	longest, at := time.Duration(-1), -1
+	for i := range maxSlots {
+		if s := u.flows[f.slot(i)]; s != nil && s.first == 0 && s.idle(l) > longest {
+			longest, at = s.idle(l), i
+		}
+	}
+	return at
 }
 
 // opens returns the connection ID that a datagram is for, if it says so, and
@@ -333,7 +355,15 @@ func (a *asker) expired(l *loop) { a.end(l, HelloTimeout, nil) }
 // moved returns the session of a client that has been here from another
 // address or port. known says that it was.
 func (u *udpSocket) moved(l *loop, f flow, data []byte) (last *session, known bool) {
-	id, owners := u.d.ids.find(f.addr().Addr(), data)
+	id, owners, sure := u.d.ids.find(f.addr().Addr(), data)
+	if !sure && len(owners) > 0 {
+		if n := u.d.table.Load().names; n != nil && n.rest != nil {
+			owners = append(owners, idOwner{d: n.rest}) // it may be no QUIC at all
+		}
+		if u.guesses+len(owners) > maxGuesses {
+			return nil, false
+		}
+	}
 	for i, of := range owners {
 		if of.d.gone.Load() {
 			continue
@@ -345,12 +375,16 @@ func (u *udpSocket) moved(l *loop, f flow, data []byte) (last *session, known bo
 		count := l.tally(of.d)
 		count.accepted()
 		why, as := of.d.admit(of.d.table.Load(), f.addr().Addr(), l.now, true)
-		s := u.begin(l, &session{socket: u, d: of.d, tally: count, flow: key, counted: as, guess: len(owners) > 1}, why, data, of.backend)
+		s := u.begin(l, &session{socket: u, d: of.d, tally: count, flow: key, counted: as, guess: !sure}, why, data, of.backend)
 		known = true
 		if s == nil {
 			continue
 		}
 		u.d.ids.add(s, id)
+		if s.guess {
+			u.guesses++
+			l.set(&s.timer, guessTimeout)
+		}
 		if last != nil {
 			u.resend(l, last, data, 0)
 		}
@@ -366,8 +400,9 @@ func (s *session) confirm(l *loop, size int) {
 	if s.sent == 0 || size < min(s.sent, leastChallenge) {
 		return
 	}
-	s.guess = false
 	u := s.socket
+	s.guess = false
+	u.guesses--
 	for i := range maxSlots {
 		if other := u.flows[s.flow.slot(i)]; other != nil && other.guess {
 			other.end(l, endedWell)
@@ -407,6 +442,7 @@ type connectionIDs struct {
 	lengths [maxIDLength + 1]int // how many there are of each
 	// Which backends a client address has sessions with; the latest is the last.
 	clients map[netip.Addr][]idOwner
+	all     []idOwner // that anybody has sessions with
 }
 
 const maxIDLength = 20 // RFC 9000, section 17.2
@@ -439,6 +475,11 @@ func (c *connectionIDs) add(s *session, id string) {
 			owners = slices.Delete(owners, i, i+1)
 		}
 		c.clients[client] = append(owners, mine)
+		if i := slices.IndexFunc(c.all, mine.is); i >= 0 {
+			c.all[i].users++
+		} else {
+			c.all = append(c.all, idOwner{mine.d, mine.backend, 1})
+		}
 	}
 	if id == "" {
 		return
@@ -472,9 +513,15 @@ func (c *connectionIDs) forget(s *session) {
 		c.lengths[len(id)]--
 	}
 	s.ids = nil
+	mine := idOwner{d: s.d, backend: s.backend.count.Addr}
+	if i := slices.IndexFunc(c.all, mine.is); i >= 0 {
+		if c.all[i].users--; c.all[i].users == 0 {
+			c.all = slices.Delete(c.all, i, i+1)
+		}
+	}
 	client := s.flow.addr().Addr()
 	owners := c.clients[client]
-	if i := slices.IndexFunc(owners, idOwner{d: s.d, backend: s.backend.count.Addr}.is); i >= 0 {
+	if i := slices.IndexFunc(owners, mine.is); i >= 0 {
 		if owners[i].users--; owners[i].users == 0 {
 			owners = slices.Delete(owners, i, i+1)
 		}
@@ -488,30 +535,34 @@ func (c *connectionIDs) forget(s *session) {
 
 // find returns who can be meant by a packet of a client that has no session: who
 // has its connection ID, whose length a short header does not say; or those that
-// the client's address has sessions with.
-func (c *connectionIDs) find(client netip.Addr, packet []byte) (id string, owners []idOwner) {
+// anybody has sessions with; or, if these are many, the client's address. Sure
+// is whether it was by the ID.
+func (c *connectionIDs) find(client netip.Addr, packet []byte) (id string, owners []idOwner, sure bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.of) == 0 && len(c.clients) == 0 {
-		return "", nil
+		return "", nil, true
 	}
 	if dcid, _, long := hello.LongHeaderIDs(packet); long {
 		if of, ok := c.of[string(dcid)]; ok {
-			return string(dcid), []idOwner{of}
+			return string(dcid), []idOwner{of}, true
 		}
-		return "", nil
+		return "", nil, true
 	}
 	if !hello.ShortHeader(packet) {
-		return "", nil
+		return "", nil, true
 	}
 	for n := maxIDLength; n > 0; n-- {
 		if c.lengths[n] == 0 || len(packet) <= n {
 			continue
 		}
 		if of, ok := c.of[string(packet[1:1+n])]; ok {
-			return string(packet[1 : 1+n]), []idOwner{of}
+			return string(packet[1 : 1+n]), []idOwner{of}, true
 		}
 	}
-	all := c.clients[client]
-	return "", slices.Clone(all[max(len(all)-maxSlots, 0):])
+	owners = c.all
+	if len(owners) >= maxSlots { // and one is left for the default
+		owners = c.clients[client]
+	}
+	return "", slices.Clone(owners[max(len(owners)-maxSlots+1, 0):]), false
 }

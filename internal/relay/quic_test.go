@@ -156,6 +156,19 @@ func TestQUICConnectionsOfOnePortGoToSeveralServers(t *testing.T) {
 		}
 	}
 	conns["b"].CloseWithError(0, "")
+	for i := range 2 * maxSlots { // those that are over do not keep others out
+		c, err := dialQUIC(t, port, addr, "b.test")
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		if got, err := talkQUIC(t, c, "short"); got != "b asked for b.test: short" || err != nil {
+			t.Errorf("connection %d: got %q, %v", i, got, err)
+		}
+		c.CloseWithError(0, "")
+		for _, name := range []string{"a", "c"} { // are not idle
+			talkQUIC(t, conns[name], "still")
+		}
+	}
 	for _, name := range []string{"a", "c"} {
 		if got, err := talkQUIC(t, conns[name], "still"); got != fmt.Sprintf("%s asked for %s.test: still", name, name) || err != nil {
 			t.Errorf("%s: got %q, %v", name, got, err)
@@ -225,7 +238,7 @@ func TestAQUICClientBehindANATKeepsItsBackend(t *testing.T) {
 			if got != fmt.Sprintf("%s asked for %s.test: hello", name, name) || err != nil {
 				t.Fatalf("%s, after %d moves: got %q, %v", name, i, got, err)
 			}
-			move("127.0.0.1")
+			move(fmt.Sprintf("127.0.0.%d", i%2+1)) // another port, or another address as well
 		}
 		if s := statsOf(t, r, name); s.Accepted < 3 {
 			t.Errorf("%s: %+v, want a session for each move", name, s)
@@ -262,6 +275,10 @@ func TestAQUICConnectionIDIsFoundAtAnyAddress(t *testing.T) {
 	}
 	backends := map[string]edge.Backend{"a": server("a", "\xe0aaaaaaa"), "b": server("b", "\xe0bbbbbbbbbb")}
 	addr := openShared(t, r, sharingUDP(backends, map[string][]string{"a": {"a.test"}, "b": {"b.test"}}))
+	// What nobody knows goes nowhere.
+	stranger := dialUDP(t, addr)
+	stranger.Write([]byte("\x41\xe0unknownunknown, protected, whatever"))
+	netnstest.Eventually(t, patience, "the stranger is turned away", func() bool { return statsOf(t, r, "").Failures[NotTLS] == 1 })
 	for name, id := range map[string]string{"a": "\xe0aaaaaaa", "b": "\xe0bbbbbbbbbb"} {
 		first := firstFlight(t, name+".test")
 		c := dialUDP(t, addr)
@@ -291,14 +308,6 @@ func TestAQUICConnectionIDIsFoundAtAnyAddress(t *testing.T) {
 			t.Errorf("%s: %+v, want 3 sessions", name, s)
 		}
 	}
-	// What nobody knows goes nowhere.
-	c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 11)}, net.UDPAddrFromAddrPort(addr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.Write([]byte("\x41\xe0unknownunknown, protected, whatever"))
-	netnstest.Eventually(t, patience, "the stranger is turned away", func() bool { return statsOf(t, r, "").Failures[NotTLS] == 1 })
 }
 
 // firstFlight is what a QUIC client begins with.
@@ -536,5 +545,43 @@ func TestAQUICClientWhoseBackendRefusesHasOneSession(t *testing.T) {
 	}
 	if s := statsOf(t, r, ""); s.Accepted != 1 || s.Active != 0 {
 		t.Errorf("the door: %+v, want one client", s)
+	}
+}
+
+// Packets of twenty bytes from anywhere must not take the machine's ports.
+func TestGuessesAreFew(t *testing.T) {
+	r := newRelay(t, Options{})
+	backends := map[string]edge.Backend{"a": quicServer(t, "a"), "b": quicServer(t, "b")}
+	addr := openShared(t, r, sharingUDP(backends, map[string][]string{"a": {"a.test"}, "b": {"b.test"}}))
+	conns := map[string]*quic.Conn{}
+	for name := range backends {
+		c, err := dialQUIC(t, quicPort(t), addr, name+".test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns[name] = c
+	}
+	most := uint64(0)
+	for i := range 2000 {
+		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 1, byte(i>>8), byte(i))}, net.UDPAddrFromAddrPort(addr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte("\x41unknown, protected, whatever it is"))
+		c.Close()
+		if i%100 == 99 {
+			most = max(most, statsOf(t, r, "a").Active+statsOf(t, r, "b").Active)
+		}
+	}
+	if limit := uint64(len(r.loops)*maxGuesses + 2); most > limit || most < 100 {
+		t.Errorf("there were %d sessions, want some, and at most %d", most, limit)
+	}
+	netnstest.Eventually(t, 2*patience, "the guesses are given up", func() bool {
+		return statsOf(t, r, "a").Active+statsOf(t, r, "b").Active == 2
+	})
+	for name, c := range conns {
+		if got, err := talkQUIC(t, c, "still"); got != fmt.Sprintf("%s asked for %s.test: still", name, name) || err != nil {
+			t.Errorf("%s: got %q, %v", name, got, err)
+		}
 	}
 }

@@ -449,9 +449,10 @@ func (s *session) limit() int {
 }
 
 // expired ends the session if it is idle. The timer is not moved for each
-// datagram: it comes when the session could be idle at the earliest.
+// datagram: it comes when the session could be idle at the earliest. A guess has
+// had its time.
 func (s *session) expired(l *loop) {
-	if left := s.d.table.Load().IdleTimeout - s.idle(l); left > 0 {
+	if left := s.d.table.Load().IdleTimeout - s.idle(l); left > 0 && !s.guess {
 		l.set(&s.timer, left)
 		return
 	}
@@ -471,6 +472,9 @@ func (s *session) end(l *loop, how ending) {
 	closeFD(s.fd)
 	s.fd = -1
 	delete(u.flows, s.flow)
+	if s.guess {
+		u.guesses--
+	}
 	if len(u.slots) > 0 {
 		u.vacate(s.flow)
 	}

@@ -89,6 +89,7 @@ type udpSocket struct {
 	tally    *tally
 	flows    map[flow]*session
 	asking   map[flow]*asker // clients whose names are not known yet (quic.go)
+	guesses  int             // sessions that are
 	asked    int             // bytes that are kept for them
 	slots    map[flow]uint8  // of ports that have had more than one QUIC connection: those in use
 	refused  []refusal
