@@ -414,3 +414,79 @@ func problemsOf(t *testing.T, service string) string {
 	}
 	return strings.Join(all, "\n")
 }
+
+// Under Cluster, kube-proxy of every node goes on to send connections to the pods
+// of the dead one until Kubernetes says otherwise. So the node ports of all seem
+// dead now and then; those that live are used on, and the dead one is not.
+func TestNodeThatDiesUnderCluster(t *testing.T) {
+	const port, limit = 8602, 3 * time.Second
+	ns := namespace(t)
+	manifests := ""
+	for _, node := range []string{"w1", "w2", "w3"} {
+		manifests += deployment(ns, node, "web", node, 1)
+	}
+	apply(t, manifests+service(ns, "web", "web", "home", "Cluster", port))
+	awaitPods(t, ns, "w1", "w2", "w3")
+	dead := "10.0.0.103:" + nodePortOf(t, ns, "web")
+	given := func() (connections uint64, states map[string]string) {
+		states = map[string]string{}
+		f, _ := openAt(t, port)
+		for _, b := range f.Backends {
+			states[b.Addr] = b.State
+			if b.Addr == dead {
+				connections = b.Total + b.Failures
+			}
+		}
+		return connections, states
+	}
+	eventually(t, 20*time.Second, "all nodes are up", func() error {
+		return allUp(t, ns+"/web", 3)
+	})
+	l := startLoad("home1", fmt.Sprintf("%s:%d", homeAddr, port), 50)
+	eventually(t, 10*time.Second, "it is given connections", func() error {
+		if n, _ := given(); n < 20 {
+			return fmt.Errorf("%d connections", n)
+		}
+		return nil
+	})
+	if err := lab.LinkDown("w3", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	pulled := time.Now()
+	t.Cleanup(func() {
+		if err := lab.LinkUp("w3", "eth0"); err != nil {
+			t.Error(err)
+		}
+	})
+	count, _ := given()
+	var last time.Duration
+	fallen := map[string]bool{}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for time.Since(pulled) < 15*time.Second {
+		<-tick.C
+		// Connections that wait are counted when they fail, a connect timeout later.
+		looked := time.Since(pulled)
+		n, states := given()
+		if n != count {
+			count, last = n, looked
+		}
+		for addr, state := range states {
+			if addr != dead && state != "up" {
+				fallen[addr] = true
+			}
+		}
+	}
+	if !isReady(t, "w3") {
+		t.Error("the API says that the node is not Ready; so anybody would have known")
+	}
+	t.Logf("the dead node's last connection ended %d ms after the cable was pulled", last.Milliseconds())
+	if last > limit+3*time.Second {
+		t.Errorf("the dead node was given connections: the last one ended %s after the cable was pulled", last)
+	}
+	if len(fallen) > 0 {
+		t.Errorf("nodes that live were taken out: %v", slices.Sorted(maps.Keys(fallen)))
+	}
+	slowest := l.end(t)
+	t.Logf("%d of %d connections failed, the slowest took %s: kube-proxy had sent them to the dead node's pod", len(l.failed), len(l.took), slowest)
+}
