@@ -50,6 +50,7 @@ func (c *conn) begin(l *loop, why Reason) {
 	}
 	if t := c.d.table.Load(); t.names != nil || t.isProxy(c.from.Addr()) {
 		c.awaitGreeting(l)
+		c.greet(l) // when there is much to do, it has come by now
 		return
 	}
 	c.greeted(l)
