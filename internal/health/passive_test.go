@@ -1,6 +1,7 @@
 package health
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -88,7 +89,7 @@ func TestSuspicionIsNoFailure(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *Prober, s *site) {
 		probe := ordinary(1)
 		probe.Fall = 1
-		s.set(probe, accept)
+		s.set(probe, acceptLater)
 		p.Apply([]edge.Probe{probe})
 		wait(time.Second)
 		changed(p)
@@ -98,8 +99,9 @@ func TestSuspicionIsNoFailure(t *testing.T) {
 		}
 		wantHealth(t, p, probe, edge.Up, "")
 		wait(time.Second)
-		if at := s.dials(probe, began); len(at) != 1 {
-			t.Errorf("probed at %v, want once", at)
+		// Once, and once more for those that came when that was under way.
+		if at := s.dials(probe, began); len(at) < 1 || len(at) > 2 {
+			t.Errorf("probed at %v, want once or twice", at)
 		}
 		if changed(p) {
 			t.Error("Changed was signalled, and nothing has")
@@ -163,11 +165,18 @@ func gaps(at []time.Duration) []time.Duration {
 	return out
 }
 
+// acceptLater is accept that takes its time, as on a network: no answer comes
+// before a test has looked, unless it waits.
+func acceptLater(context.Context) error {
+	<-time.After(time.Millisecond)
+	return nil
+}
+
 // One between two probes, and one again after the next.
 func TestFailedConnectionsCountAfterEachProbe(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *Prober, s *site) {
 		probe := ordinary(1)
-		s.set(probe, accept)
+		s.set(probe, acceptLater)
 		p.Apply([]edge.Probe{probe})
 		for range 3 {
 			wait(time.Second)
@@ -184,7 +193,7 @@ func TestFallOneTakesAFailedConnectionAtItsWord(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *Prober, s *site) {
 		probe := ordinary(1)
 		probe.Fall, probe.Rise = 1, 1
-		s.set(probe, accept)
+		s.set(probe, acceptLater)
 		p.Apply([]edge.Probe{probe})
 		wait(time.Second)
 		p.Failed(probe.Addr, unix.ETIMEDOUT)
@@ -332,6 +341,7 @@ func TestWhatAFailureWasLike(t *testing.T) {
 		look("silent", true, false)
 		s.says(node.Addr, "")
 		look("well again", false, false)
+		s.set(node, acceptLater)
 		p.Failed(node.Addr, unix.ETIMEDOUT)
 		if h := p.Snapshot()[node]; !h.Silent {
 			t.Errorf("after a connection that was lost: %+v", h)
