@@ -233,6 +233,9 @@ func TestHealthCheckNodePortAndTheNodePortItself(t *testing.T) {
 		}
 	}()
 	await(edge.Up, "")
+	for troubled.Load() == 0 { // the one that made it so may not have been accepted yet
+		<-time.After(5 * time.Millisecond)
+	}
 	before := troubled.Load()
 	<-time.After(500 * time.Millisecond) // five intervals
 	if n := troubled.Load() - before; n != 0 {
