@@ -322,7 +322,8 @@ type ProbeKind string
 // (Through); and each time if that is more than to connect. ProbeHealthz sends
 // GET /healthz, where kube-proxy answers something else than 200 while its node
 // takes no connections: it is leaving, or not programmed. Who refuses the
-// connection is no kube-proxy, and says nothing against the node.
+// connection is no kube-proxy, and who has never answered may be behind a
+// firewall: neither says anything against the node.
 const (
 	ProbeBackend             ProbeKind = "backend"
 	ProbeHealthCheckNodePort ProbeKind = "healthCheckNodePort"

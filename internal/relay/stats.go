@@ -51,7 +51,8 @@ const (
 //	Accepted = Active + Finished + Resets + IdleTimeouts + DrainTimeouts + Lost + BackendDown + Cut + Routed + sum of Failures
 //
 // Bytes are counted as they are written to the other side. A UDP session counts
-// as a connection: accepted with its first datagram, and ended by IdleTimeouts.
+// as a connection: accepted with its first datagram, and ended by IdleTimeouts;
+// or Finished, if it was a wrong guess of where a QUIC client has moved from.
 type Stats struct {
 	edge.Door
 	Name             string            `json:"name"`
