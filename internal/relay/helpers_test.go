@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"testing"
@@ -102,6 +103,21 @@ func refusing(t testing.TB) netip.AddrPort {
 	l := listenLoopback(t)
 	l.Close()
 	return addrOf(l)
+}
+
+// freePort is free at every address, and none of those that clients get: one of
+// these may be taken, by any test that runs at the same time, before it is used.
+func freePort(t testing.TB) uint16 {
+	t.Helper()
+	for range 100 {
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{Port: 12000 + rand.IntN(20000)})
+		if err == nil {
+			defer l.Close()
+			return addrOf(l).Port()
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
 }
 
 func dial(t testing.TB, addr netip.AddrPort) *net.TCPConn {

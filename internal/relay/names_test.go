@@ -227,7 +227,7 @@ func TestWhatIsNotTLSGoesToTheDefault(t *testing.T) {
 func TestFrontendsJoinAndLeaveASharedDoor(t *testing.T) {
 	r := newRelay(t, Options{})
 	backends := map[string]edge.Backend{"a": upAt(server(t, echo)), "b": upAt(server(t, echo))}
-	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
 	frontends := func(hostnames map[string][]string) []edge.Frontend {
 		all := sharing(backends, hostnames)
 		for i := range all {
@@ -288,12 +288,6 @@ func TestFrontendsJoinAndLeaveASharedDoor(t *testing.T) {
 	if got, err := askRaw(t, at, "no hello"); got != "" || !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("got %q, %v; want a reset", got, err)
 	}
-}
-
-func listenAndClose(t testing.TB) *net.TCPListener {
-	l := listenLoopback(t)
-	l.Close()
-	return l
 }
 
 func askRaw(t testing.TB, addr netip.AddrPort, say string) (string, error) {
@@ -645,7 +639,7 @@ func TestAResetOfAnUntrustedClientIsAReset(t *testing.T) {
 
 // Whom a client wants is not known, and the door changes.
 func TestADoorChangesBeforeAClientHasSaidItsName(t *testing.T) {
-	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
 	named := loopback(upAt(greeter(t, "220 mail")))
 	named.Listen, named.Hostnames = edge.Listen{Addr: at.Addr(), Port: at.Port()}, []string{"a.test"}
 	whole := named
@@ -699,7 +693,7 @@ func TestASilentClientOfAProxyIsGivenToTheDefault(t *testing.T) {
 
 // A client that was counted by its own address turns out to be a proxy.
 func TestAProxyIsNotCountedAsAClient(t *testing.T) {
-	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
 	frontends := sharing(map[string]edge.Backend{"mail": upAt(server(t, echo))}, map[string][]string{"mail": {"*"}})
 	frontends[0].Listen = edge.Listen{Addr: at.Addr(), Port: at.Port()}
 	frontends[0].MaxConnectionsPerClient = 1
@@ -724,7 +718,7 @@ func TestAProxyIsNotCountedAsAClient(t *testing.T) {
 
 // Those that a frontend had when all of the door was its own.
 func TestADoorIsSharedWhileConnectionsAreThere(t *testing.T) {
-	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
 	whole := loopback(upAt(server(t, echo)))
 	whole.Name, whole.Listen = "a", edge.Listen{Addr: at.Addr(), Port: at.Port()}
 	shared := func(f edge.Frontend) edge.Frontend {
@@ -787,7 +781,7 @@ func TestADoorIsSharedWhileConnectionsAreThere(t *testing.T) {
 func TestADoorIsSharedAndAloneUnderLoad(t *testing.T) {
 	r := newRelay(t, Options{})
 	r.times.greeting = 300 * time.Millisecond
-	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrOf(listenAndClose(t)).Port())
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
 	good, bad := upAt(server(t, echo)), refusing(t)
 	hellos := [][]byte{clientHello(t, "a.test"), clientHello(t, "b.test"), clientHello(t, "")}
 	header := proxyproto.AppendV2(nil, netip.MustParseAddrPort("192.0.2.7:4711"), netip.MustParseAddrPort("203.0.113.1:443"))

@@ -95,7 +95,7 @@ func TestPortMovesBetweenDoorsInOneApply(t *testing.T) {
 	r := newRelay(t, Options{})
 	backend := upAt(greeter(t, "hello"))
 	narrow := loopback(backend)
-	narrow.Listen.Port = refusing(t).Port()
+	narrow.Listen.Port = freePort(t)
 	wide := narrow
 	wide.Listen.Addr = netip.Addr{}
 	openDoor(t, r, narrow)
