@@ -67,6 +67,7 @@ type Frontend struct {
 	SourceRanges []netip.Prefix // nil: all
 	// AcceptProxyProtocol are the networks of proxies that connect with a header.
 	AcceptProxyProtocol []netip.Prefix
+	DataPlane           edge.DataPlane
 	Health              edge.HealthCheck // of a UDP frontend: none
 	edge.Terms
 	Backends []Backend
@@ -99,7 +100,9 @@ type Kubernetes struct {
 	DefaultZones        []string
 	Allow               map[string]Allow // by zone; a zone that is not a key may be asked for by all
 	Target              edge.Target
-	edge.Terms          // of all Services; what a Service says for itself comes first
+	DataPlane           edge.DataPlane
+	PodRoutes           bool // keep routes to the pods of each node while pods are backends
+	edge.Terms               // of all Services; what a Service says for itself comes first
 	AcceptProxyProtocol []netip.Prefix
 	Health              edge.HealthCheck
 	HealthzPort         uint16 // of kube-proxy on each node; 0: it is not asked

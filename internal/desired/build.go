@@ -29,6 +29,12 @@ type Inputs struct {
 	Doors      map[edge.Door]string       // doors that could not be opened, with the error
 	// NoTransparency is why this machine cannot relay transparently; empty: it can.
 	NoTransparency string
+	// NoNAT is why this machine's kernel cannot do the nat data plane; empty: it
+	// can.
+	NoNAT string
+	// NoForwarding says that the kernel forwards no packets (ip_forward is 0), of
+	// IPv4 and of IPv6.
+	NoForwarding4, NoForwarding6 bool
 }
 
 // State is everything that should be.
@@ -41,6 +47,13 @@ type State struct {
 	// Transparent says that clients' own addresses are wanted, whether or not they
 	// can be had.
 	Transparent bool
+	// NAT says that the nat data plane is wanted, whether or not it can be had.
+	NAT bool
+	// Hairpins are pairs of interfaces in one network, from and to which packets of
+	// the nat data plane may go: an interface and itself, or two (a MACVLAN and its
+	// parent). Answers would not come back through this machine. Sorted.
+	Hairpins [][2]string
+	Routes   []edge.Route // to pods that are backends; sorted by Dst
 }
 
 // Exposure is one port of a Service, or one static frontend, in one zone: open

@@ -32,6 +32,17 @@ const (
 	SCTP Protocol = "SCTP"
 )
 
+// DataPlane is what moves the bytes of a frontend.
+type DataPlane string
+
+// DataPlaneProxy is this program, which takes connections and makes new ones to
+// the backends; DataPlaneNAT is the kernel, which rewrites the addresses of
+// packets, also while this program does not run.
+const (
+	DataPlaneProxy DataPlane = "proxy"
+	DataPlaneNAT   DataPlane = "nat"
+)
+
 // Target is what kind of backend a Service is served by.
 type Target string
 
@@ -161,8 +172,9 @@ func (d Door) String() string { return string(d.Protocol) + " " + d.Listen.Strin
 // through it goes: all that a data plane has to know.
 type Frontend struct {
 	Door
-	Name string // "shop/web:80" or "shop/dns:53/UDP" for a Service, or the name in the file
-	Zone string // empty for a static frontend with an explicit listen
+	DataPlane DataPlane // empty: DataPlaneProxy
+	Name      string    // "shop/web:80" or "shop/dns:53/UDP" for a Service, or the name in the file
+	Zone      string    // empty for a static frontend with an explicit listen
 	// Hostnames are the TLS server names that the frontend takes of what comes
 	// through its door, which it then shares with others: "git.example.org";
 	// "*.example.org", for one label or more in front of the rest; or "*", for
@@ -179,7 +191,10 @@ type Frontend struct {
 	Terms
 	Health   HealthCheck // how the backends are probed
 	Backends []Backend   // sorted by address
-	Why      string      // "service/shop/web", "gatehouse.yaml:14"
+	// Terminating are former backends of DataPlaneNAT that still serve what they
+	// have, and are to keep it; they get nothing new. Sorted.
+	Terminating []netip.AddrPort
+	Why         string // "service/shop/web", "gatehouse.yaml:14"
 }
 
 // Terms are what the connections of a frontend are held to. Of a UDP frontend
@@ -208,6 +223,11 @@ type Terms struct {
 	SendProxyProtocol ProxyProtocol
 	// Transparent connections come to the backend from the client's own address.
 	Transparent bool
+
+	// Masquerade has all backends of DataPlaneNAT see this machine's address: for
+	// where their answers to clients' own do not come back through this machine.
+	// Where that is known it is done anyway.
+	Masquerade bool
 
 	// RefuseWhenDown turns clients away when every backend is down. Otherwise
 	// those are tried all the same: it may be the checks that are wrong.
@@ -358,6 +378,13 @@ type Health struct {
 	Confirmed bool
 }
 
+// Route leads to the pods of a node. It is comparable.
+type Route struct {
+	Dst netip.Prefix `json:"dst"` // masked
+	Via netip.Addr   `json:"via"` // the node, in a network of this machine
+	Why string       `json:"why"` // "node/w1"
+}
+
 // Cluster is what the Kubernetes API says at one moment.
 type Cluster struct {
 	Services []Service // type LoadBalancer only
@@ -435,6 +462,8 @@ type IngressPort struct {
 type Node struct {
 	Name  string
 	Addrs []netip.Addr // InternalIPs, in the Node's order
+	// PodCIDRs are the networks of its pods: spec.podCIDRs, in the Node's order.
+	PodCIDRs []netip.Prefix
 	// Excluded is the label node.kubernetes.io/exclude-from-external-load-balancers.
 	Excluded bool
 	// Leaving is the taint ToBeDeletedByClusterAutoscaler: no new connections.
