@@ -252,14 +252,14 @@ func TestAPIServerOutage(t *testing.T) {
 	})
 	t.Logf("a Service made after the outage is in gatehouse %d ms after kubectl apply returned", took.Milliseconds())
 	l.finish(t)
-	// A kube-proxy asks again after one to three minutes, each its own time;
-	// started anew, it asks at once.
-	for _, w := range []string{"w1", "w2", "w3"} {
-		if err := errors.Join(lab.Stop(t.Context(), "kube-proxy-"+w), lab.Start(t.Context(), "kube-proxy-"+w)); err != nil {
+	// Whoever makes endpoints and node ports asks again after one to three
+	// minutes, each its own time; started anew, they ask at once.
+	for _, name := range []string{"kube-controller-manager", "kube-proxy-w1", "kube-proxy-w2", "kube-proxy-w3"} {
+		if err := errors.Join(lab.Stop(t.Context(), name), lab.Start(t.Context(), name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 30*time.Second, "every kube-proxy has it", func() error { return allUp(t, ns+"/later", 3) })
+	eventually(t, time.Minute, "every node has it", func() error { return allUp(t, ns+"/later", 3) })
 	if err := opened("home1", homeAddr+":8101")(); err != nil {
 		t.Error(err)
 	}
