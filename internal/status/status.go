@@ -26,7 +26,9 @@ type Status struct {
 	Frontends []Frontend         `json:"frontends"`
 	// Listeners are the doors that several frontends share by name.
 	Listeners []Listener     `json:"listeners,omitempty"`
-	Problems  []edge.Problem `json:"problems"` // of the configuration files first
+	Conntrack *Conntrack     `json:"conntrack,omitempty"` // nil: the kernel follows no connections
+	Routes    []edge.Route   `json:"routes,omitempty"`    // to pods, as they are kept
+	Problems  []edge.Problem `json:"problems"`            // of the configuration files first
 }
 
 // Closed are the exposures that are not open.
@@ -50,14 +52,23 @@ type Cluster struct {
 	Nodes    int    `json:"nodes"`
 }
 
+// Conntrack is how full the kernel's table of connections is, in which every
+// connection of the nat data plane has an entry, and others of this machine too.
+type Conntrack struct {
+	Entries int `json:"entries"`
+	Max     int `json:"max"`
+}
+
 // Draining is the state of a backend that is gone and has connections left.
 const Draining edge.BackendState = "draining"
 
 // Frontend is an open door, or some of the names behind one, and what went
-// through it since it was opened. Of UDP, a session is a connection.
+// through it since it was opened. Of UDP, a session is a connection; of the nat
+// data plane, an entry of the kernel's table of connections is.
 type Frontend struct {
 	Name      string         `json:"name"`
 	Zone      string         `json:"zone,omitempty"`
+	DataPlane edge.DataPlane `json:"dataPlane"`
 	Protocol  edge.Protocol  `json:"protocol"`
 	Sources   []netip.Prefix `json:"sourceRanges,omitempty"` // absent: everybody may connect
 	Listen    string         `json:"listen"`
@@ -123,7 +134,7 @@ type Traffic struct {
 	Failures map[string]uint64 `json:"failures,omitempty"` // connections that got no backend, by reason
 	Received uint64            `json:"receivedBytes"`      // from clients
 	Sent     uint64            `json:"sentBytes"`          // to clients
-	Packets  *Packets          `json:"packets,omitempty"`  // of UDP
+	Packets  *Packets          `json:"packets,omitempty"`  // of UDP, and of all that the kernel moves
 	// Connections that could not be accepted for want of descriptors or memory.
 	AcceptErrors uint64 `json:"acceptErrors"`
 }
@@ -154,7 +165,11 @@ type Backend struct {
 	Share    float64           `json:"share"`
 	Total    uint64            `json:"totalConnections"`
 	Active   uint64            `json:"activeConnections"`
-	Failures uint64            `json:"failures"`
+	Failures uint64            `json:"failures,omitempty"` // the nat data plane knows none
+	// What the nat data plane counts for each backend.
+	Received uint64   `json:"receivedBytes,omitempty"` // from clients
+	Sent     uint64   `json:"sentBytes,omitempty"`     // to clients
+	Packets  *Packets `json:"packets,omitempty"`
 }
 
 // Drain says how the connections of what was removed end. DrainTimeout is there
@@ -220,11 +235,12 @@ func CheckOf(h edge.HealthCheck) string {
 	return text
 }
 
-// Packets are counted of UDP.
+// Packets are counted of UDP, and by the nat data plane of every protocol.
 type Packets struct {
 	Received uint64 `json:"received"` // from clients, and sent on to backends
 	Sent     uint64 `json:"sent"`     // to clients
-	Dropped  uint64 `json:"dropped"`  // for want of a session, a backend or room
+	// Dropped are those of the relay, for want of a session, a backend or room.
+	Dropped uint64 `json:"dropped,omitempty"`
 }
 
 // Duration is printed as one would write it in a configuration file: "1h30m".
