@@ -9,6 +9,18 @@
 // slots in an order of its own, which follows from its address alone, and they
 // take turns to take the one that they like best of those that are left. The
 // same backends make the same table on every machine.
+//
+// Shares are exact to a slot. When a backend goes, slots of others change hands
+// as well. Measured with one of N backends of equal weight and the size that
+// Size says (with weights of 1 to 3 it is 32 % where it is 24 % here):
+//
+//	backends  slots    must move  move needlessly
+//	2           251    50 %       0
+//	3          1009    33 %       0.4 %  of all clients
+//	10         1009    10 %       2.4 %
+//	40         4093     2.5 %     2.1 %
+//	100       16381     1 %       1.3 %
+//	163       16381     0.6 %     1.6 %
 package maglev
 
 import (
@@ -86,6 +98,9 @@ func share(backends []Backend, size int) (takers []taker, most int) {
 		addr := netip.AddrPortFrom(b.Addr.Addr().Unmap(), b.Addr.Port())
 		at, step := permutation(addr, size)
 		takers = append(takers, taker{index: int32(i), addr: addr, at: at, step: step})
+	}
+	if total == 0 {
+		return nil, 0
 	}
 	left := size
 	for i := range takers {
