@@ -39,6 +39,10 @@ var (
 	kubeConnected  = desc("kubernetes_connected", "1 when the last request to the Kubernetes API went well.")
 	exposures      = desc("exposures", "Service ports and static frontends by zone and whether they are open.", "zone", "open")
 	clientSeen     = desc("exposure_client_address_seen", "1 when the backends of what is open see the client's own address.", "frontend", "zone", "protocol")
+	// Those of others on this machine count in them.
+	conntrackEntries = desc("conntrack_entries", "Entries that the kernel's table of connections has, all of this machine's.")
+	conntrackLimit   = desc("conntrack_entries_limit", "How many entries it can have: with more, the kernel drops new connections.")
+
 	// One that came through a shared door is a frontend's once its name is known:
 	// it has then been accepted by both.
 	ofFrontend = newTrafficDescs("frontend", "frontend")
@@ -53,19 +57,25 @@ var (
 	idleTimeout     = ofFrontend.desc("idle_timeout_seconds", "After how long without a byte a connection is closed; no series: never.")
 	drainTimeout    = ofFrontend.desc("drain_timeout_seconds", "How long connections outlive a backend or frontend that is removed; no series: until they end by themselves.")
 	affinityTimeout = ofFrontend.desc("affinity_timeout_seconds", "How long a client keeps its backend after its last connection has begun; no series: not for a time.")
-	frontendInfo    = ofFrontend.desc("info", "Always 1; how backends are chosen and told the client's address are labels.", "balance", "send_proxy_protocol", "transparent")
+	frontendInfo    = ofFrontend.desc("info", "Always 1; what moves the bytes, and how backends are chosen and told the client's address, are labels.", "data_plane", "balance", "send_proxy_protocol", "transparent")
 
 	backendUp       = backendDesc("up", "1 when the backend is up, or counts as up because nothing asks it.")
 	backendDraining = backendDesc("draining", "1 when the backend is gone, or has weight 0, and has connections left.")
 	backendTotal    = backendDesc("connections_total", "Connections given to the backend.")
 	backendActive   = backendDesc("connections_active", "Connections to the backend now.")
-	backendFailures = backendDesc("failures_total", "Attempts to connect to the backend that failed.")
+	backendFailures = backendDesc("failures_total", "Attempts to connect to the backend that failed; no series: the kernel moves the bytes, and makes none.")
 	backendWeight   = backendDesc("weight", "What the backend is given of new connections, relative to the others of the frontend; 0: none.")
 	backendShare    = backendDesc("share_ratio", "Part of new connections the backend should get, 0 to 1.")
+
+	backendReceived        = backendDesc("received_bytes_total", "Bytes from clients to the backend, as the kernel counts them: whole packets; no series: gatehouse moves the bytes, and counts them by frontend.")
+	backendSent            = backendDesc("sent_bytes_total", "Bytes from the backend to clients, counted likewise.")
+	backendReceivedPackets = backendDesc("received_packets_total", "Packets from clients to the backend, counted likewise.")
+	backendSentPackets     = backendDesc("sent_packets_total", "Packets from the backend to clients, counted likewise.")
 )
 
 // trafficDescs are the series of what comes through frontends, or through the
-// doors that they share. Of UDP, a session is a connection.
+// doors that they share. Of UDP, a session is a connection. Where the kernel
+// moves the bytes, some are not known, and have no series.
 type trafficDescs struct {
 	family string
 	labels []string
@@ -77,16 +87,16 @@ type trafficDescs struct {
 func newTrafficDescs(family string, more ...string) trafficDescs {
 	d := trafficDescs{family: family, labels: append(more, "zone", "protocol", "listen")}
 	d.up = d.desc("up", "1 when the "+family+" listens.")
-	d.accepted = d.desc("connections_total", "Connections accepted.")
-	d.active = d.desc("connections_active", "Connections now, draining ones included.")
+	d.accepted = d.desc("connections_total", "Connections accepted, or forwarded by the kernel (nat).")
+	d.active = d.desc("connections_active", "Connections now, draining ones included; of nat, entries of the kernel's table of connections.")
 	d.waiting = d.desc("connections_waiting", "Those of the active connections that have no backend yet.")
 	d.ended = d.desc("connections_ended_total", "Connections that had a backend and ended: finished, reset by a side, after the idle_timeout or the drain_timeout, lost (a side did not answer any more), with a backend that was found down (backend_down), or cut when gatehouse stopped.", "how")
 	d.failures = d.desc("failures_total", "Connections that got no backend, by reason.", "reason")
 	d.acceptErrors = d.desc("accept_errors_total", "Failed attempts to accept a connection, for want of descriptors or memory.")
-	d.received = d.desc("received_bytes_total", "Bytes from clients.")
-	d.sent = d.desc("sent_bytes_total", "Bytes to clients.")
-	d.receivedPackets = d.desc("received_packets_total", "UDP packets from clients that went on to a backend.")
-	d.sentPackets = d.desc("sent_packets_total", "UDP packets to clients.")
+	d.received = d.desc("received_bytes_total", "Bytes from clients; of nat, those of whole packets.")
+	d.sent = d.desc("sent_bytes_total", "Bytes to clients; of nat, those of whole packets.")
+	d.receivedPackets = d.desc("received_packets_total", "Packets from clients that went on to a backend, of UDP and of nat.")
+	d.sentPackets = d.desc("sent_packets_total", "Packets to clients, of UDP and of nat.")
 	d.droppedPackets = d.desc("dropped_packets_total", "UDP packets dropped for want of a session, a backend or room.")
 	return d
 }
@@ -109,8 +119,10 @@ func backendDesc(name, help string) *prometheus.Desc {
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range slices.Concat(ofFrontend.all(), ofListener.all(), []*prometheus.Desc{
 		buildInfo, ready, configCurrent, configLoaded, configProblems, problems, kubeSynced, kubeConnected, exposures, clientSeen,
+		conntrackEntries, conntrackLimit,
 		routed, limit, clientLimit, clientRate, banTime, banned, idleTimeout, drainTimeout, affinityTimeout, frontendInfo,
 		backendUp, backendDraining, backendTotal, backendActive, backendFailures, backendWeight, backendShare,
+		backendReceived, backendSent, backendReceivedPackets, backendSentPackets,
 	}) {
 		ch <- d
 	}
@@ -134,6 +146,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(kubeSynced, number(s.Cluster.Synced))
 		gauge(kubeConnected, number(s.Cluster.Error == ""))
 	}
+	if c := s.Conntrack; c != nil {
+		gauge(conntrackEntries, float64(c.Entries))
+		gauge(conntrackLimit, float64(c.Max))
+	}
 	type zoneOpen struct {
 		zone string
 		open bool
@@ -148,10 +164,19 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range rows {
 		gauge(exposures, float64(n), k.zone, strconv.FormatBool(k.open))
 	}
-	traffic := func(d trafficDescs, open bool, t status.Traffic, labels []string) {
+	traffic := func(d trafficDescs, by edge.DataPlane, open bool, t status.Traffic, labels []string) {
 		gauge(d.up, number(open), labels...)
 		counter(d.accepted, t.Accepted, labels...)
 		gauge(d.active, float64(t.Active), labels...)
+		counter(d.received, t.Received, labels...)
+		counter(d.sent, t.Sent, labels...)
+		if p := t.Packets; p != nil {
+			counter(d.receivedPackets, p.Received, labels...)
+			counter(d.sentPackets, p.Sent, labels...)
+		}
+		if by == edge.DataPlaneNAT {
+			return // the kernel does not say more
+		}
 		gauge(d.waiting, float64(t.Waiting), labels...)
 		for how, n := range t.Ended {
 			counter(d.ended, n, slices.Concat(labels, []string{string(how)})...)
@@ -160,11 +185,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			counter(d.failures, n, slices.Concat(labels, []string{reason})...)
 		}
 		counter(d.acceptErrors, t.AcceptErrors, labels...)
-		counter(d.received, t.Received, labels...)
-		counter(d.sent, t.Sent, labels...)
 		if p := t.Packets; p != nil {
-			counter(d.receivedPackets, p.Received, labels...)
-			counter(d.sentPackets, p.Sent, labels...)
 			counter(d.droppedPackets, p.Dropped, labels...)
 		}
 	}
@@ -175,7 +196,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 				gauge(d, v, labels...)
 			}
 		}
-		traffic(ofFrontend, f.Error == "" && !f.Draining, f.Traffic, labels)
+		traffic(ofFrontend, f.DataPlane, f.Error == "" && !f.Draining, f.Traffic, labels)
 		set(limit, float64(f.MaxConnections))
 		set(clientLimit, float64(f.MaxConnectionsPerClient))
 		set(clientRate, f.MaxRatePerClient.PerSecond())
@@ -188,7 +209,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		set(affinityTimeout, time.Duration(f.AffinityTimeout).Seconds())
 		if f.Balance != "" { // else it is removed
 			proxyProtocol := string(cmp.Or(f.SendProxyProtocol, edge.ProxyProtocolNone))
-			gauge(frontendInfo, 1, slices.Concat(labels, []string{string(f.Balance), proxyProtocol, strconv.FormatBool(f.Transparent)})...)
+			dataPlane := string(cmp.Or(f.DataPlane, edge.DataPlaneProxy))
+			gauge(frontendInfo, 1, slices.Concat(labels, []string{dataPlane, string(f.Balance), proxyProtocol, strconv.FormatBool(f.Transparent)})...)
 		}
 		for _, b := range f.Backends {
 			labels := append(labels, b.Addr)
@@ -196,14 +218,23 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(backendDraining, number(b.Draining), labels...)
 			counter(backendTotal, b.Total, labels...)
 			gauge(backendActive, float64(b.Active), labels...)
-			counter(backendFailures, b.Failures, labels...)
 			gauge(backendWeight, float64(b.Weight), labels...)
 			gauge(backendShare, b.Share, labels...)
+			if f.DataPlane != edge.DataPlaneNAT {
+				counter(backendFailures, b.Failures, labels...)
+				continue
+			}
+			counter(backendReceived, b.Received, labels...)
+			counter(backendSent, b.Sent, labels...)
+			if p := b.Packets; p != nil {
+				counter(backendReceivedPackets, p.Received, labels...)
+				counter(backendSentPackets, p.Sent, labels...)
+			}
 		}
 	}
 	for _, l := range s.Listeners {
 		labels := []string{l.Zone, string(l.Protocol), l.Listen}
-		traffic(ofListener, l.Error == "" && !l.Draining, l.Traffic, labels)
+		traffic(ofListener, edge.DataPlaneProxy, l.Error == "" && !l.Draining, l.Traffic, labels)
 		counter(routed, l.Routed, labels...)
 	}
 }

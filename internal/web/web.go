@@ -32,6 +32,7 @@ var page = template.Must(template.New("page.html").Funcs(template.FuncMap{
 	"drain":   formatDrain,
 	"left":    func(now, until time.Time) string { return formatAge(max(until.Sub(now), 0)) + " more" },
 	"more":    func(all int, shown []status.Ban) int { return all - len(shown) },
+	"full":    func(c *status.Conntrack) bool { return 10*c.Entries >= 9*c.Max },
 	"choice":  func(b edge.Balance) string { return choices[b] },
 	"words":   func(label any) string { return strings.ReplaceAll(fmt.Sprint(label), "_", " ") },
 }).ParseFS(files, "page.html"))

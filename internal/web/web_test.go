@@ -78,7 +78,17 @@ func sample() status.Status {
 			Backends: []status.Backend{{Addr: "10.0.0.103:443", State: edge.Up, Weight: 1, Share: 1}},
 		}, {
 			Name: "old", Protocol: edge.TCP, Listen: "127.0.0.1:81", Traffic: status.Traffic{Active: 41}, Drain: status.DrainFrom(time.Now().Add(-time.Second), time.Hour),
+		}, {
+			Name: "shop/api:443", Zone: "home", DataPlane: edge.DataPlaneNAT, Protocol: edge.TCP, Listen: "@eth1:443", Balance: edge.BalanceSource,
+			Client: "the client's own", ClientSeen: true,
+			Traffic: status.Traffic{Accepted: 81, Active: 82, Received: 8300, Sent: 8400, Packets: &status.Packets{Received: 85, Sent: 86}},
+			Backends: []status.Backend{
+				{Addr: "10.244.1.7:8443", Node: "w1", State: edge.Up, Weight: 1, Share: 1, Total: 87, Active: 88, Received: 8900, Sent: 9000, Packets: &status.Packets{Received: 91, Sent: 92}},
+				{Addr: "10.244.2.7:8443", Node: "w2", State: status.Draining, Active: 93, Drain: status.DrainFrom(time.Now(), 0)},
+			},
 		}},
+		Conntrack: &status.Conntrack{Entries: 240000, Max: 262144},
+		Routes:    []edge.Route{{Dst: netip.MustParsePrefix("10.244.1.0/24"), Via: netip.MustParseAddr("10.0.0.101"), Why: "node/w1"}},
 		Listeners: []status.Listener{{
 			Zone: "internet", Protocol: edge.TCP, Listen: "@veth0:443", Routed: 112, Traffic: status.Traffic{
 				Accepted: 123, Active: 5, Waiting: 3, Failures: map[string]uint64{"not_tls": 71, "unknown_name": 72}, AcceptErrors: 73,
@@ -167,8 +177,8 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_frontend_banned_clients{frontend="shop/git:443",listen="@veth0:443",protocol="TCP",zone="internet"} 5`,
 		`gatehouse_frontend_banned_clients{frontend="rest",listen="@veth0:443",protocol="TCP",zone="internet"} 0`,
 		`gatehouse_frontend_affinity_timeout_seconds{frontend="shop/git:443",listen="@veth0:443",protocol="TCP",zone="internet"} 10800`,
-		`gatehouse_frontend_info{balance="source",frontend="shop/git:443",listen="@veth0:443",protocol="TCP",send_proxy_protocol="v2",transparent="false",zone="internet"} 1`,
-		`gatehouse_frontend_info{balance="leastConnections",frontend="rest",listen="@veth0:443",protocol="TCP",send_proxy_protocol="none",transparent="true",zone="internet"} 1`,
+		`gatehouse_frontend_info{balance="source",data_plane="proxy",frontend="shop/git:443",listen="@veth0:443",protocol="TCP",send_proxy_protocol="v2",transparent="false",zone="internet"} 1`,
+		`gatehouse_frontend_info{balance="leastConnections",data_plane="proxy",frontend="rest",listen="@veth0:443",protocol="TCP",send_proxy_protocol="none",transparent="true",zone="internet"} 1`,
 		`gatehouse_exposure_client_address_seen{frontend="shop/web:80",protocol="TCP",zone="home"} 1`,
 		`gatehouse_exposure_client_address_seen{frontend="shop/web:80",protocol="TCP",zone="internet"} 0`,
 		`gatehouse_listener_up{listen="@veth0:443",protocol="TCP",zone="internet"} 1`,
@@ -180,6 +190,23 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_listener_failures_total{listen="@veth0:443",protocol="TCP",reason="not_tls",zone="internet"} 71`,
 		`gatehouse_listener_accept_errors_total{listen="@veth0:443",protocol="TCP",zone="internet"} 73`,
 		`gatehouse_listener_dropped_packets_total{listen="10.0.0.1:444",protocol="UDP",zone=""} 74`,
+		`gatehouse_frontend_info{balance="source",data_plane="nat",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",send_proxy_protocol="none",transparent="false",zone="home"} 1`,
+		`gatehouse_frontend_up{frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 1`,
+		`gatehouse_frontend_connections_total{frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 81`,
+		`gatehouse_frontend_connections_active{frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 82`,
+		`gatehouse_frontend_received_bytes_total{frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 8300`,
+		`gatehouse_frontend_sent_bytes_total{frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 8400`,
+		`gatehouse_frontend_received_packets_total{frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 85`,
+		`gatehouse_frontend_sent_packets_total{frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 86`,
+		`gatehouse_backend_connections_total{backend="10.244.1.7:8443",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 87`,
+		`gatehouse_backend_connections_active{backend="10.244.1.7:8443",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 88`,
+		`gatehouse_backend_received_bytes_total{backend="10.244.1.7:8443",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 8900`,
+		`gatehouse_backend_sent_bytes_total{backend="10.244.1.7:8443",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 9000`,
+		`gatehouse_backend_received_packets_total{backend="10.244.1.7:8443",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 91`,
+		`gatehouse_backend_sent_packets_total{backend="10.244.1.7:8443",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 92`,
+		`gatehouse_backend_draining{backend="10.244.2.7:8443",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 1`,
+		`gatehouse_conntrack_entries 240000`,
+		`gatehouse_conntrack_entries_limit 262144`,
 		"go_goroutines ", "process_resident_memory_bytes ",
 	} {
 		if !strings.Contains(body, want) {
@@ -193,6 +220,9 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		// Whoever comes from outside makes no series.
 		"203.0.113", "2001:db8",
 		`packets_total{frontend="shop/web:80",listen="@eth1:80",protocol="TCP"`,
+		// The kernel does not say it, and a relay's backend is not counted apart.
+		`waiting{frontend="shop/api:443"`, `accept_errors_total{frontend="shop/api:443"`, `dropped_packets_total{frontend="shop/api:443"`,
+		`failures_total{backend="10.244.1.7:8443"`, `received_bytes_total{backend="10.0.0.101:30080"`, `packets_total{backend="10.244.2.7:8443"`,
 	} {
 		if strings.Contains(body, none) {
 			t.Errorf("there is %s", none)
@@ -248,6 +278,11 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 			"clients are turned away when all are down connections are closed when their backend is down " +
 			"5 clients banned 203.0.113.7 2m(5|4)s more 2001:db8:1:2::/64 (1h|59m59s) more and 3 more",
 		"backend chosen by fewest connections –",
+		"shop/api:443 TCP @eth1:443 moved by the kernel \\(nat\\) seen the client's own 81 82 8.3 kB in 8.4 kB out 85 packets in 86 packets out " +
+			"10.244.1.7:8443 w1 up 100.0 %, took 87, has 88 8.9 kB in, 9.0 kB out 10.244.2.7:8443 w2 draining: 93 left, until they end " +
+			"backend chosen by client address",
+		"2 services, 3 nodes · conntrack 240000 of 262144",
+		"Routes to pods 10.244.1.0/24 via 10.0.0.101 node/w1 status.json",
 		"TCP @veth0:443 in internet, shared by server name 3 waiting for a name 112 of 123 given to a frontend 71 not tls 72 unknown name 73 not accepted " +
 			"from before it was shared: 2 left with 10.0.0.103:443 , until they end internet shop/git:443",
 		"UDP 10.0.0.1:444 , shared by server name closed 1 waiting for a name 0 of 0 given to a frontend 74 packets dropped Not open",
@@ -260,6 +295,9 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 		if strings.Contains(text, none) {
 			t.Errorf("the page says %q", none)
 		}
+	}
+	if n := strings.Count(text, "moved by the kernel"); n != 1 {
+		t.Errorf("%d frontends are said to be moved by the kernel, want 1", n)
 	}
 	if n := strings.Count(text, "shared by server name"); n != 2 {
 		t.Errorf("the page has %d listeners, want 2", n)
@@ -294,7 +332,7 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 		Frontends []struct {
 			drain
 			AcceptedConnections, WaitingConnections, MaxConnections uint64
-			IdleTimeout, DrainTimeout                               string
+			DataPlane, IdleTimeout, DrainTimeout                    string
 			EndedConnections, Packets                               map[string]uint64
 			Hostnames, AcceptProxyProtocol                          []string
 			MaxRatePerClient, BanTime, Balance, AffinityTimeout     string
@@ -305,6 +343,8 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 			Banned                                                  []struct{ Client, Until string }
 			Backends                                                []drain
 		}
+		Conntrack struct{ Entries, Max int }
+		Routes    []struct{ Dst, Via, Why string }
 		Listeners []struct {
 			Zone, Protocol, Listen                                     string
 			AcceptedConnections, WaitingConnections, RoutedConnections uint64
@@ -335,6 +375,12 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 	if l := got.Listeners[0]; l.Zone != "internet" || l.Protocol != "TCP" || l.Listen != "@veth0:443" || l.AcceptedConnections != 123 ||
 		l.WaitingConnections != 3 || l.RoutedConnections != 112 || l.Failures["not_tls"] != 71 {
 		t.Errorf("got %+v", l)
+	}
+	if nat := got.Frontends[5]; nat.DataPlane != "nat" || nat.Packets["received"] != 85 || len(nat.Packets) != 2 || nat.EndedConnections != nil {
+		t.Errorf("what the kernel moves: %+v", nat)
+	}
+	if c := got.Conntrack; c.Entries != 240000 || c.Max != 262144 || len(got.Routes) != 1 || got.Routes[0].Via != "10.0.0.101" || got.Routes[0].Dst != "10.244.1.0/24" {
+		t.Errorf("got %+v %+v", c, got.Routes)
 	}
 	if b := f.Backends[0]; b != (drain{ActiveConnections: 2}) {
 		t.Errorf("a backend that is there: %+v", b)
