@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/ports"
 )
 
 // machine is what one Apply has looked up so far.
 type machine struct {
 	devices map[string]int // interface indexes; 0: there is no such interface
-	owners  owners         // nil: not read yet
+	owners  ports.Owners   // nil: not read yet
 	holders map[edge.Door]holders
 
 	vicinity *vicinity // nil: not read yet
@@ -52,9 +53,9 @@ func (m *machine) portHolders(at edge.Door) string {
 		return h.phrase
 	}
 	if m.owners == nil {
-		m.owners = readOwners()
+		m.owners = ports.ReadOwners()
 	}
-	h := holders{m.owners.portHolders(at), time.Now()}
+	h := holders{m.owners.Holders(at), time.Now()}
 	m.holders[at] = h
 	return h.phrase
 }

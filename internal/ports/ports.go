@@ -1,4 +1,8 @@
-package relay
+// Package ports says who holds a port of this machine: the programs that listen
+// there. It opens and closes nothing.
+//
+//	taken, err := ports.Taken(doors, nil)
+package ports
 
 import (
 	"bufio"
@@ -13,14 +17,13 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// owners are the programs that hold each socket, by inode. Reading them means
-// reading the descriptors of every process: once per Apply, and only then.
-type owners map[string][]string
+// Owners are the programs that hold each socket, by inode.
+type Owners map[string][]string
 
-// portHolders says who has the port already, as a phrase to follow "address
+// Holders says who has the port already, as a phrase to follow "address
 // already in use", or "" where that cannot be seen (a program of another user,
 // in another container).
-func (o owners) portHolders(at edge.Door) string {
+func (o Owners) Holders(at edge.Door) string {
 	var names []string
 	file, state := "tcp", "0A" // TCP_LISTEN
 	if at.Protocol == edge.UDP {
@@ -39,8 +42,10 @@ func (o owners) portHolders(at edge.Door) string {
 	return ": port " + strconv.Itoa(int(at.Listen.Port)) + " is held by " + strings.Join(slices.Compact(names), ", ")
 }
 
-func readOwners() owners {
-	o := owners{}
+// ReadOwners reads the descriptors of every process: tens of milliseconds on a
+// busy machine.
+func ReadOwners() Owners {
+	o := Owners{}
 	processes, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range processes {
 		inodes := socketsOf(dir)
