@@ -11,16 +11,19 @@
 // same backends make the same table on every machine.
 //
 // Shares are exact to a slot. When a backend goes, slots of others change hands
-// as well. Measured with one of N backends of equal weight and the size that
-// Size says (with weights of 1 to 3 it is 32 % where it is 24 % here):
+// as well. Measured when one of N goes, with the size that Size says, in per
+// cent of all slots:
 //
-//	backends  slots    must move  move needlessly
-//	2           251    50 %       0
-//	3          1009    33 %       0.4 %  of all clients
-//	10         1009    10 %       2.4 %
-//	40         4093     2.5 %     2.1 %
-//	100       16381     1 %       1.3 %
-//	163       16381     0.6 %     1.6 %
+//	backends                 slots  must move  move needlessly
+//	2                          251  50         0
+//	3                         1009  33         0.4
+//	10                        1009  10         2.4
+//	10 with weights 1, 2, 3   1009  10         2.7
+//	40                        4093   2.5       2.1
+//	100                      16381   1         1.3
+//	163                      16381   0.6       1.6
+//
+// A table takes 40 µs to make for 10 backends and 1.5 ms for 163.
 package maglev
 
 import (
@@ -86,8 +89,9 @@ type taker struct {
 	at, step   int
 }
 
-// share returns the backends with a weight, sorted, with the slots that are due
-// to each, which are size together; and the most that are due to one of them.
+// share returns the backends with a weight, in an order that is always the same,
+// with the slots that are due to each, which are size together; and the most
+// that are due to one of them.
 func share(backends []Backend, size int) (takers []taker, most int) {
 	total := 0
 	for i, b := range backends {
@@ -116,7 +120,6 @@ func share(backends []Backend, size int) (takers []taker, most int) {
 	for i := range left {
 		takers[i].due++
 	}
-	slices.SortFunc(takers, func(a, b taker) int { return a.addr.Compare(b.addr) })
 	for _, t := range takers {
 		most = max(most, t.due)
 	}
