@@ -1,12 +1,12 @@
 // Package ports says who holds a port of this machine: the programs that listen
 // there. It opens and closes nothing.
 //
-//	taken, err := ports.Taken(doors, nil)
+//	for door, why := range ports.Taken(doors) {
+//		...
+//	}
 package ports
 
 import (
-	"bufio"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,26 +24,28 @@ type Owners map[string][]string
 // already in use", or "" where that cannot be seen (a program of another user,
 // in another container).
 func (o Owners) Holders(at edge.Door) string {
-	var names []string
-	file, state := "tcp", "0A" // TCP_LISTEN
-	if at.Protocol == edge.UDP {
-		file, state = "udp", "07" // TCP_CLOSE: connected to nobody
-	}
-	// By way of thread-self: /proc/net is the namespace of the main thread.
-	for _, name := range []string{file, file + "6"} {
-		for _, inode := range boundInodes("/proc/thread-self/net/"+name, state, at.Listen.Port) {
-			names = append(names, o[inode]...)
+	var inodes []string
+	for _, s := range sockets(at.Protocol) {
+		if s.addr.Port() == at.Listen.Port {
+			inodes = append(inodes, s.inode)
 		}
+	}
+	return o.held(at.Listen.Port, inodes)
+}
+
+func (o Owners) held(port uint16, inodes []string) string {
+	var names []string
+	for _, inode := range inodes {
+		names = append(names, o[inode]...)
 	}
 	if len(names) == 0 {
 		return ""
 	}
 	slices.Sort(names)
-	return ": port " + strconv.Itoa(int(at.Listen.Port)) + " is held by " + strings.Join(slices.Compact(names), ", ")
+	return ": port " + strconv.Itoa(int(port)) + " is held by " + strings.Join(slices.Compact(names), ", ")
 }
 
-// ReadOwners reads the descriptors of every process: tens of milliseconds on a
-// busy machine.
+// ReadOwners reads the descriptors of every process.
 func ReadOwners() Owners {
 	o := Owners{}
 	processes, _ := filepath.Glob("/proc/[0-9]*")
@@ -62,28 +64,6 @@ func ReadOwners() Owners {
 		}
 	}
 	return o
-}
-
-// boundInodes returns the sockets that are bound to port and in a state, in a
-// file of the form of /proc/net/tcp:
-//
-//	sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-//	 0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 ...
-func boundInodes(path, state string, port uint16) []string {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer file.Close()
-	suffix := ":" + strings.ToUpper(hex.EncodeToString([]byte{byte(port >> 8), byte(port)}))
-	var inodes []string
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		f := strings.Fields(lines.Text())
-		if len(f) > 9 && f[3] == state && strings.HasSuffix(f[1], suffix) {
-			inodes = append(inodes, f[9])
-		}
-	}
-	return inodes
 }
 
 // socketsOf returns the inodes of the sockets that the process of a /proc
