@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -59,6 +60,9 @@ type Conntrack struct {
 	Max     int `json:"max"`
 }
 
+// Full says that new connections may soon be dropped for want of an entry.
+func (c Conntrack) Full() bool { return 10*c.Entries >= 9*c.Max }
+
 // Draining is the state of a backend that is gone and has connections left.
 const Draining edge.BackendState = "draining"
 
@@ -110,6 +114,21 @@ func (r Rate) String() string { return edge.Rate(r).String() }
 
 // MarshalText makes JSON of it.
 func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText has written.
+func (r *Rate) UnmarshalText(text []byte) error {
+	count, per, _ := strings.Cut(string(text), "/")
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return fmt.Errorf("%q is not a rate: %w", text, err)
+	}
+	d, err := time.ParseDuration(per)
+	if err != nil {
+		return fmt.Errorf("%q is not a rate: %w", text, err)
+	}
+	*r = Rate{Connections: n, Per: d}
+	return nil
+}
 
 // PerSecond is 0 where there is no limit.
 func (r Rate) PerSecond() float64 {
@@ -190,6 +209,14 @@ func DrainFrom(since time.Time, timeout time.Duration) Drain {
 	return d
 }
 
+// Ends says when connections of what was removed are over.
+func (d Drain) Ends(now time.Time) string {
+	if d.DrainingUntil.IsZero() {
+		return "until they end"
+	}
+	return "cut in " + max(d.DrainingUntil.Sub(now), 0).Round(time.Second).String()
+}
+
 // Ending is how a connection that had a backend has ended.
 type Ending string
 
@@ -259,3 +286,35 @@ func (d Duration) String() string {
 
 // MarshalText makes JSON of it.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what MarshalText has written.
+func (d *Duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	*d = Duration(parsed)
+	return err
+}
+
+// Age prints how long something has been: to the second, or to the hour where
+// there are days.
+func Age(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= 2*day {
+		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+	}
+	return Duration(d.Round(time.Second)).String()
+}
+
+// Bytes prints a number of bytes in decimal units, as network people count.
+func Bytes(n uint64) string {
+	value, unit := float64(n), "B"
+	for _, next := range []string{"kB", "MB", "GB", "TB"} {
+		if value < 1000 {
+			break
+		}
+		value, unit = value/1000, next
+	}
+	if unit == "B" {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}

@@ -27,12 +27,11 @@ var files embed.FS
 
 var page = template.Must(template.New("page.html").Funcs(template.FuncMap{
 	"percent": func(share float64) string { return fmt.Sprintf("%.1f %%", 100*share) },
-	"bytes":   formatBytes,
-	"ago":     func(now, t time.Time) string { return formatAge(now.Sub(t)) },
-	"drain":   formatDrain,
-	"left":    func(now, until time.Time) string { return formatAge(max(until.Sub(now), 0)) + " more" },
+	"bytes":   status.Bytes,
+	"ago":     func(now, t time.Time) string { return status.Age(now.Sub(t)) },
+	"drain":   func(now time.Time, d status.Drain) string { return d.Ends(now) },
+	"left":    func(now, until time.Time) string { return status.Age(max(until.Sub(now), 0)) + " more" },
 	"more":    func(all int, shown []status.Ban) int { return all - len(shown) },
-	"full":    func(c *status.Conntrack) bool { return 10*c.Entries >= 9*c.Max },
 	"choice":  func(b edge.Balance) string { return choices[b] },
 	"words":   func(label any) string { return strings.ReplaceAll(fmt.Sprint(label), "_", " ") },
 }).ParseFS(files, "page.html"))
@@ -171,36 +170,4 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	if err := page.Execute(w, data); err != nil {
 		s.log.Debug("page not written", "err", err)
 	}
-}
-
-// formatAge is exact to the second, or to the hour where there are days.
-func formatAge(d time.Duration) string {
-	const day = 24 * time.Hour
-	if d >= 2*day {
-		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
-	}
-	return status.Duration(d.Round(time.Second)).String()
-}
-
-// formatDrain says when connections of what was removed are over.
-func formatDrain(now time.Time, d status.Drain) string {
-	if d.DrainingUntil.IsZero() {
-		return "until they end"
-	}
-	return "cut in " + max(d.DrainingUntil.Sub(now), 0).Round(time.Second).String()
-}
-
-// formatBytes prints decimal units, as network people count.
-func formatBytes(n uint64) string {
-	value, unit := float64(n), "B"
-	for _, next := range []string{"kB", "MB", "GB", "TB"} {
-		if value < 1000 {
-			break
-		}
-		value, unit = value/1000, next
-	}
-	if unit == "B" {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", value, unit)
 }

@@ -394,6 +394,18 @@ func TestStatusJSONIsTheStatus(t *testing.T) {
 	}
 }
 
+// What is served can be read again: gatehouse status does.
+func TestStatusJSONIsReadBack(t *testing.T) {
+	_, body := ask(t, sample(), "GET", "/status.json")
+	var read status.Status
+	if err := json.Unmarshal([]byte(body), &read); err != nil {
+		t.Fatal(err)
+	}
+	if _, again := ask(t, read, "GET", "/status.json"); again != body {
+		t.Errorf("read back it is\n%s\nwant\n%s", again, body)
+	}
+}
+
 // docs/commands.md has every series and every field, in backquotes.
 func TestWhatIsSaidIsDocumented(t *testing.T) {
 	data, err := os.ReadFile("../../docs/commands.md")
