@@ -218,7 +218,8 @@ func (t *transparency) run(ctx context.Context, changed func()) error {
 			return ctx.Err()
 		case <-needed:
 			needed = nil
-			for _, watch := range []func(context.Context, func()) error{nft.Watch, host.WatchRules} {
+			watchTable := func(ctx context.Context, lost func()) error { return nft.Watch(ctx, nft.Table, lost) }
+			for _, watch := range []func(context.Context, func()) error{watchTable, host.WatchRules} {
 				watchers.Go(func() {
 					if err := watch(ctx, tell); err != nil && ctx.Err() == nil {
 						t.log.Warn("changes of rules are noticed late", "err", err, "interval", transparentInterval.String())

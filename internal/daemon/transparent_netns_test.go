@@ -138,7 +138,7 @@ func TestNetnsTransparent(t *testing.T) {
 		alive, _ := talk(t, site, "10.11.12.32:80")
 		for _, damage := range []string{
 			"nft 'flush ruleset; " + someoneElses + "'", // as nftables.service does
-			"nft delete table inet gatehouse", "nft flush chain inet gatehouse transparent",
+			"nft delete table inet gatehouse-transparent", "nft flush chain inet gatehouse-transparent transparent",
 			"ip rule del priority 4096 lookup 4096", "ip -6 rule del priority 4096", "ip route flush table 4096; ip rule del priority 4096 lookup 4096",
 		} {
 			sh(t, damage)

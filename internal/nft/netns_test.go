@@ -28,7 +28,7 @@ func TestNetnsApply(t *testing.T) {
 		a := New()
 		apply(t, a, State{}, false)
 		apply(t, a, State{TransparentMark: mark}, true)
-		ours := nftCommand(t, "-s", "list", "table", "inet", "gatehouse")
+		ours := nftCommand(t, "-s", "list", "table", "inet", "gatehouse-transparent")
 		for _, want := range []string{"type filter hook prerouting priority mangle; policy accept;", "socket transparent 1", "socket wildcard 0", "0x00001000"} {
 			if !strings.Contains(ours, want) {
 				t.Errorf("the table lacks %q:\n%s", want, ours)
@@ -38,17 +38,17 @@ func TestNetnsApply(t *testing.T) {
 		// Another process finds what this one has made.
 		apply(t, New(), State{TransparentMark: mark}, false)
 		apply(t, a, State{TransparentMark: 2 * mark}, true)
-		if two := nftCommand(t, "-s", "list", "table", "inet", "gatehouse"); !strings.Contains(two, "0x00002000") || strings.Contains(two, "0x00001000") {
+		if two := nftCommand(t, "-s", "list", "table", "inet", "gatehouse-transparent"); !strings.Contains(two, "0x00002000") || strings.Contains(two, "0x00001000") {
 			t.Errorf("with another mark it is\n%s", two)
 		}
 		apply(t, a, State{TransparentMark: mark}, true)
 		for _, damage := range []string{
-			"flush table inet gatehouse", "delete table inet gatehouse", "flush ruleset",
-			"insert rule inet gatehouse transparent accept", "add chain inet gatehouse mine",
+			"flush table inet gatehouse-transparent", "delete table inet gatehouse-transparent", "flush ruleset",
+			"insert rule inet gatehouse-transparent transparent accept", "add chain inet gatehouse-transparent mine",
 		} {
 			nftCommand(t, damage)
 			apply(t, a, State{TransparentMark: mark}, true)
-			if got := nftCommand(t, "-s", "list", "table", "inet", "gatehouse"); got != ours {
+			if got := nftCommand(t, "-s", "list", "table", "inet", "gatehouse-transparent"); got != ours {
 				t.Errorf("after %q it is mended to\n%swant\n%s", damage, got, ours)
 			}
 		}
@@ -67,7 +67,7 @@ func TestNetnsWatch(t *testing.T) {
 		apply(t, a, State{TransparentMark: mark}, true)
 		ctx, cancel := context.WithCancel(t.Context())
 		lost, ended := make(chan struct{}, 100), make(chan error, 1)
-		go func() { ended <- Watch(ctx, func() { lost <- struct{}{} }) }()
+		go func() { ended <- Watch(ctx, table, func() { lost <- struct{}{} }) }()
 		// Until the socket is there nothing is heard.
 		netnstest.Eventually(t, 10*time.Second, "a loss is told", func() bool {
 			nftCommand(t, "flush ruleset")
@@ -81,7 +81,7 @@ func TestNetnsWatch(t *testing.T) {
 		for range 20 {
 			nftCommand(t, "add table inet theirs; add chain inet theirs c; add rule inet theirs c accept; delete table inet theirs; add table ip gatehouse; delete table ip gatehouse")
 		}
-		nftCommand(t, "delete table inet gatehouse")
+		nftCommand(t, "delete table inet gatehouse-transparent")
 		<-lost
 		if n := len(lost); n > 5 {
 			t.Errorf("told of %d losses more than there were", n)
@@ -98,7 +98,7 @@ func TestNetnsWatch(t *testing.T) {
 func TestNetnsNotPermitted(t *testing.T) {
 	netnstest.Run(t, func() {
 		out, err := exec.CommandContext(t.Context(), "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
-			"nft", "-j", "list", "table", "inet", "gatehouse").CombinedOutput()
+			"nft", "-j", "list", "table", "inet", "gatehouse-transparent").CombinedOutput()
 		if err == nil {
 			t.Fatal("nft lists tables without the capability")
 		}

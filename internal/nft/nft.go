@@ -1,5 +1,5 @@
-// Package nft owns the nftables table "inet gatehouse", and nothing else of the
-// machine's rules. What should be in it comes as a State; Render says which
+// Package nft owns the nftables table "inet gatehouse-transparent", and nothing
+// else of the machine's rules. What should be in it comes as a State; Render says which
 // chains and rules that is, and an Applier compares those with what the kernel
 // has. The zero State means that there is no table.
 //
@@ -22,10 +22,12 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// The table that this package owns.
+// Table is the name of the table that this package owns, of the family inet.
+const Table = "gatehouse-transparent"
+
 const (
 	family = knftables.InetFamily
-	table  = "gatehouse"
+	table  = Table
 )
 
 // The nft command takes milliseconds. It reads all tables of the machine first,

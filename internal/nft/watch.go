@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls lost each time that something is taken out of the table, by whom
-// ever: it is not ours alone to flush. It returns when ctx ends, or when the
+// Watch calls lost each time that something is taken out of a table of the family
+// inet, by whom ever: it is not ours alone to flush. It returns when ctx ends, or when the
 // kernel does not tell. Since messages can be lost too, it is no substitute for
 // Apply once in a while.
-func Watch(ctx context.Context, lost func()) error {
+func Watch(ctx context.Context, table string, lost func()) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return fmt.Errorf("nft: watch: %w", err)
@@ -41,7 +41,7 @@ func Watch(ctx context.Context, lost func()) error {
 			return fmt.Errorf("nft: watch: %w", err)
 		}
 		messages, _ := syscall.ParseNetlinkMessage(buffer[:n])
-		if slices.ContainsFunc(messages, isLoss) {
+		if slices.ContainsFunc(messages, func(m syscall.NetlinkMessage) bool { return isLoss(m, table) }) {
 			lost()
 		}
 	}
@@ -49,9 +49,8 @@ func Watch(ctx context.Context, lost func()) error {
 
 const nfgenmsg = 4 // bytes of struct nfgenmsg, which begins with the family
 
-// isLoss says whether a message is about something of our table that was
-// deleted.
-func isLoss(m syscall.NetlinkMessage) bool {
+// isLoss says whether a message is about something of the table that was deleted.
+func isLoss(m syscall.NetlinkMessage, table string) bool {
 	switch m.Header.Type {
 	case unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE,
 		unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELCHAIN,
