@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"e13.dev/gatehouse/lab/internal/bench/load"
 	"e13.dev/gatehouse/lab/internal/bench/report"
 )
 
@@ -31,7 +32,7 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 	if bin == "" {
 		bin, _ = filepath.Abs("../../../bin")
 	}
-	s, err := parse([]string{"--quick", "--only", "pingpong,download,conn,idle,hello,tls,udp-64", "--gatehouse", filepath.Join(bin, "gatehouse")})
+	s, err := parse([]string{"--quick", "--only", "pingpong,download,conn,idle,hello,tls,udp-64,nat", "--gatehouse", filepath.Join(bin, "gatehouse")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,13 +43,19 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log("\n" + r.Markdown())
+	kernel := map[string]bool{report.Routed: true}
+	for _, c := range r.Contenders {
+		kernel[c.Name] = kernel[c.Name] || c.Kernel
+	}
 	measured, without := map[string]int{}, map[string]bool{}
 	columns, err := s.columns()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range columns {
-		without[c.Name] = true
+		if c.Name != report.Apply {
+			without[c.Name] = true
+		}
 	}
 	for _, sample := range r.Samples {
 		if sample.Errors > 0 {
@@ -58,10 +65,13 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 		if sample.Column == "tcp-idle" {
 			key = report.FDs // memory need not grow: it may have been there already
 		}
+		if sample.Column == report.Apply {
+			key = report.ChangeCPU
+		}
 		if sample.Values[key] <= 0 {
 			t.Errorf("%s, %s: %s is %g", sample.Column, sample.Contender, key, sample.Values[key])
 		}
-		if cpu, ok := sample.Values[report.CPU]; key == report.Rate && sample.Contender != report.Routed && (!ok || cpu <= 0) {
+		if cpu, ok := sample.Values[report.CPU]; key == report.Rate && !kernel[sample.Contender] && (!ok || cpu <= 0) {
 			t.Errorf("%s, %s: the proxy used no CPU", sample.Column, sample.Contender)
 		}
 		measured[sample.Column]++
@@ -73,7 +83,9 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 		t.Errorf("gatehouse was left out of %v", slices.Collect(maps.Keys(without)))
 	}
 	// HAProxy and nginx may not be installed, and HAProxy has no UDP.
-	for column, least := range map[string]int{"tcp-pingpong-1": 3, "tcp-pingpong-64": 3, "tcp-download": 3, "tcp-conn": 3, "tcp-idle": 2, "hello-conn": 3, "hello-paced": 3, "udp-64": 2} {
+	for column, least := range map[string]int{
+		"tcp-pingpong-1": 4, "tcp-pingpong-64": 8, "tcp-download": 6, "tcp-conn": 8, "tcp-idle": 2, "hello-conn": 3, "hello-paced": 3, "udp-64": 8, report.Apply: 3,
+	} {
 		if measured[column] < least {
 			t.Errorf("%s: %d contenders, not %d", column, measured[column], least)
 		}
@@ -148,6 +160,11 @@ func TestFlagsNameColumnsAndContenders(t *testing.T) {
 	if want := []string{"tcp-pingpong-1", "tcp-pingpong-64", "tcp-conn"}; err != nil || !slices.Equal(names, want) {
 		t.Errorf("%v, %v; want %v", names, err, want)
 	}
+	if s, err := parse([]string{"--contenders", "dnat,gatehouse-nat-7"}); err == nil {
+		if _, err = s.who(); err == nil {
+			t.Error("gatehouse-nat-7 is a contender")
+		}
+	}
 	for _, bad := range []settings{{only: "quic"}, {contenders: "envoy"}} {
 		if _, err := bad.columns(); bad.only != "" && err == nil {
 			t.Errorf("%q is a column", bad.only)
@@ -163,5 +180,68 @@ func TestFlagsNameColumnsAndContenders(t *testing.T) {
 	}
 	if len(loads) != len(report.Columns) {
 		t.Errorf("%d columns have a load, not %d", len(loads), len(report.Columns))
+	}
+}
+
+// Of a chain that a rule ended, the rules after it were not looked at; of one that none ended, all were.
+func TestRulesThatAPacketIsComparedWithAreCounted(t *testing.T) {
+	chains := rulesByChain(`table ip other {
+	set s {
+		type ipv4_addr
+		elements = { 10.0.0.1 }
+	}
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ct state established accept
+		ip daddr 10.0.0.1 drop
+	}
+}
+table inet gatehouse {
+	chain random4-4 {
+		dnat ip to iifname . th dport . numgen random mod 4 map @backends4
+	}
+	chain dstnat {
+		type nat hook prerouting priority dstnat - 10; policy accept;
+		tcp flags & (fin | syn | rst | ack) != syn return
+		fib daddr type local iifname . meta l4proto . th dport vmap @doors4
+		counter
+	}
+}
+`)
+	const trace = `trace id aa ip bench-trace trace rule tcp dport 801 meta nftrace set 1 (verdict continue)
+trace id aa inet gatehouse dstnat packet: iif "lan" ip saddr 10.1.0.2
+trace id aa inet gatehouse dstnat rule fib daddr type local iifname . meta l4proto . th dport vmap @doors4 (verdict goto random4-4)
+trace id aa inet gatehouse random4-4 rule dnat ip to iifname . th dport . numgen random mod 4 map @backends4 (verdict accept)
+trace id aa ip other forward packet: iif "lan" oif "cluster"
+trace id aa ip other forward verdict continue
+trace id aa ip other forward policy accept
+trace id bb ip other forward packet: iif "lan" oif "cluster"
+trace id bb ip other forward rule ct state established accept (verdict accept)
+`
+	if got, want := compared(trace, chains), []int{2 + 1 + 2, 1}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestEveryFrontendHasADoorOfItsOwn(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 1000, 10000} {
+		text := natConfig(load.EchoPort, n, backends(load.EchoPort))
+		seen := map[string]bool{}
+		for part := range strings.SplitSeq(text, "  - zones: ") {
+			_, rest, ok := strings.Cut(part, "port: ")
+			if !ok {
+				continue
+			}
+			port, _, _ := strings.Cut(rest, "\n")
+			seen[fmt.Sprintf("%s %t", port, strings.Contains(part, "protocol: UDP"))] = true
+		}
+		if len(seen) != n {
+			t.Errorf("%d frontends have %d doors", n, len(seen))
+		}
+		for _, port := range doors(load.EchoPort, n) {
+			if !seen[fmt.Sprintf("%d false", port)] {
+				t.Errorf("of %d frontends, none is at TCP port %d", n, port)
+			}
+		}
 	}
 }

@@ -19,6 +19,12 @@ type contender struct {
 	udp   bool
 	names bool   // it can choose the backend by TLS server name
 	greed uint64 // descriptors that it needs for a connection; 0: two
+	// columns are those that it runs in; nil: all that it can.
+	columns []string
+	// front says that clients go to the edge's addresses, though no program listens there.
+	front bool
+	// rules returns nftables for the edge; nil: none.
+	rules func(port int) string
 	// argv returns the program for a port, whose files go into dir; nil: none is needed.
 	argv func(dir string, port int) ([]string, error)
 }

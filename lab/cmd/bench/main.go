@@ -1,11 +1,14 @@
 // Command bench compares gatehouse's relay with its peers: HAProxy, nginx, a plain Go proxy, and the routed path
-// without any balancer, which is the limit. It needs root, for network namespaces, and nothing else of the lab.
+// without any balancer, which is the limit; and gatehouse with dataPlane: nat with that limit, with what conntrack takes
+// of it and with a rule that somebody wrote by hand. It needs root, for network namespaces, and nothing else of the lab.
 //
 // For each column and each repetition, all contenders run one after the other, each in fresh namespaces and in another
 // order each time, so that what drifts on the machine hits all alike. Ratios are made within a repetition.
 //
-//	bench                                                     # all: twenty minutes
+//	bench                                                     # all: half an hour
 //	bench --only tcp-conn --contenders gatehouse,nginx --repeat 3 --duration 2s
+//	bench --contenders routed,conntrack,dnat,gatehouse-nat    # what the kernel moves
+//	bench --only nat-apply,udp-64 --contenders gatehouse-nat,gatehouse-nat-1000,gatehouse-nat-10000
 //	bench --only pingpong --gatehouse new=bin/gatehouse,old=/tmp/gatehouse
 package main
 
@@ -86,7 +89,7 @@ func runClient(args []string) error {
 // settings are what the flags say.
 type settings struct {
 	only, contenders, gatehouse string
-	repeat, idle                int
+	repeat, idle, changes       int
 	window, warm, settle        time.Duration
 	output, congestion          string
 	write, markers              string
@@ -97,7 +100,7 @@ func parse(args []string) (settings, error) {
 	var s settings
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&s.only, "only", "", "columns, by parts of their names: "+strings.Join(columnNames(), ", "))
-	f.StringVar(&s.contenders, "contenders", "", "who runs: routed, haproxy, nginx, iocopy, gatehouse; also haproxy-auto")
+	f.StringVar(&s.contenders, "contenders", "", "who runs: "+strings.Join(everybody(), ", ")+"; also haproxy-auto")
 	f.StringVar(&s.gatehouse, "gatehouse", "bin/gatehouse", "the binary, or several as NAME=PATH,NAME=PATH")
 	f.IntVar(&s.repeat, "repeat", 5, "repetitions")
 	f.DurationVar(&s.window, "duration", 2500*time.Millisecond, "how long each run is measured")
@@ -117,9 +120,9 @@ func parse(args []string) (settings, error) {
 	if s.output != "" && s.output != "json" {
 		return s, fmt.Errorf("-o %s: only json is known", s.output)
 	}
-	s.warm, s.settle, s.idle = 500*time.Millisecond, 3*time.Second, 5000
+	s.warm, s.settle, s.idle, s.changes = 500*time.Millisecond, 3*time.Second, 5000, 4
 	if s.quick {
-		s.repeat, s.window, s.warm, s.settle, s.idle = 1, 300*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond, 500
+		s.repeat, s.window, s.warm, s.settle, s.idle, s.changes = 1, 300*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond, 500, 2
 	}
 	return s, nil
 }
@@ -151,11 +154,20 @@ func (s settings) columns() ([]report.Column, error) {
 	return out, nil
 }
 
+// everybody who runs if nobody is named. Those that are compared most run next to each other.
+func everybody() []string {
+	names := []string{report.Routed, "conntrack", report.ByHand, "gatehouse-nat"}
+	for _, n := range sizes {
+		names = append(names, fmt.Sprintf("gatehouse-nat-%d", n))
+	}
+	return append(names, report.HAProxy, report.Nginx, report.IOCopy, "gatehouse")
+}
+
 // who returns the contenders. One that is not installed is said to be, and left out, unless it was asked for by name.
 func (s settings) who() ([]contender, error) {
 	wanted := strings.Split(s.contenders, ",")
 	if s.contenders == "" {
-		wanted = []string{report.Routed, report.HAProxy, report.Nginx, report.IOCopy, "gatehouse"}
+		wanted = everybody()
 	}
 	var out []contender
 	add := func(c contender, err error) error {
@@ -182,24 +194,60 @@ func (s settings) who() ([]contender, error) {
 			err = add(nginx())
 		case report.IOCopy:
 			err = add(ioCopy())
+		case "conntrack":
+			err = add(stateful(), nil)
+		case report.ByHand:
+			err = add(byHand(), nil)
 		case "gatehouse":
-			for entry := range strings.SplitSeq(s.gatehouse, ",") {
-				label, path, ok := strings.Cut(entry, "=")
-				if !ok {
-					label, path = "gatehouse", entry
-				}
-				c, failed := gatehouse(label, path)
+			for _, b := range s.builds() {
+				c, failed := gatehouse(b.name, b.path)
 				c.Subject = true // without it, there is nothing to compare
 				err = errors.Join(err, add(c, failed))
 			}
 		default:
-			err = fmt.Errorf("--contenders %s: nobody of that name; there are routed, haproxy, nginx, iocopy, gatehouse", name)
+			frontends, known := natFrontends(name)
+			if !known {
+				err = fmt.Errorf("--contenders %s: nobody of that name; there are %s", name, strings.Join(everybody(), ", "))
+			}
+			for _, b := range s.builds() {
+				if known {
+					err = errors.Join(err, add(gatehouseNAT(b.name, b.path, frontends)))
+				}
+			}
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
+}
+
+// natFrontends is how many frontends the contender of that name has.
+func natFrontends(name string) (int, bool) {
+	if name == "gatehouse-nat" {
+		return 1, true
+	}
+	for _, n := range sizes {
+		if name == fmt.Sprintf("gatehouse-nat-%d", n) {
+			return n, true
+		}
+	}
+	return 0, false
+}
+
+// build is a binary of gatehouse, and what it is called in the tables.
+type build struct{ name, path string }
+
+func (s settings) builds() []build {
+	var list []build
+	for entry := range strings.SplitSeq(s.gatehouse, ",") {
+		name, path, ok := strings.Cut(entry, "=")
+		if !ok {
+			name, path = "gatehouse", entry
+		}
+		list = append(list, build{name, path})
+	}
+	return list
 }
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "==> "+format+"\n", args...) }
@@ -344,6 +392,12 @@ func brief(col report.Column, s report.Sample) string {
 
 // runs says whether a contender has a place in a column.
 func runs(c contender, col report.Column) bool {
+	if c.columns != nil {
+		return slices.Contains(c.columns, col.Name)
+	}
+	if col.Name == report.Apply {
+		return false
+	}
 	return (c.udp || !strings.HasPrefix(col.Name, "udp")) && (c.names || !loads[col.Name].ByName) && (c.argv != nil || col.Op != "")
 }
 
@@ -363,6 +417,7 @@ var loads = map[string]struct {
 	"hello-paced":     {load.HelloPort, load.Options{Mode: load.Hello, Names: names, Rate: 2000}},
 	"tls-paced":       {load.NamePort, load.Options{Mode: load.Hello, Names: names, ByName: true, Rate: 2000}},
 	"tls-split":       {load.NamePort, load.Options{Mode: load.Hello, Names: names, ByName: true, Rate: 2000, Pause: time.Millisecond}},
+	report.Apply:      {load.EchoPort, load.Options{}},
 	"udp-64":          {load.UDPPort, load.Options{Mode: load.UDP, Conns: 64, Size: 64, Window: 4}},
 	"udp-1200":        {load.UDPPort, load.Options{Mode: load.UDP, Conns: 64, Size: 1200, Window: 4}},
 }
@@ -414,7 +469,14 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 	if err := st.awaitAnswer(backends(l.port), sc.backend); err != nil {
 		return sample, err
 	}
-	targets := backends(l.port)
+	if col.Name == report.Apply {
+		return sample, s.applyRun(ctx, st, c, dir, &sample)
+	}
+	if c.rules != nil {
+		if err := st.filter(edgeHost, c.rules(l.port)); err != nil {
+			return sample, err
+		}
+	}
 	if c.argv != nil {
 		argv, err := c.argv(dir, l.port)
 		if err != nil {
@@ -423,6 +485,9 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 		if sc.proxy, err = st.start(edgeHost, argv); err != nil {
 			return sample, err
 		}
+	}
+	targets := backends(l.port)
+	if c.argv != nil || c.front {
 		targets = at(edgeAddrs, l.port)
 		if err := st.awaitAnswer(targets, sc.proxy); err != nil {
 			return sample, err
@@ -434,7 +499,7 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 	if l.Mode == load.Idle {
 		err = s.idleRun(ctx, sc, c.idleConns(s.idle), &sample)
 	} else {
-		err = s.trafficRun(ctx, sc, col, &sample)
+		err = s.trafficRun(ctx, sc, col, c.Kernel, &sample)
 	}
 	if err != nil {
 		return sample, err
@@ -493,7 +558,8 @@ func (sc *scene) families() {
 	}
 }
 
-func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, sample *report.Sample) error {
+// trafficRun measures a window. What a program uses whose packets the kernel moves counts as the rest: it is not for them.
+func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, kernel bool, sample *report.Sample) error {
 	if err := pause(ctx, s.warm); err != nil {
 		return err
 	}
@@ -522,7 +588,7 @@ func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, s
 	if ops > 0 {
 		v[report.Client] = float64(b.clientCPU-a.clientCPU) / ops / float64(perOp)
 		v[report.Backend] = float64(b.back-a.back) / ops / float64(perOp)
-		if sc.proxy != nil {
+		if sc.proxy != nil && !kernel {
 			v[report.CPU] = float64(b.proxy-a.proxy) / ops / float64(perOp)
 		}
 	} else {
@@ -535,12 +601,18 @@ func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, s
 	if all := b.machine.all - a.machine.all; all > 0 {
 		available := seconds * float64(runtime.NumCPU()) * 1e9
 		idle := (b.machine.idle - a.machine.idle) / all
-		rest := max((1-idle)*available-float64(b.clientCPU-a.clientCPU+b.proxy-a.proxy+b.back-a.back), 0)
+		busy := (1 - idle) * available
+		known := b.clientCPU - a.clientCPU + b.back - a.back
+		if !kernel {
+			known += b.proxy - a.proxy
+		}
+		rest := max(busy-float64(known), 0)
 		v[report.IdleShare] = idle * 100
 		v[report.RestShare] = rest / available * 100
 		v[report.Softirq] = (b.machine.softirq - a.machine.softirq) / all * 100
 		if ops > 0 {
 			v[report.Rest] = rest / ops / float64(perOp)
+			v[report.Busy] = max(busy, float64(known)) / ops / float64(perOp)
 		}
 	}
 	if strings.HasPrefix(col.Name, "udp") && ops > 0 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -86,6 +87,8 @@ addr add 10.2.0.2/24 dev eth0
 addr add 10.2.0.3/24 dev eth0
 addr add 10.2.0.4/24 dev eth0
 addr add 10.2.0.5/24 dev eth0
+addr add 10.2.0.6/24 dev eth0
+addr add 10.2.0.7/24 dev eth0
 link set eth0 up
 route add default via 10.2.0.1
 `,
@@ -215,6 +218,18 @@ func (s *stage) close() {
 	}
 }
 
+// filter loads nftables on a host.
+func (s *stage) filter(host int, rules string) error {
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	return s.in(host, func() error {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("nft: %w: %s", err, bytes.TrimSpace(out))
+		}
+		return nil
+	})
+}
+
 // process is a program on a host, with what it has started itself.
 type process struct {
 	name   string
@@ -256,14 +271,15 @@ func (p *process) err() error {
 
 // tail keeps the beginning of what a process complains about.
 type tail struct {
-	mu   sync.Mutex
-	text []byte
+	mu    sync.Mutex
+	text  []byte
+	limit int // in bytes; 0: 2000
 }
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if room := 2000 - len(t.text); room > 0 {
+	if room := cmp.Or(t.limit, 2000) - len(t.text); room > 0 {
 		t.text = append(t.text, p[:min(room, len(p))]...)
 	}
 	return len(p), nil

@@ -16,6 +16,7 @@ const (
 	UDPPort    = 804 // sends datagrams back
 	HelloPort  = 805 // answers a ClientHello, at HelloBackends of its addresses
 	NamePort   = 806 // the same, where who is in front chooses the address by the server name
+	NobodyPort = 807 // refuses
 )
 
 // HelloBackends is how many of the backend's addresses answer a ClientHello, each as another backend.

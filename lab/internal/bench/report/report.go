@@ -16,6 +16,7 @@ const (
 	HAProxy = "haproxy"
 	Nginx   = "nginx"
 	IOCopy  = "iocopy"
+	ByHand  = "dnat" // one rule of nftables, which somebody wrote
 )
 
 // peers are those whose better one is what gatehouse is compared with.
@@ -54,8 +55,16 @@ const (
 	Memory     = "rss_kb_per_connection"
 	FDs        = "fds_per_connection"
 	LostPerMil = "lost_per_thousand"
-	Rest       = "rest_cpu" // kernel threads, and whatever else ran on the machine
+	Rest       = "rest_cpu"    // kernel threads, and whatever else ran on the machine
+	Busy       = "machine_cpu" // all of it, whoever it was counted for
 	RestShare  = "machine_rest_percent"
+	Open       = "open_s"        // from the start of the program until all its doors are open
+	OpenCPU    = "open_cpu_s"    // what it and the programs that it runs have used for it
+	Change     = "change_ms"     // from a change in the file until packets take the new way
+	ChangeCPU  = "change_cpu_ms" // for this change
+	RereadCPU  = "reread_cpu_ms" // and for a file with the same in it
+	FirstRules = "rules_first"   // that a connection's first packet is compared with
+	LaterRules = "rules_later"   // and each packet after it
 )
 
 func traffic(rate string, target float64, cpu string, latencies bool) []Metric {
@@ -72,6 +81,9 @@ var paced = []Metric{
 	{Key: P99, Label: "p99, µs", Less: true},
 	{Key: CPU, Label: "proxy CPU, µs per connection", Less: true},
 }
+
+// Apply is the column that has no traffic: it is about the rules themselves.
+const Apply = "nat-apply"
 
 // Columns are all columns, in the order in which they are run and shown.
 var Columns = []Column{
@@ -91,6 +103,15 @@ var Columns = []Column{
 	{"tls-split", "the same, in two segments 1 ms apart", "connection", false, paced},
 	{"udp-64", "UDP, 64 bytes, 64 flows", "datagram", false, append(traffic("k echoes/s", 1.5, "proxy CPU, µs per echo", true), Metric{Key: LostPerMil, Label: "lost, ‰", Less: true})},
 	{"udp-1200", "UDP, 1,200 bytes, 64 flows", "datagram", false, append(traffic("k echoes/s", 1.5, "proxy CPU, µs per echo", true), Metric{Key: LostPerMil, Label: "lost, ‰", Less: true})},
+	{Apply, "its rules", "", false, []Metric{
+		{Key: Open, Label: "start of the program → all open, s", Less: true},
+		{Key: OpenCPU, Label: "… CPU, s", Less: true},
+		{Key: Change, Label: "a backend changed in the file → packets go to the new one, ms", Less: true},
+		{Key: ChangeCPU, Label: "… CPU, ms", Less: true},
+		{Key: RereadCPU, Label: "the file read again with nothing changed, CPU, ms", Less: true},
+		{Key: FirstRules, Label: "rules that a connection's first packet is compared with", Less: true},
+		{Key: LaterRules, Label: "… and each packet after it", Less: true},
+	}},
 }
 
 // Addition is what one column takes more than another one, in which something is left out. The two are run in turn, so
@@ -109,6 +130,9 @@ type Contender struct {
 	Label   string `json:"label"`
 	Version string `json:"version,omitempty"`
 	Subject bool   `json:"subject,omitempty"` // a gatehouse: compared with the peers
+	Kernel  bool   `json:"kernel,omitempty"`  // it is the kernel that moves its packets
+	// Frontends is how many a gatehouse whose packets the kernel moves has been given.
+	Frontends int `json:"frontends,omitempty"`
 }
 
 // Sample is what one run of one contender gave.
@@ -196,15 +220,22 @@ func (r *Result) errors(column, contender string) uint64 {
 	return n
 }
 
-// columns returns the columns that were run.
-func (r *Result) columns() []Column {
+// columns returns the columns that some of these contenders were run in.
+func (r *Result) columns(who []Contender) []Column {
 	var out []Column
 	for _, c := range Columns {
-		if slices.ContainsFunc(r.Samples, func(s Sample) bool { return s.Column == c.Name }) {
+		if slices.ContainsFunc(r.Samples, func(s Sample) bool {
+			return s.Column == c.Name && slices.ContainsFunc(who, func(w Contender) bool { return w.Name == s.Contender })
+		}) {
 			out = append(out, c)
 		}
 	}
 	return out
+}
+
+// those returns the contenders of which something holds.
+func (r *Result) those(holds func(Contender) bool) []Contender {
+	return slices.DeleteFunc(slices.Clone(r.Contenders), func(c Contender) bool { return !holds(c) })
 }
 
 // cell shows a contender's median; "!" marks runs with errors, if only in the first line of the column.
@@ -222,10 +253,15 @@ func (r *Result) cell(col Column, contender, key string) string {
 
 // Main is the table of what was measured, as Markdown.
 func (r *Result) Main() string {
-	head := []string{"", ""}
-	for _, c := range r.Contenders {
-		head = append(head, c.Label)
+	who := r.those(func(c Contender) bool { return !c.Kernel })
+	columns := r.columns(slices.DeleteFunc(slices.Clone(who), func(c Contender) bool { return c.Name == Routed }))
+	if len(columns) == 0 {
+		columns = r.columns(who)
 	}
+	if len(columns) == 0 {
+		return ""
+	}
+	head := heading(who)
 	builds, compared := r.builds(), []Contender(nil)
 	if slices.ContainsFunc(r.Contenders, func(c Contender) bool { return slices.Contains(peers, c.Name) }) {
 		compared = builds
@@ -237,12 +273,12 @@ func (r *Result) Main() string {
 		head = append(head, builds[0].Label+" : "+builds[1].Label)
 	}
 	rows := [][]string{head}
-	for _, col := range r.columns() {
+	for _, col := range columns {
 		label := col.Label
 		for _, m := range col.Metrics {
 			row := []string{label, m.Label}
 			label = ""
-			for _, c := range r.Contenders {
+			for _, c := range who {
 				row = append(row, r.cell(col, c.Name, m.Key))
 			}
 			for _, c := range compared {
@@ -258,9 +294,17 @@ func (r *Result) Main() string {
 	return table(rows)
 }
 
-// builds are the contenders that are gatehouse.
+func heading(who []Contender) []string {
+	head := []string{"", ""}
+	for _, c := range who {
+		head = append(head, c.Label)
+	}
+	return head
+}
+
+// builds are the contenders that are gatehouse's relay.
 func (r *Result) builds() []Contender {
-	return slices.DeleteFunc(slices.Clone(r.Contenders), func(c Contender) bool { return !c.Subject })
+	return r.those(func(c Contender) bool { return c.Subject && !c.Kernel })
 }
 
 func spread(s Spread, ok bool) string {
@@ -297,26 +341,28 @@ func (r *Result) verdict(column, contender string, m Metric) []string {
 	return out
 }
 
+// unit is what CPU for an operation is given in.
+func (c Column) unit() string {
+	if c.Op == "Gbit" {
+		return "ms per Gbit"
+	}
+	return "µs per " + c.Op
+}
+
 // Processors is the table of who used the processors, as Markdown.
 func (r *Result) Processors() string {
-	head := []string{"", ""}
-	for _, c := range r.Contenders {
-		head = append(head, c.Label)
-	}
-	rows := [][]string{head}
-	for _, col := range r.columns() {
+	who := r.those(func(c Contender) bool { return c.Frontends <= 1 })
+	rows := [][]string{heading(who)}
+	for _, col := range r.columns(who) {
 		if col.Op == "" {
 			continue
 		}
-		unit := "µs per " + col.Op
-		if col.Op == "Gbit" {
-			unit = "ms per Gbit"
-		}
+		unit := col.unit()
 		label := col.Label
-		for _, m := range []Metric{{Key: Client, Label: "client, " + unit}, {Key: Backend, Label: "backend, " + unit}, {Key: CPU, Label: "proxy, " + unit}, {Key: Rest, Label: "rest, " + unit}, {Key: IdleShare, Label: "machine idle, %"}} {
+		for _, m := range []Metric{{Key: Client, Label: "client, " + unit}, {Key: Backend, Label: "backend, " + unit}, {Key: CPU, Label: "proxy, " + unit}, {Key: Rest, Label: "rest, " + unit}, {Key: Busy, Label: "all of it, " + unit}, {Key: IdleShare, Label: "machine idle, %"}} {
 			row := []string{label, m.Label}
 			label = ""
-			for _, c := range r.Contenders {
+			for _, c := range who {
 				row = append(row, r.cell(col, c.Name, m.Key))
 			}
 			rows = append(rows, row)
@@ -351,11 +397,7 @@ func (r *Result) Additions() string {
 	if len(who) == 0 {
 		return ""
 	}
-	head := []string{"", ""}
-	for _, c := range who {
-		head = append(head, c.Label)
-	}
-	rows := [][]string{head}
+	rows := [][]string{heading(who)}
 	for _, a := range Additions {
 		label := a.Label
 		for _, m := range paced {

@@ -114,6 +114,32 @@ func TestWhatIsAddedIsWithinARepetition(t *testing.T) {
 	}
 }
 
+// More frontends are compared with the same program that has one, in the same repetition.
+func TestWhatTheKernelMovesHasTablesOfItsOwn(t *testing.T) {
+	t.Parallel()
+	r := &Result{Contenders: []Contender{
+		{Name: Routed, Label: "routed"},
+		{Name: ByHand, Label: "DNAT, by hand", Kernel: true},
+		{Name: "gatehouse-nat", Label: "gatehouse, nat", Subject: true, Kernel: true, Frontends: 1},
+		{Name: "gatehouse-nat-1000", Label: "gatehouse, nat, 1000 frontends", Subject: true, Kernel: true, Frontends: 1000},
+		{Name: HAProxy, Label: "HAProxy"},
+		{Name: "gatehouse", Label: "gatehouse", Subject: true},
+	}}
+	for rep, speed := range []float64{1, 2, 3} {
+		for contender, rate := range map[string]float64{Routed: 40, ByHand: 32, "gatehouse-nat": 31, "gatehouse-nat-1000": 30, HAProxy: 24, "gatehouse": 26} {
+			v := map[string]float64{Rate: rate * speed, P50: 900, P99: 1200, Client: 20, Backend: 15, Rest: 2, Busy: 2000 / rate, IdleShare: 5}
+			if contender == HAProxy || contender == "gatehouse" {
+				v[CPU] = 40
+			}
+			r.Samples = append(r.Samples, sample("tcp-conn", contender, rep, v))
+		}
+		for contender, n := range map[string]float64{"gatehouse-nat": 1, "gatehouse-nat-1000": 30} {
+			r.Samples = append(r.Samples, sample(Apply, contender, rep, map[string]float64{Open: 0.1 * n, OpenCPU: 0.05 * n, Change: 220, ChangeCPU: 20 * n, RereadCPU: 15 * n, FirstRules: 7, LaterRules: 3}))
+		}
+	}
+	golden(t, "kernel.md", r.Markdown())
+}
+
 func TestTwoBuildsAreComparedWithEachOther(t *testing.T) {
 	t.Parallel()
 	r := &Result{Contenders: []Contender{{Name: "new", Label: "new", Subject: true}, {Name: "old", Label: "old", Subject: true}}}

@@ -36,8 +36,15 @@ func (r *Result) Markdown() string {
 	if noise, ok := r.noise(); ok {
 		fmt.Fprintf(&b, "What else ran on the machine, kernel threads included, used %s %% of it (%s–%s).\n", number(noise.Median), number(noise.Min), number(noise.Max))
 	}
-	b.WriteString("\n")
-	b.WriteString(r.Main())
+	if m := r.Main(); m != "" {
+		b.WriteString("\n" + m)
+	}
+	if k := r.Forwarded(); k != "" {
+		b.WriteString("\nMoved by the kernel. CPU is that of the whole machine, client and backend included, since the kernel counts the work\non a packet for whoever happens to run:\n\n" + k)
+	}
+	if s := r.Sizes(); s != "" {
+		b.WriteString("\nMoved by the kernel, by the number of frontends, each with six backends:\n\n" + s)
+	}
 	if a := r.Additions(); a != "" {
 		b.WriteString("\nWhat it adds to look at the ClientHello and to choose the backend by its server name, as the difference to relaying\nthe same to any backend, within a repetition; median (least to greatest):\n\n" + a)
 	}
