@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"cmd/gatehouse":        {"internal/cli"},
 	"internal/cli":         {"internal/daemon", "internal/demo", "internal/desired", "internal/status", "internal/config", "internal/edge", "internal/handover"},
 	"internal/demo":        {"internal/daemon"},
-	"internal/daemon":      {"internal/config", "internal/desired", "internal/edge", "internal/filewatch", "internal/handover", "internal/health", "internal/host", "internal/kube", "internal/l4proxyfile", "internal/nft", "internal/relay", "internal/resolve", "internal/status", "internal/web"},
+	"internal/daemon":      {"internal/config", "internal/conntrack", "internal/desired", "internal/edge", "internal/filewatch", "internal/handover", "internal/health", "internal/host", "internal/kube", "internal/l4proxyfile", "internal/nat", "internal/nft", "internal/ports", "internal/relay", "internal/resolve", "internal/status", "internal/web"},
 	"internal/web":         {"internal/status", "internal/edge"},
 	"internal/status":      {"internal/desired", "internal/edge"},
 	"internal/desired":     {"internal/config", "internal/edge"},
@@ -55,7 +55,7 @@ var allowed = map[string][]string{
 // Whole families of packages that only these packages may import.
 var gates = map[string][]string{
 	"k8s.io/":                                        {"internal/kube"},
-	"github.com/vishvananda/netlink":                 {"internal/conntrack", "internal/host", "internal/netnstest"},
+	"github.com/vishvananda/netlink":                 {"internal/conntrack", "internal/host", "internal/netnstest", "internal/ports"},
 	"sigs.k8s.io/knftables":                          {"internal/nat", "internal/nft"},
 	"github.com/google/nftables":                     {"internal/nat"},
 	"go.yaml.in/yaml":                                {"internal/config"},

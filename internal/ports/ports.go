@@ -25,10 +25,8 @@ type Owners map[string][]string
 // in another container).
 func (o Owners) Holders(at edge.Door) string {
 	var inodes []string
-	for _, s := range sockets(at.Protocol) {
-		if s.addr.Port() == at.Listen.Port {
-			inodes = append(inodes, s.inode)
-		}
+	for _, s := range sockets(at.Protocol, func(port uint16) bool { return port == at.Listen.Port }) {
+		inodes = append(inodes, s.inode)
 	}
 	return o.held(at.Listen.Port, inodes)
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"net/netip"
 	"os"
 	"strconv"
@@ -21,8 +22,41 @@ type socket struct {
 	inode  string
 }
 
+// sockets are those that take what comes to some ports of a protocol: listeners,
+// and of UDP those that are connected to nobody.
+func sockets(protocol edge.Protocol, on func(port uint16) bool) []socket {
+	// By way of thread-self: /proc/net is the namespace of the main thread.
+	const dir = "/proc/thread-self/net/"
+	if protocol == edge.SCTP {
+		// The kernel would load SCTP if it were asked by netlink.
+		return readEndpoints(dir+"sctp/eps", on)
+	}
+	all, err := diagSockets(protocol, on)
+	if errors.Is(err, os.ErrNotExist) { // a kernel without inet_diag
+		name := "tcp"
+		if protocol == edge.UDP {
+			name = "udp"
+		}
+		state := listenState(protocol)
+		all = append(readSockets(dir+name, state, on), readSockets(dir+name+"6", state, on)...)
+	}
+	return all
+}
+
+const (
+	tcpClose  = 7 // include/net/tcp_states.h; of a UDP socket: connected to nobody
+	tcpListen = 10
+)
+
+func listenState(protocol edge.Protocol) int {
+	if protocol == edge.UDP {
+		return tcpClose
+	}
+	return tcpListen
+}
+
 // diagSockets asks the kernel, which also knows devices.
-func diagSockets(protocol edge.Protocol) (all []socket, err error) {
+func diagSockets(protocol edge.Protocol, on func(port uint16) bool) (all []socket, err error) {
 	number := uint8(unix.IPPROTO_TCP)
 	if protocol == edge.UDP {
 		number = unix.IPPROTO_UDP
@@ -31,8 +65,8 @@ func diagSockets(protocol edge.Protocol) (all []socket, err error) {
 		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 		req.AddData(diagRequest{family, number, listenState(protocol)})
 		err := req.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(m []byte) bool {
-			if s, ok := parseDiag(m); ok {
-				all = append(all, s)
+			if len(m) >= diagMessageSize && on(binary.BigEndian.Uint16(m[4:])) {
+				all = append(all, parseDiag(m))
 			}
 			return true
 		})
@@ -65,10 +99,7 @@ func (r diagRequest) Serialize() []byte {
 }
 
 // parseDiag reads a struct inet_diag_msg.
-func parseDiag(m []byte) (socket, bool) {
-	if len(m) < diagMessageSize {
-		return socket{}, false
-	}
+func parseDiag(m []byte) socket {
 	addr := netip.AddrFrom4([4]byte(m[8:]))
 	if m[0] == unix.AF_INET6 {
 		addr = netip.AddrFrom16([16]byte(m[8:])).Unmap()
@@ -77,7 +108,7 @@ func parseDiag(m []byte) (socket, bool) {
 		addr:   netip.AddrPortFrom(addr, binary.BigEndian.Uint16(m[4:])),
 		device: int(binary.NativeEndian.Uint32(m[40:])),
 		inode:  strconv.FormatUint(uint64(binary.NativeEndian.Uint32(m[68:])), 10),
-	}, true
+	}
 }
 
 // readSockets reads those that are in a state in a file of the form of
@@ -85,7 +116,7 @@ func parseDiag(m []byte) (socket, bool) {
 //
 //	sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
 //	 0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 ...
-func readSockets(path string, state int) (all []socket) {
+func readSockets(path string, state int, on func(port uint16) bool) (all []socket) {
 	fields(path, func(f []string) {
 		if len(f) <= 9 {
 			return
@@ -104,7 +135,7 @@ func readSockets(path string, state int) (all []socket) {
 		}
 		addr, ok := netip.AddrFromSlice(words)
 		n, err := strconv.ParseUint(port, 16, 16)
-		if ok && err == nil {
+		if ok && err == nil && on(uint16(n)) {
 			all = append(all, socket{addr: netip.AddrPortFrom(addr.Unmap(), uint16(n)), inode: f[9]})
 		}
 	})
@@ -116,13 +147,13 @@ func readSockets(path string, state int) (all []socket) {
 //
 //	 ENDPT     SOCK   STY SSTY HBKT LPORT   UID INODE LADDRS
 //	d2c8c400 d2b03a00 2   10   29   9899      0 12345 10.0.0.1 0000:0000:0000:0000:0000:0000:0000:0001
-func readEndpoints(path string) (all []socket) {
+func readEndpoints(path string, on func(port uint16) bool) (all []socket) {
 	fields(path, func(f []string) {
 		if len(f) <= 8 || f[3] != strconv.Itoa(tcpListen) {
 			return
 		}
 		port, err := strconv.ParseUint(f[5], 10, 16)
-		if err != nil {
+		if err != nil || !on(uint16(port)) {
 			return
 		}
 		for _, text := range f[8:] {

@@ -1,11 +1,9 @@
 package ports
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 
@@ -19,22 +17,31 @@ import (
 // are opened without a socket, and would take packets away from who has one.
 // This process's own sockets do not count, nor do those of the processes ours.
 func Taken(doors []edge.Door, ours ...int) map[edge.Door]string {
-	listening := map[edge.Protocol]map[uint16][]socket{}
-	var devices map[string]int // nil: not read yet
+	wanted := map[edge.Protocol]*[1 << 16]bool{}
+	for _, d := range doors {
+		if wanted[d.Protocol] == nil {
+			wanted[d.Protocol] = new([1 << 16]bool)
+		}
+		wanted[d.Protocol][d.Listen.Port] = true
+	}
+	type port struct {
+		protocol edge.Protocol
+		number   uint16
+	}
+	found := map[port][]socket{}
+	for protocol, ports := range wanted {
+		for _, s := range sockets(protocol, func(port uint16) bool { return ports[port] }) {
+			at := port{protocol, s.addr.Port()}
+			found[at] = append(found[at], s)
+		}
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	devices := deviceIndexes()
 	getters := map[edge.Door][]string{}
 	for _, d := range doors {
-		ports, ok := listening[d.Protocol]
-		if !ok {
-			ports = map[uint16][]socket{}
-			for _, s := range sockets(d.Protocol) {
-				ports[s.addr.Port()] = append(ports[s.addr.Port()], s)
-			}
-			listening[d.Protocol] = ports
-		}
-		for _, s := range ports[d.Listen.Port] {
-			if s.device != 0 && devices == nil {
-				devices = deviceIndexes()
-			}
+		for _, s := range found[port{d.Protocol, d.Listen.Port}] {
 			if s.gets(d.Listen, devices[d.Listen.Device]) {
 				getters[d] = append(getters[d], s.inode)
 			}
@@ -93,36 +100,4 @@ func deviceIndexes() map[string]int {
 		indexes[i.Name] = i.Index
 	}
 	return indexes
-}
-
-// sockets are those that take what comes to a port of the protocol: listeners,
-// and of UDP those that are connected to nobody.
-func sockets(protocol edge.Protocol) []socket {
-	// By way of thread-self: /proc/net is the namespace of the main thread.
-	const dir = "/proc/thread-self/net/"
-	if protocol == edge.SCTP {
-		// The kernel would load SCTP if it were asked by netlink.
-		return readEndpoints(dir + "sctp/eps")
-	}
-	all, err := diagSockets(protocol)
-	if errors.Is(err, os.ErrNotExist) { // a kernel without inet_diag
-		name := "tcp"
-		if protocol == edge.UDP {
-			name = "udp"
-		}
-		all = append(readSockets(dir+name, listenState(protocol)), readSockets(dir+name+"6", listenState(protocol))...)
-	}
-	return all
-}
-
-const (
-	tcpClose  = 7 // include/net/tcp_states.h; of a UDP socket: connected to nobody
-	tcpListen = 10
-)
-
-func listenState(protocol edge.Protocol) int {
-	if protocol == edge.UDP {
-		return tcpClose
-	}
-	return tcpListen
 }
