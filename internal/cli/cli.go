@@ -79,7 +79,7 @@ that they ask for, and spreads connections evenly over their pods.`,
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newAnnounce(), newDemo(), newVersion()} {
+	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newAnnounce(), newDemo(), newVersion()} {
 		cmd.Args = noArgs
 		root.AddCommand(cmd)
 	}

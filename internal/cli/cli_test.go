@@ -1,9 +1,16 @@
 package cli
 
 import (
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -17,9 +24,100 @@ func TestMain(m *testing.M) {
 // Each script runs the real program.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir:  "testdata",
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"big": writeBig},
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			d := &answerer{asked: make(chan struct{})}
+			d.server = httptest.NewServer(d)
+			env.Defer(d.server.Close)
+			env.Values["daemon"] = d
+			address := d.server.Listener.Addr().String()
+			_, port, err := net.SplitHostPort(address)
+			env.Setenv("DAEMON", address)
+			env.Setenv("DAEMON_PORT", port)
+			for _, name := range []string{"NOWHERE", "ADMIN", "FRONT"} {
+				env.Setenv(name, freeAddr())
+			}
+			return err
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"big": writeBig, "serve": serve, "asked": asked, "fill": fill,
+		},
 	})
+}
+
+// answerer answers as a running gatehouse would.
+type answerer struct {
+	server *httptest.Server
+	asked  chan struct{} // a send is an answer
+
+	mu   sync.Mutex
+	says []byte // nil: it is something else
+}
+
+func (d *answerer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	d.mu.Lock()
+	says := d.says
+	d.mu.Unlock()
+	if says == nil || r.URL.Path != "/status.json" {
+		http.NotFound(w, r)
+	} else {
+		_, _ = w.Write(says)
+	}
+	select {
+	case d.asked <- struct{}{}:
+	default: // nobody waits
+	}
+}
+
+var ago = regexp.MustCompile(`TIME-(\w+)`)
+
+// serve makes the daemon say what is in a file: `serve FILE`, or not answer for
+// a gatehouse: `serve nothing`. Times in it are as long ago as TIME-1h says. What
+// it says is in said.json.
+func serve(ts *testscript.TestScript, _ bool, args []string) {
+	d := ts.Value("daemon").(*answerer)
+	var says []byte
+	if args[0] != "nothing" {
+		says = ago.ReplaceAllFunc([]byte(ts.ReadFile(args[0])), func(b []byte) []byte {
+			before, err := time.ParseDuration(string(ago.FindSubmatch(b)[1]))
+			ts.Check(err)
+			return []byte(time.Now().Add(-before).Format(time.RFC3339Nano))
+		})
+		ts.Check(os.WriteFile(ts.MkAbs("said.json"), says, 0o600))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.says = says
+}
+
+// asked waits until the daemon was asked so often: `asked N`.
+func asked(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	for range n {
+		select {
+		case <-ts.Value("daemon").(*answerer).asked:
+		case <-time.After(10 * time.Second):
+			ts.Fatalf("the daemon is not asked")
+		}
+	}
+}
+
+// fill replaces the names of variables in a file by what they are: `fill FILE`.
+func fill(ts *testscript.TestScript, _ bool, args []string) {
+	for _, file := range args {
+		ts.Check(os.WriteFile(ts.MkAbs(file), []byte(os.Expand(ts.ReadFile(file), ts.Getenv)), 0o600))
+	}
+}
+
+// freeAddr is a loopback address that nobody listens on.
+func freeAddr() string {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
 }
 
 // writeBig writes a file of 10 MiB: `big FILE`.
