@@ -12,14 +12,25 @@ package conntrack
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// ErrNotPermitted says that the process may not ask.
-var ErrNotPermitted = errors.New("reading the kernel's connections is not permitted")
+// Why the kernel does not do what it is asked, where that is known.
+var (
+	ErrNotPermitted = errors.New("reading and deleting entries of conntrack is not permitted")
+	ErrNoNetlink    = errors.New("the kernel lacks nf_conntrack_netlink")
+)
 
 // TCPState is the state of a TCP connection as the kernel has it, in the words
 // of conntrack(8).
@@ -69,23 +80,177 @@ type Filter struct {
 
 // List returns the flows that the filter lets through, of both IP families. A
 // kernel without connection tracking has none.
-func List(ctx context.Context, f Filter) ([]Flow, error) { return nil, nil }
+func List(ctx context.Context, f Filter) ([]Flow, error) {
+	return list(ctx, f, listRequest(f))
+}
+
+// list makes sure itself that only what is wanted comes back: kernels before
+// Linux 5.15 ignore what the request says of the status, and none is asked for a
+// protocol.
+func list(ctx context.Context, f Filter, request []byte) (flows []Flow, err error) {
+	s, err := open()
+	if err != nil {
+		return nil, explain("list", err)
+	}
+	defer s.close()
+	if err := s.send(request); err != nil {
+		return nil, explain("list", err)
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		messages, err := s.receive()
+		if err != nil {
+			return nil, explain("list", err)
+		}
+		for m := range messages.all {
+			if end, err := m.end(); err != nil {
+				return nil, explain("list", err)
+			} else if end {
+				return flows, nil
+			}
+			if flow, ok := parse(m.payload); ok && f.wants(&flow) {
+				flows = append(flows, flow)
+			}
+		}
+	}
+}
+
+func (f Filter) wants(flow *Flow) bool {
+	return (!f.DNAT || flow.DNAT) && (!f.Unreplied || !flow.Replied) && (f.Protocol == "" || f.Protocol == flow.Protocol)
+}
 
 // Delete makes the kernel forget flows, and says how many of them it still had.
 // An entry that has come since in place of one of them stays.
-func Delete(ctx context.Context, flows []Flow) (deleted int, err error) { return 0, nil }
+func Delete(ctx context.Context, flows []Flow) (deleted int, err error) {
+	if len(flows) == 0 {
+		return 0, nil
+	}
+	s, err := open()
+	if err != nil {
+		return 0, explain("delete", err)
+	}
+	defer s.close()
+	var failures error
+	for some := range slices.Chunk(flows, together) {
+		if err := ctx.Err(); err != nil {
+			return deleted, errors.Join(failures, err)
+		}
+		gone, err := s.delete(some)
+		deleted += gone
+		if err != nil {
+			failures = explain("delete", err)
+		}
+		if errors.Is(failures, ErrNotPermitted) {
+			break
+		}
+	}
+	return deleted, failures
+}
+
+// So many entries are deleted by one message. Each that is not there is told of
+// with some hundred bytes, of which the socket holds 200 KB.
+const together = 64
+
+// delete returns how many of the flows there were. Only the last request wants
+// an answer in any case, which comes after those about what has failed.
+func (s *socket) delete(flows []Flow) (deleted int, failed error) {
+	var requests []byte
+	for i := range flows {
+		requests = appendDelete(requests, &flows[i], uint32(i), i == len(flows)-1)
+	}
+	if err := s.send(requests); err != nil {
+		return 0, err
+	}
+	deleted = len(flows)
+	for {
+		messages, err := s.receive()
+		if err != nil {
+			return 0, err
+		}
+		for m := range messages.all {
+			switch _, err := m.end(); {
+			case errors.Is(err, unix.EPERM): // said once, of all
+				return 0, err
+			case err != nil:
+				deleted--
+				if !errors.Is(err, unix.ENOENT) {
+					failed = err
+				}
+			}
+			if m.sequence == uint32(len(flows)-1) {
+				return deleted, failed
+			}
+		}
+	}
+}
 
 // Usage returns how many entries there are and how many there can be, in the
 // network namespace of the caller; 0 and 0 where the kernel tracks nothing.
-func Usage() (entries, limit int, err error) { return 0, 0, nil }
+func Usage() (entries, limit int, err error) {
+	if entries, err = number("nf_conntrack_count"); err == nil {
+		limit, err = number("nf_conntrack_max")
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, 0, nil
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("conntrack: %w", err)
+	}
+	return entries, limit, nil
+}
+
+func number(name string) (int, error) {
+	text, err := os.ReadFile("/proc/sys/net/netfilter/" + name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}
 
 // Watcher finds connections that nobody answers. The zero Watcher is ready; its
 // methods are for one goroutine at a time.
-type Watcher struct{}
+type Watcher struct{ seen map[entry]time.Time }
+
+// entry is what tells an entry from the one that comes after it, and from
+// another that happens to have its ID.
+type entry struct {
+	id     uint32
+	client netip.AddrPort
+}
 
 // Unanswered returns the rewritten flows that have waited for a first reply for
 // at least that long: by the kernel's clock where it keeps the start of a flow,
-// else since an earlier look that saw it.
+// else since an earlier look that saw it, which then is its Started.
+//
+// A flow is returned by each look, for as long as it is there and unanswered:
+// those of a protocol that does not answer (syslog) always are.
 func (w *Watcher) Unanswered(ctx context.Context, now time.Time, least time.Duration) ([]Flow, error) {
-	return nil, nil
+	flows, err := List(ctx, Filter{DNAT: true, Unreplied: true})
+	if err != nil {
+		return nil, err
+	}
+	return w.old(flows, now, least), nil
+}
+
+// old returns those of the unanswered flows that have waited long enough, and
+// remembers all of them.
+func (w *Watcher) old(flows []Flow, now time.Time, least time.Duration) (old []Flow) {
+	seen := make(map[entry]time.Time, len(flows))
+	for _, flow := range flows {
+		if flow.Started.IsZero() {
+			e := entry{flow.ID, flow.Client}
+			first, again := w.seen[e]
+			if !again {
+				first = now
+			}
+			seen[e], flow.Started = first, first
+		}
+		if now.Sub(flow.Started) >= least {
+			old = append(old, flow)
+		}
+	}
+	w.seen = seen
+	return old
 }
