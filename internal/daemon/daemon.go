@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/conntrack"
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/filewatch"
@@ -80,6 +82,7 @@ type Daemon struct {
 	prober      *health.Prober
 	relay       *relay.Relay // takeOver sets it anew
 	transparent *transparency
+	kernel      *kernel
 	admin       slot
 	manager     manager
 	events      eventLog
@@ -96,6 +99,10 @@ type Daemon struct {
 	inherited  page   // likewise: of the process before, in the first decision
 	silent     bool   // likewise: the cluster is not told
 	said       string // to systemd; the loop's own
+	// Doors that have gone from the relay to the kernel, until when the relay
+	// keeps them, and how it had them. Guarded by deciding.
+	lingering map[edge.Door]lingerer
+	relayed   []edge.Frontend // by the last decision; likewise
 
 	mu                 sync.Mutex
 	state              desired.State
@@ -116,6 +123,9 @@ func New(o Options) *Daemon {
 	d.prober = health.New(o.Log, health.Options{})
 	d.relay = d.newRelay(relay.Handover{})
 	d.transparent = newTransparency(o.Log)
+	d.kernel = newKernel(o.Log, func(of edge.Protocol, backend netip.AddrPort) {
+		d.eachProbe(server{of, backend}, d.prober.Suspect)
+	})
 	d.told = problemLog{log: o.Log}
 	d.manager = manager{socket: o.NotifySocket, log: o.Log}
 	return d
@@ -206,6 +216,11 @@ func (d *Daemon) run(ctx context.Context) error {
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 
+	present, err := host.CheckIn()
+	if err != nil {
+		return err
+	}
+	defer present.Close()
 	watcher := filewatch.New(d.opts.Files, settle, d.log)
 	if !d.files.take(watcher.Read()) {
 		return errBadStart
@@ -222,8 +237,9 @@ func (d *Daemon) run(ctx context.Context) error {
 	task(g, "names", func() error { return d.names.Run(serving) })
 	task(g, "health", func() error { return d.prober.Run(serving) })
 	task(g, "transparency", func() error { return d.transparent.run(serving, d.kick) })
+	task(g, "data plane nat", func() error { return d.kernel.run(serving, d.kick) })
 	task(g, "loop", func() error { return d.loop(serving, watcher) })
-	err := g.Wait()
+	err = g.Wait()
 	if errors.Is(err, errHandedOver) {
 		defer d.cut(nil)
 		d.drain(ctx, signals)
@@ -316,13 +332,28 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 			state, problems = desired.Build(in)
 		}
 	}
+	// A kernel that goes on as before is not told what follows from half of what
+	// is to be known.
+	held := d.kernel.hold(ctx, synced || c.Kubernetes == nil, state)
+	if !held {
+		// Before the relay closes a door: somebody takes each connection.
+		if in.NoNAT = d.kernel.open(ctx, state, in.Interfaces); in.NoNAT != "" {
+			state, problems = desired.Build(in)
+		}
+		d.kernel.setRoutes(state.Routes)
+	}
 	d.prober.Apply(state.Probes)
 	probes := probesAt(state)
 	d.probesAt.Store(&probes)
-	doors := failed(d.relay.Apply(state.Frontends))
+	d.relay.Apply(d.toRelay(state, held))
+	if !held {
+		d.kernel.close(ctx)
+	}
 	if !state.Transparent {
 		_, lacking = d.transparent.apply(ctx, false)
 	}
+	doors, around := d.notOpened()
+	lacking = append(lacking, around...)
 	if !sameDoors(in.Doors, doors) {
 		// What the machine refused is an input of the decision: decide again,
 		// so that nobody is told that a door is open which is not.
@@ -343,7 +374,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	slices.SortStableFunc(problems, desired.ComparePositions)
 	d.told.tell(problems)
 	d.publish(c, state, problems, snapshot, synced, len(doors))
-	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0
+	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0 || held || len(d.lingering) > 0
 }
 
 // inputs is everything that a decision follows from, as it is now.
@@ -352,10 +383,67 @@ func (d *Daemon) inputs(c *config.Config, snapshot *edge.Cluster) (desired.Input
 	if err != nil {
 		return desired.Inputs{}, err
 	}
+	doors, _ := d.notOpened()
+	ipv4, ipv6 := host.Forwarding()
 	return desired.Inputs{
 		Config: c, Interfaces: interfaces, Cluster: snapshot, Hosts: d.names.Snapshot(),
-		Health: d.prober.Snapshot(), Doors: failed(d.relay.Doors()), NoTransparency: d.transparent.failing(),
+		Health: d.prober.Snapshot(), Doors: doors, NoTransparency: d.transparent.failing(),
+		NoForwarding4: !ipv4, NoForwarding6: !ipv6,
 	}, nil
+}
+
+// notOpened are the doors that neither data plane could open, with the reason;
+// and what is wrong around the kernel's.
+func (d *Daemon) notOpened() (doors map[edge.Door]string, problems []edge.Problem) {
+	doors, problems = d.kernel.state()
+	maps.Copy(doors, failed(d.relay.Doors()))
+	return doors, problems
+}
+
+// A lingerer is how the relay had a door that the kernel has now.
+type lingerer struct {
+	frontends []edge.Frontend
+	until     time.Time
+}
+
+// toRelay are the frontends that the relay is to have: its own, and for a while
+// those whose doors the kernel has taken over, since a client whose handshake
+// has begun is still the relay's. While the kernel goes on as before that is
+// nobody's.
+func (d *Daemon) toRelay(state desired.State, held bool) []edge.Frontend {
+	relayed, translated := byDataPlane(state.Frontends)
+	own := map[edge.Door]bool{}
+	for _, f := range relayed {
+		own[f.Door] = true
+	}
+	if !held {
+		had := map[edge.Door][]edge.Frontend{}
+		for _, f := range d.relayed {
+			had[f.Door] = append(had[f.Door], f)
+		}
+		taken, _ := d.kernel.state()
+		for _, f := range translated {
+			if before := had[f.Door]; before != nil && taken[f.Door] == "" {
+				if d.lingering == nil {
+					d.lingering = map[edge.Door]lingerer{}
+				}
+				d.lingering[f.Door] = lingerer{before, time.Now().Add(lingerTime)}
+			}
+		}
+		d.relayed = relayed
+	}
+	all := slices.Clone(relayed)
+	for door, l := range d.lingering {
+		if own[door] || time.Now().After(l.until) {
+			delete(d.lingering, door)
+			if !own[door] {
+				d.kernel.purgeUntranslated(door)
+			}
+			continue
+		}
+		all = append(all, l.frontends...)
+	}
+	return all
 }
 
 // report tells systemd what is new, and that it may go on if it waits for us.
@@ -461,13 +549,21 @@ func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.
 
 // Status is what this daemon says of itself now.
 func (d *Daemon) Status() status.Status {
+	moved, inUse := d.kernel.traffic(context.Background())
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	doors, stats := d.relay.Doors(), d.relay.Stats()
+	stats := d.relay.Stats()
+	errs, _ := d.notOpened()
 	s := status.Status{
 		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
 		Config: d.files.status(), Exposures: d.state.Exposures,
-		Frontends: frontends(d.state, doors, stats), Listeners: listeners(d.state.Frontends, doors, stats),
+		Frontends: frontends(d.state, errs, stats, moved), Listeners: listeners(d.state.Frontends, errs, stats),
+		Routes: d.state.Routes,
+	}
+	if inUse {
+		if entries, most, err := conntrack.Usage(); err == nil && most > 0 {
+			s.Conntrack = &status.Conntrack{Entries: entries, Max: most}
+		}
 	}
 	s.Problems = append(append([]edge.Problem{}, s.Config.Problems...), d.decided...)
 	if s.Exposures == nil {

@@ -131,6 +131,7 @@ func (d *Daemon) give(ctx context.Context, next *handover.Next) error {
 		return err
 	}
 	d.handedOver = true
+	d.kernel.retire()
 	return nil
 }
 

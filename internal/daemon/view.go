@@ -1,20 +1,21 @@
 package daemon
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/relay"
 	"e13.dev/gatehouse/internal/status"
 )
 
 // frontends puts what was decided, what listens and what was counted side by
 // side. Those that were removed and have connections left come last.
-func frontends(state desired.State, doors []relay.DoorStatus, stats []relay.Stats) []status.Frontend {
-	errs := failed(doors)
+func frontends(state desired.State, errs map[edge.Door]string, stats []relay.Stats, moved moved) []status.Frontend {
 	stats = merged(stats)
 	counted := countersOf(stats)
 	exposures := make(map[exposureKey]desired.Exposure, len(state.Exposures))
@@ -23,12 +24,21 @@ func frontends(state desired.State, doors []relay.DoorStatus, stats []relay.Stat
 	}
 	rows := make([]status.Frontend, 0, len(state.Frontends))
 	for _, f := range state.Frontends {
+		e := exposures[exposureKey{f.Protocol, f.Zone, f.Name}]
+		describe := func(row *status.Frontend) {
+			row.Zone, row.Sources, row.Error = f.Zone, f.SourceRanges, errs[f.Door]
+			terms(row, f)
+			row.Client, row.ClientSeen, row.ClientRemedy = e.Client, e.ClientSeen, e.ClientRemedy
+		}
+		if f.DataPlane == edge.DataPlaneNAT {
+			row := moved.frontend(f)
+			describe(&row)
+			rows = append(rows, row)
+			continue
+		}
 		s := counted.of(f)
 		row := frontend(f.Name, f.Door, s)
-		row.Zone, row.Sources, row.Error = f.Zone, f.SourceRanges, errs[f.Door]
-		terms(&row, f)
-		e := exposures[exposureKey{f.Protocol, f.Zone, f.Name}]
-		row.Client, row.ClientSeen, row.ClientRemedy = e.Client, e.ClientSeen, e.ClientRemedy
+		describe(&row)
 		perBackend := map[netip.AddrPort]relay.BackendStats{}
 		for _, b := range s.Backends {
 			perBackend[b.Addr] = b
@@ -67,6 +77,48 @@ func frontends(state desired.State, doors []relay.DoorStatus, stats []relay.Stat
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// moved is what the kernel has moved, by door and backend, and what of it was
+// for backends that are forgotten.
+type moved struct {
+	now  map[edge.Door]map[netip.AddrPort]flows
+	past map[edge.Door]nat.Count
+}
+
+// frontend is the row of a frontend of the nat data plane.
+func (m moved) frontend(f edge.Frontend) status.Frontend {
+	row := status.Frontend{Name: f.Name, Protocol: f.Protocol, Listen: f.Listen.String(), DataPlane: edge.DataPlaneNAT}
+	total := m.past[f.Door]
+	row.Packets = &status.Packets{}
+	left := map[netip.AddrPort]flows{}
+	for addr, n := range m.now[f.Door] {
+		left[addr] = n
+		add(&total, n.Count)
+		row.Active += n.active
+	}
+	row.Accepted, row.Received, row.Sent = total.Connections, total.BytesToBackend, total.BytesToClient
+	row.Packets.Received, row.Packets.Sent = total.PacketsToBackend, total.PacketsToClient
+	backend := func(addr netip.AddrPort, n flows) status.Backend {
+		return status.Backend{
+			Addr: addr.String(), Total: n.Connections, Active: n.active, Received: n.BytesToBackend, Sent: n.BytesToClient,
+			Packets: &status.Packets{Received: n.PacketsToBackend, Sent: n.PacketsToClient},
+		}
+	}
+	for _, b := range f.Backends {
+		r := backend(b.Addr, left[b.Addr])
+		r.Node, r.State, r.Error, r.Unprobed, r.Weight, r.Share = b.Node, b.State, b.Error, !b.Probe.IsValid(), b.Weight, b.Share
+		row.Backends = append(row.Backends, r)
+		delete(left, b.Addr)
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(left), netip.AddrPort.Compare) {
+		if left[addr].active > 0 {
+			r := backend(addr, left[addr])
+			r.State, r.Drain = status.Draining, status.DrainFrom(time.Time{}, f.DrainTimeout)
+			row.Backends = append(row.Backends, r)
+		}
+	}
+	return row
 }
 
 // merged has one row for each name at a door. There are two when a frontend
@@ -158,8 +210,7 @@ func (c *counters) of(f edge.Frontend) relay.Stats {
 }
 
 // listeners are the doors that are shared by name.
-func listeners(wanted []edge.Frontend, doors []relay.DoorStatus, stats []relay.Stats) []status.Listener {
-	errs := failed(doors)
+func listeners(wanted []edge.Frontend, errs map[edge.Door]string, stats []relay.Stats) []status.Listener {
 	counted := make(map[edge.Door]relay.Stats)
 	for _, s := range stats {
 		if s.Names {
@@ -231,7 +282,7 @@ func earlier(a, b time.Time) time.Time {
 }
 
 func frontend(name string, door edge.Door, s relay.Stats) status.Frontend {
-	row := status.Frontend{Name: name, Protocol: door.Protocol, Listen: door.Listen.String(), Traffic: traffic(door, s), Bans: s.Bans}
+	row := status.Frontend{Name: name, Protocol: door.Protocol, Listen: door.Listen.String(), DataPlane: edge.DataPlaneProxy, Traffic: traffic(door, s), Bans: s.Bans}
 	// From when it shared the door: others have accepted those.
 	row.Accepted -= s.Routed
 	for _, b := range s.Banned {

@@ -75,7 +75,7 @@ func TestFrontendsAreShown(t *testing.T) {
 		{Name: "web", Zone: "home", Protocol: edge.UDP, Client: "of another protocol"},
 		{Name: "dns", Zone: "home", Protocol: edge.UDP, Client: "this machine's", ClientRemedy: "transparent would change it"},
 	}
-	got, err := json.MarshalIndent(frontends(desired.State{Frontends: wanted, Exposures: exposures}, []relay.DoorStatus{{Door: dns, Error: "in use"}}, stats), "", " ")
+	got, err := json.MarshalIndent(frontends(desired.State{Frontends: wanted, Exposures: exposures}, map[edge.Door]string{dns: "in use"}, stats, moved{}), "", " ")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestFrontendsAreShown(t *testing.T) {
 	}
 	want, err := json.MarshalIndent([]status.Frontend{
 		{
-			Name: "web", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:80", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+			DataPlane: edge.DataPlaneProxy, Name: "web", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:80", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 			IdleTimeout: status.Duration(time.Hour), Drain: status.Drain{DrainTimeout: status.Duration(5 * time.Minute)},
 			MaxConnections: 100, MaxConnectionsPerClient: 10,
 			MaxRatePerClient: status.Rate{Connections: 100, Per: 10 * time.Second}, BanTime: status.Duration(time.Hour),
@@ -119,12 +119,12 @@ func TestFrontendsAreShown(t *testing.T) {
 			},
 		},
 		{
-			Name: "dns", Zone: "home", Protocol: edge.UDP, Listen: "@eth1:80", Error: "in use", IdleTimeout: status.Duration(30 * time.Second),
+			DataPlane: edge.DataPlaneProxy, Name: "dns", Zone: "home", Protocol: edge.UDP, Listen: "@eth1:80", Error: "in use", IdleTimeout: status.Duration(30 * time.Second),
 			Transparent: true, Balance: edge.BalanceRandom, Client: "this machine's", ClientRemedy: "transparent would change it",
 			Traffic: status.Traffic{Accepted: 20, Ended: none, Packets: &status.Packets{Received: 21, Sent: 22, Dropped: 23}},
 		},
 		{
-			Name: "old", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:81", Traffic: status.Traffic{Active: 24, Ended: none},
+			DataPlane: edge.DataPlaneProxy, Name: "old", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:81", Traffic: status.Traffic{Active: 24, Ended: none},
 			Drain: until(minute, noon, noon.Add(time.Minute)),
 			Backends: []status.Backend{
 				{Addr: "10.0.0.1:81", State: status.Draining, Active: 25, Drain: until(minute, noon, noon.Add(time.Minute))},
@@ -250,11 +250,11 @@ listener home TCP @eth1:443: 10 accepted, 1 waiting, 0 routed, map[], draining`,
 					fmt.Fprintf(&got, ", %s %s %d", b.Addr, b.State, b.Active)
 				}
 			}
-			for _, f := range frontends(desired.State{Frontends: c.wanted}, c.doors, c.stats) {
+			for _, f := range frontends(desired.State{Frontends: c.wanted}, failed(c.doors), c.stats, moved{}) {
 				fmt.Fprintf(&got, "\n%s: %d accepted, %d active", f.Name, f.Accepted, f.Active)
 				end(f.Draining, f.Error, f.Backends)
 			}
-			for _, l := range listeners(c.wanted, c.doors, c.stats) {
+			for _, l := range listeners(c.wanted, failed(c.doors), c.stats) {
 				fmt.Fprintf(&got, "\nlistener %s %s %s: %d accepted, %d waiting, %d routed, %v", l.Zone, l.Protocol, l.Listen, l.Accepted, l.Waiting, l.Routed, l.Failures)
 				if l.Packets != nil {
 					fmt.Fprintf(&got, ", %d dropped", l.Packets.Dropped)
