@@ -70,8 +70,8 @@ func (c *claim) everywhere() bool { return c.zone == "" && c.device == "" }
 // claim notes what a frontend opens.
 func (f *file) claim(fe *Frontend, listen value, zones []text, s sharing) {
 	prefix := ""
-	if fe.Protocol == edge.UDP {
-		prefix = "UDP "
+	if fe.Protocol != edge.TCP {
+		prefix = string(fe.Protocol) + " "
 	}
 	if l := fe.Listen; l != nil {
 		f.claims = append(f.claims, claim{protocol: fe.Protocol, device: l.Device, host: canonicalHost(l.Host), port: l.Port, text: prefix + l.String(), at: listen, listen: strings.ToLower(l.Host), sharing: s})

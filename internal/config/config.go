@@ -92,21 +92,31 @@ type Backend struct {
 
 // Kubernetes is the block of that name. Absent fields have their defaults.
 type Kubernetes struct {
-	Kubeconfig          string // empty: in-cluster, then KUBECONFIG
-	LoadBalancerClass   string
-	Classless           bool
-	FollowAddresses     bool
-	Selector            string // label selector; valid
-	DefaultZones        []string
-	Allow               map[string]Allow // by zone; a zone that is not a key may be asked for by all
-	Target              edge.Target
-	DataPlane           edge.DataPlane
-	PodRoutes           bool // keep routes to the pods of each node while pods are backends
-	edge.Terms               // of all Services; what a Service says for itself comes first
+	Kubeconfig        string // empty: in-cluster, then KUBECONFIG
+	LoadBalancerClass string
+	Classless         bool
+	FollowAddresses   bool
+	Selector          string // label selector; valid
+	DefaultZones      []string
+	Allow             map[string]Allow // by zone; a zone that is not a key may be asked for by all
+	Target            edge.Target
+	DataPlane         edge.DataPlane
+	PodRoutes         bool // keep routes to the pods of each node while pods are backends
+	edge.Terms             // of all Services; what a Service says for itself comes first
+	// OfRelay are those of its fields that ask for what the kernel cannot do: of no
+	// effect for a Service that asks for data plane nat.
+	OfRelay             []Setting
 	AcceptProxyProtocol []netip.Prefix
 	Health              edge.HealthCheck
 	HealthzPort         uint16 // of kube-proxy on each node; 0: it is not asked
 	Pos                 edge.Pos
+}
+
+// Setting is a field that is there, and that the nat data plane cannot keep.
+type Setting struct {
+	Key string // "maxConnections"
+	Why string // follows "data plane nat": "does not count connections ..."
+	Pos edge.Pos
 }
 
 // Allow says who may ask for a zone.

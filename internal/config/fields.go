@@ -80,9 +80,10 @@ var frontendBlock = block{
 		{"zones", "list of zone names", "none", "[home]", "Where it is open. Either `zones` and `port`, or `listen`."},
 		{"port", "1 to 65535", "required with `zones`", "22", "The port opened in each of the zones."},
 		{"listen", "listen address", "none", `"127.0.0.1:2222"`, "One listen address instead of zones: `\":2222\"` (every address), `\"127.0.0.1:2222\"`, `\"[::1]:2222\"`, `\"name:2222\"` or `\"@eth1:2222\"` (what comes in on eth1). Quote it: `@` and `[` mean something else in YAML."},
-		{"protocol", "`TCP` or `UDP`", "`TCP`", "TCP", "Transport protocol. Of UDP, what one client port sends is a session: it keeps its backend until it is idle for `idleTimeout`."},
+		{"protocol", "`TCP`, `UDP` or `SCTP`", "`TCP`", "TCP", "Transport protocol; SCTP only with `dataPlane: nat`. Of UDP, what one client port sends is a session: it keeps its backend until it is idle for `idleTimeout`, or with `dataPlane: nat` as long as the kernel says."},
 		{"hostnames", "list of 1 to 64 hostnames", "the whole port", "[git.example.org]", "The TLS server names that it takes of what comes to its port, so that several frontends, all of them with hostnames, can have the same one in the same zone or at the same listen address: `git.example.org`; `\"*.example.org\"`, for one label or more in front of the rest; or `\"*\"`, for whatever else comes, what has no name and what is no TLS included. The most specific one counts. TLS is not terminated. Of UDP, the names of QUIC. Quote those that begin with `*`, which means something else in YAML."},
-		{"dataPlane", "`proxy`", "`proxy`", "proxy", "What moves the bytes."},
+		dataPlaneField.of("`nat` needs `zones`, or a `listen` with an interface."),
+		masqueradeField.of("Only with `dataPlane: nat`."),
 		balanceField,
 		{"affinityTimeout", "duration, 1s to 24h, or 0", "`0`", "10m", "With `balance: source`: how long a client keeps its backend after its last connection has begun, though other backends have come meanwhile. 0: the backend follows from the client's address and the backends that there are."},
 		acceptProxyProtocolField,
@@ -96,7 +97,7 @@ var frontendBlock = block{
 		{"maxConnectionsPerClient", "0 to 10000000", "`2000`", "2000", "Likewise, of one client address. Give it more where many clients share one, behind NAT or another proxy. 0: no limit."},
 		maxRateField,
 		banTimeField,
-		{"health", "map", "the defaults below; UDP: none", "{type: tcp, interval: 5s}", "How backends are probed, and what follows. UDP backends are not probed, and count as up."},
+		{"health", "map", "the defaults below; UDP and SCTP: none", "{type: tcp, interval: 5s}", "How backends are probed, and what follows. UDP and SCTP backends are not probed, and count as up."},
 		{"backends", "list", required, `[{address: "10.0.0.101:22"}]`, "Where connections go."},
 	},
 	wrong: []refusal{
@@ -109,6 +110,14 @@ var frontendBlock = block{
 
 // Fields of static frontends and of all Services.
 var (
+	dataPlaneField = field{
+		"dataPlane", "`proxy` or `nat`", "`proxy`", "proxy",
+		"What moves the bytes. `proxy`: this program, which takes connections and makes new ones to the backends. `nat`: the kernel, which rewrites the addresses of packets, so that backends see the client's own; it reads nothing and counts against no limit, so that what is about TLS server names, the PROXY protocol, limits, idle times or the least connections cannot be asked for.",
+	}
+	masqueradeField = field{
+		"masquerade", "`auto` or `always`", "`auto`", "auto",
+		"Whose address the backends see. `auto`: the client's own, and this machine's where their answers would not come back through this machine: of clients in the network of the backend. `always`: this machine's, for backends whose way to clients is not through this machine.",
+	}
 	balanceField = field{
 		"balance", "`random`, `leastConnections` or `source`", "`random`", "random",
 		"How a backend is chosen for a new connection, among those that are up and by weight. `random`: any. `leastConnections`: of two taken at random, the one with fewer connections for its weight. `source`: the one that the client's address stands for, so that a client comes back to it; when a backend goes, only its clients move.",
@@ -176,7 +185,9 @@ var kubernetesBlock = block{
 		{"selector", "label selector", "all", `"app in (web, api), !internal"`, "Look only at Services whose labels match."},
 		{"defaultZones", "list of zone names", "`[]`", "[home]", "Where a Service is open that does not say. None: nothing is open unless it asks."},
 		{"allow", "map by zone name", "`{}`", "{internet: {namespaces: [ingress-public]}}", "Who may ask for a zone. A zone that is not named here may be asked for by all."},
-		{"dataPlane", "`proxy`", "`proxy`", "proxy", "What moves the bytes."},
+		dataPlaneField.of("The annotation `gatehouse.e13.dev/data-plane` comes first."),
+		masqueradeField.of("For Services whose data plane is nat."),
+		{"podRoutes", "true or false", "`true`", "true", "Whether to keep routes to the pod networks of the nodes whose pods are backends (`target: pod`), via the nodes. Routes that are there already are left alone."},
 		{"connectTimeout", "duration, 10ms to 2m", "`3s`", "3s", "How long a backend may take to accept a connection, before another one is tried."},
 		{"idleTimeout", "duration, 100ms to 8760h, or 0", "`0`", "1h", "Close a connection after this long without a byte in either direction. 0: never, and UDP sessions after 30s. A time that is given holds for both protocols. The annotation `gatehouse.e13.dev/idle-timeout` comes first."},
 		{"drainTimeout", "duration, 100ms to 8760h, or 0", "`0`", "5m", "How long connections outlive their pod, node or Service once it is gone, or has no ready pod any more; then they are cut. 0: they end by themselves. The annotation `gatehouse.e13.dev/drain-timeout` comes first."},

@@ -93,9 +93,9 @@ func (f *file) frontend(v value) {
 	if !ok {
 		return
 	}
-	fe := Frontend{Pos: v.pos(), Health: DefaultHealth, Protocol: edge.TCP, Terms: DefaultTerms}
+	fe := Frontend{Pos: v.pos(), DataPlane: edge.DataPlaneProxy, Health: DefaultHealth, Protocol: edge.TCP, Terms: DefaultTerms}
 	m.get("name").checked(&fe.Name, checkFrontendName)
-	if p, ok := choice(m.get("protocol"), "protocol", []edge.Protocol{edge.TCP, edge.UDP}, []edge.Protocol{edge.SCTP}); ok {
+	if p, ok := choice(m.get("protocol"), "protocol", []edge.Protocol{edge.TCP, edge.UDP, edge.SCTP}); ok {
 		fe.Protocol = p
 	}
 	names := m.get("hostnames").hostnames()
@@ -107,8 +107,9 @@ func (f *file) frontend(v value) {
 	m.terms(&fe.Terms)
 	m.get("affinityTimeout").duration(&fe.AffinityTimeout, time.Second, 24*time.Hour, true)
 	m.get("health").health(&fe.Health, &fe.Terms, &healthBlock)
+	m.dataPlane(&fe.DataPlane, &fe.Terms)
 	m.contradictions(&fe)
-	fe.Backends = backends(m.need("backends"), &backendBlock, fe.Listen)
+	fe.Backends = backends(m.need("backends"), &backendBlock, fe.Listen, fe.DataPlane)
 	if zones == nil || fe.Listen == nil { // both is a problem of its own
 		f.claim(&fe, m.get("listen"), zones, m.sharing(names, fe.AcceptProxyProtocol))
 	}
@@ -123,8 +124,48 @@ func (m fields) contradictions(fe *Frontend) {
 	if l := fe.Listen; fe.Transparent && l != nil && l.isLoopback() && m.get("acceptProxyProtocol").absent() {
 		m.keys["transparent"].problem("whoever connects to "+l.String()+" is on this machine, and has no address that a backend could answer", "remove transparent, or listen where clients come from")
 	}
+	if fe.DataPlane == edge.DataPlaneNAT {
+		m.ofKernel(fe)
+	} else {
+		m.ofRelay(fe)
+	}
+	if health := m.get("health"); fe.Protocol != edge.TCP {
+		switch {
+		case health.absent():
+			fe.Health = edge.HealthCheck{}
+		case fe.Health.Interval > 0 || health.hasOtherThan("interval", "timeout", "rise", "fall"):
+			m.keys["health"].problem(string(fe.Protocol)+" backends are not probed: a connection to them says nothing", "remove health; backends count as up")
+		}
+	}
+}
+
+// ofRelay are those of a frontend that is relayed.
+func (m fields) ofRelay(fe *Frontend) {
+	switch {
+	case fe.Protocol == edge.SCTP && !m.get("dataPlane").absent() && !m.get("dataPlane").says("proxy"): // has a problem of its own
+	case fe.Protocol == edge.SCTP:
+		m.get("protocol").problem("protocol SCTP is not relayed: only the kernel moves it", "write dataPlane: nat, or protocol: TCP or UDP")
+	}
+	if key, ok := m.keys["masquerade"]; ok && fe.Masquerade {
+		key.problem("what is relayed comes from this machine anyway", "write dataPlane: nat, or remove masquerade")
+	}
 	if fe.Protocol == edge.UDP {
 		m.udp(fe)
+	}
+}
+
+// ofKernel are those of a frontend whose packets the kernel rewrites.
+func (m fields) ofKernel(fe *Frontend) {
+	v := m.get("dataPlane")
+	if l := fe.Listen; l != nil && l.Device == "" {
+		v.problem("data plane nat knows clients by the interface that they come in on, and listen names none",
+			`write zones and port, or an interface such as listen: "@eth1:`+strconv.Itoa(int(l.Port))+`", or dataPlane: proxy; listen is at `+l.Pos.String())
+	}
+	if l := fe.Listen; l != nil && l.Device == "lo" {
+		v.problem("data plane nat does not see what this machine itself sends", "write dataPlane: proxy, or listen where clients come from; listen is at "+l.Pos.String())
+	}
+	if idle := m.get("idleTimeout"); fe.Protocol != edge.TCP && !idle.absent() && idle.isZero() {
+		idle.problem(string(fe.Protocol)+" sessions would never end", "remove idleTimeout; the kernel has times of its own")
 	}
 }
 
@@ -141,7 +182,6 @@ func (m fields) terms(t *edge.Terms) {
 	if t.Transparent && t.SendProxyProtocol != edge.ProxyProtocolNone {
 		m.keys["transparent"].problem("backends see the client's address, or are told it by sendProxyProtocol: not both", "sendProxyProtocol is at "+m.keys["sendProxyProtocol"].pos().String()+"; remove one of them")
 	}
-	m.dataPlane(t)
 	m.get("connectTimeout").duration(&t.ConnectTimeout, 10*time.Millisecond, 2*time.Minute, false)
 	m.get("idleTimeout").duration(&t.IdleTimeout, ShortestTimeout, LongestTimeout, true)
 	m.get("drainTimeout").duration(&t.DrainTimeout, ShortestTimeout, LongestTimeout, true)
@@ -149,14 +189,16 @@ func (m fields) terms(t *edge.Terms) {
 	m.get("maxConnectionsPerClient").int(&t.MaxConnectionsPerClient, 0, maxConnections)
 }
 
-// dataPlane reads what moves the bytes. What only a relay can do is a reason to
-// have one, whatever else there will be.
-func (m fields) dataPlane(t *edge.Terms) {
-	v := m.get("dataPlane")
-	if !v.says("nat") {
-		choice(v, "data plane", []string{"proxy"}, nil)
-		return
+// dataPlane reads what moves the bytes. What the kernel cannot keep is refused
+// with it, and returned otherwise: it is a Service's reason to stay closed that
+// asks for the kernel.
+func (m fields) dataPlane(p *edge.DataPlane, t *edge.Terms) []Setting {
+	if w, ok := choice(m.get("masquerade"), "choice", []string{"auto", "always"}); ok {
+		t.Masquerade = w == "always"
 	}
+	v := m.get("dataPlane")
+	parsed(v, p, ParseDataPlane)
+	var said []Setting
 	for _, relayed := range []struct {
 		key  string
 		asks bool
@@ -166,19 +208,29 @@ func (m fields) dataPlane(t *edge.Terms) {
 		{"acceptProxyProtocol", true, "cannot take the PROXY protocol header off a connection"},
 		{"sendProxyProtocol", t.SendProxyProtocol != edge.ProxyProtocolNone, "cannot put a PROXY protocol header in front of a connection"},
 		{"transparent", t.Transparent, "relays nothing, transparent or not"},
+		{"balance", t.Balance == edge.BalanceLeastConnections, "does not compare how many connections backends have"},
+		{"maxConnections", t.MaxConnections > 0, "does not count connections against a limit"},
+		{"maxConnectionsPerClient", t.MaxConnectionsPerClient > 0, "does not count connections of a client against a limit"},
+		{"maxRatePerClient", t.MaxRatePerClient != edge.Rate{}, "does not count how fast a client comes"},
+		{"connectTimeout", true, "does not wait for backends: clients do"},
+		{"idleTimeout", t.IdleTimeout > 0, "has the idle timeouts of the kernel: the sysctls net.netfilter.nf_conntrack_*_timeout*"},
 	} {
-		if key, ok := m.keys[relayed.key]; ok && relayed.asks {
-			v.problem("data plane nat "+relayed.why, "write dataPlane: proxy; "+relayed.key+" is at "+key.pos().String())
-			return
+		key, ok := m.keys[relayed.key]
+		if !ok || !relayed.asks {
+			continue
+		}
+		said = append(said, Setting{Key: relayed.key, Why: relayed.why, Pos: key.pos()})
+		if v.says(string(edge.DataPlaneNAT)) {
+			v.problem("data plane nat "+relayed.why, "write dataPlane: proxy, or remove "+relayed.key+", which is at "+key.pos().String())
 		}
 	}
-	choice(v, "data plane", []string{"proxy"}, []string{"nat"})
+	return said
 }
 
 // udp is what differs for a frontend that has no connections to watch: only
 // silence ends a session, and a connection tells nothing of a backend.
 func (m fields) udp(fe *Frontend) {
-	idle, health := m.get("idleTimeout"), m.get("health")
+	idle := m.get("idleTimeout")
 	if key, ok := m.keys["connectTimeout"]; ok {
 		key.problem("nothing is waited for before a UDP backend is sent to", "remove connectTimeout")
 	}
@@ -193,12 +245,6 @@ func (m fields) udp(fe *Frontend) {
 		fe.IdleTimeout = DefaultUDPIdleTimeout
 	case fe.IdleTimeout == 0 && idle.isZero():
 		idle.problem("UDP sessions would never end", "write idleTimeout: 30s, or the time wanted")
-	}
-	switch {
-	case health.absent():
-		fe.Health = edge.HealthCheck{}
-	case fe.Health.Interval > 0 || health.hasOtherThan("interval", "timeout", "rise", "fall"):
-		m.keys["health"].problem("UDP backends are not probed: a connection to them says nothing", "remove health; backends count as up")
 	}
 }
 
@@ -265,8 +311,8 @@ func (f *file) add(fe Frontend, hostnames []text, v, name value) {
 // madeName names a frontend after what it opens; empty if that is not known.
 func madeName(fe *Frontend, hostnames []text) string {
 	suffix := ""
-	if fe.Protocol == edge.UDP {
-		suffix = "/UDP" // the same port can be opened for TCP too
+	if fe.Protocol != edge.TCP {
+		suffix = "/" + string(fe.Protocol) // the same port can be opened for TCP too
 	}
 	if len(hostnames) > 0 {
 		suffix += "/" + hostnames[0].text // nobody else has it there
@@ -348,10 +394,10 @@ func (v value) health(h *edge.HealthCheck, t *edge.Terms, b *block) {
 	m.get("status").statuses(h)
 	m.get("send").checked(&h.Send, checkSend)
 	m.get("expect").checked(&h.Expect, checkExpect)
-	if w, ok := choice(m.get("whenAllDown"), "choice", []string{"try", "refuse"}, nil); ok {
+	if w, ok := choice(m.get("whenAllDown"), "choice", []string{"try", "refuse"}); ok {
 		t.RefuseWhenDown = w == "refuse"
 	}
-	if w, ok := choice(m.get("onDown"), "choice", []string{"keep", "close"}, nil); ok {
+	if w, ok := choice(m.get("onDown"), "choice", []string{"keep", "close"}); ok {
 		t.CloseWhenDown = w == "close"
 	}
 	if typ := m.get("type"); typ.absent() || typ.says(string(h.Type)) {
@@ -412,8 +458,8 @@ func (v value) hasOtherThan(keys ...string) bool {
 }
 
 // backends reads the backends of a frontend, in either format. None may be where
-// it listens itself.
-func backends(v value, b *block, listen *Listen) []Backend {
+// it listens itself, or for the kernel where packets from outside cannot go.
+func backends(v value, b *block, listen *Listen, plane edge.DataPlane) []Backend {
 	if v.emptyList() {
 		v.problem("a frontend without backends", v.spec.remedy())
 	}
@@ -443,6 +489,10 @@ func backends(v value, b *block, listen *Listen) []Backend {
 			continue
 		}
 		same := edge.HostPort{Host: canonicalHost(hp.Host), Port: hp.Port}
+		if a, err := netip.ParseAddr(same.Host); plane == edge.DataPlaneNAT && err == nil && a.Unmap().IsLoopback() {
+			address.problem("data plane nat sends clients' packets on, and the kernel drops those that are for a loopback address", "write another address of this machine where the server listens, or dataPlane: proxy")
+			continue
+		}
 		if pos, ok := first[same]; ok {
 			address.problem("backend "+s+" is there twice", "the other one is at "+pos.String()+"; a backend that is to get more connections gets more weight")
 			continue
@@ -455,7 +505,7 @@ func backends(v value, b *block, listen *Listen) []Backend {
 }
 
 func (f *file) kubernetes(v value, pos edge.Pos) {
-	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, Terms: DefaultTerms, Health: DefaultHealth, HealthzPort: DefaultHealthzPort, Pos: pos}
+	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, DataPlane: edge.DataPlaneProxy, PodRoutes: true, Terms: DefaultTerms, Health: DefaultHealth, HealthzPort: DefaultHealthzPort, Pos: pos}
 	f.cfg.Kubernetes = k
 	m, ok := v.fields(&kubernetesBlock)
 	if !ok {
@@ -467,11 +517,13 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 	m.get("followAddresses").bool(&k.FollowAddresses)
 	m.get("selector").checked(&k.Selector, checkSelector)
 	k.DefaultZones = plain(f.zoneNames(m.get("defaultZones")))
-	if t, ok := choice(m.get("target"), "target", []edge.Target{edge.TargetAuto, edge.TargetAddress, edge.TargetNodePort, edge.TargetPod}, nil); ok {
+	if t, ok := choice(m.get("target"), "target", []edge.Target{edge.TargetAuto, edge.TargetAddress, edge.TargetNodePort, edge.TargetPod}); ok {
 		k.Target = t
 	}
 	m.terms(&k.Terms)
 	k.AcceptProxyProtocol = m.acceptProxyProtocol()
+	k.OfRelay = m.dataPlane(&k.DataPlane, &k.Terms)
+	m.get("podRoutes").bool(&k.PodRoutes)
 	m.get("health").health(&k.Health, &k.Terms, &kubernetesHealthBlock)
 	var port int
 	if m.get("healthzPort").int(&port, 0, 65535) {

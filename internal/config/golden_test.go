@@ -166,7 +166,7 @@ func dump(c *Config) string {
 		line("  rate: %s, ban %s", t.MaxRatePerClient, t.BanTime)
 		line("  balance: %s, affinity %s", t.Balance, t.AffinityTimeout)
 		line("  to backends: PROXY protocol %s, transparent %t", t.SendProxyProtocol, t.Transparent)
-		line("  refuse when all down: %t, close when down: %t", t.RefuseWhenDown, t.CloseWhenDown)
+		line("  refuse when all down: %t, close when down: %t, masquerade: %t", t.RefuseWhenDown, t.CloseWhenDown, t.Masquerade)
 	}
 	health := func(h edge.HealthCheck) {
 		line("  health: %s, every %s, timeout %s, rise %d, fall %d", h.Type, h.Interval, h.Timeout, h.Rise, h.Fall)
@@ -185,7 +185,7 @@ func dump(c *Config) string {
 			line("  zones: %q", f.Zones)
 			line("  port: %d", f.Port)
 		}
-		line("  protocol: %s", f.Protocol)
+		line("  protocol: %s, data plane: %s", f.Protocol, f.DataPlane)
 		if f.Hostnames != nil {
 			line("  hostnames: %q", f.Hostnames)
 		}
@@ -206,7 +206,10 @@ func dump(c *Config) string {
 		for _, zone := range slices.Sorted(maps.Keys(k.Allow)) {
 			line("  allow in %s: namespaces %q (%s)", zone, k.Allow[zone].Namespaces, at(k.Allow[zone].Pos))
 		}
-		line("  target: %s", k.Target)
+		line("  target: %s, data plane: %s, pod routes: %t", k.Target, k.DataPlane, k.PodRoutes)
+		for _, s := range k.OfRelay {
+			line("  of the relay: %s (%s)", s.Key, at(s.Pos))
+		}
 		terms(k.Terms)
 		line("  proxies: %s", k.AcceptProxyProtocol)
 		health(k.Health)

@@ -22,7 +22,7 @@ func (f *file) l4Frontend(v value) {
 	if !ok {
 		return
 	}
-	fe := Frontend{Pos: v.pos(), Health: DefaultHealth, Protocol: edge.TCP, Terms: DefaultTerms}
+	fe := Frontend{Pos: v.pos(), DataPlane: edge.DataPlaneProxy, Health: DefaultHealth, Protocol: edge.TCP, Terms: DefaultTerms}
 	bind := m.need("bind")
 	// A bare port is a number to YAML and text to l4proxy.
 	if !bind.absent() && bind.node.Tag == "!!int" {
@@ -35,7 +35,7 @@ func (f *file) l4Frontend(v value) {
 		fe.Health.Interval = time.Duration(seconds) * time.Second
 	}
 	m.get("timeout").duration(&fe.IdleTimeout, time.Millisecond, maxL4Interval*time.Second, true)
-	fe.Backends = backends(m.need("backends"), &l4BackendBlock, fe.Listen)
+	fe.Backends = backends(m.need("backends"), &l4BackendBlock, fe.Listen, fe.DataPlane)
 	f.claim(&fe, bind, nil, sharing{})
 	f.add(fe, nil, v, value{})
 }

@@ -236,13 +236,13 @@ func brief(d time.Duration) string {
 	return s
 }
 
-// choice reads one of a few words. Words in later are planned.
-func choice[T ~string](v value, noun string, have, later []T) (T, bool) {
+// choice reads one of a few words.
+func choice[T ~string](v value, noun string, have []T) (T, bool) {
 	s, ok := v.text()
 	if !ok {
 		return "", false
 	}
-	t, f := word(s, noun, have, later)
+	t, f := word(s, noun, have)
 	if f != nil {
 		v.fault(f)
 	}

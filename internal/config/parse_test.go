@@ -178,7 +178,7 @@ func TestFilesAreMerged(t *testing.T) {
 frontend "home:80" (frontends.yaml:2:13)
   zones: ["home"]
   port: 80
-  protocol: TCP
+  protocol: TCP, data plane: proxy
   sources: all
   proxies: []
   health: tcp, every 5s, timeout 1s, rise 1, fall 2
@@ -186,11 +186,11 @@ frontend "home:80" (frontends.yaml:2:13)
   rate: 0/0s, ban 0s
   balance: random, affinity 0s
   to backends: PROXY protocol none, transparent false
-  refuse when all down: false, close when down: false
+  refuse when all down: false, close when down: false, masquerade: false
   backend: "a" port 1 weight 1 (frontends.yaml:2:50)
 frontend ":81" (old.yaml:2:13)
   listen: device "" host "" port 81 (old.yaml:2:20)
-  protocol: TCP
+  protocol: TCP, data plane: proxy
   sources: all
   proxies: []
   health: tcp, every 5s, timeout 1s, rise 1, fall 2
@@ -198,19 +198,19 @@ frontend ":81" (old.yaml:2:13)
   rate: 0/0s, ban 0s
   balance: random, affinity 0s
   to backends: PROXY protocol none, transparent false
-  refuse when all down: false, close when down: false
+  refuse when all down: false, close when down: false, masquerade: false
   backend: "b" port 1 weight 1 (old.yaml:2:38)
 kubernetes (zones.yaml:3:1)
   kubeconfig: ""
   class: "gatehouse.e13.dev/edge", classless false, follow addresses true
   selector: ""
   default zones: []
-  target: auto
+  target: auto, data plane: proxy, pod routes: true
   terms: connect 3s, idle 0s, drain 0s, at most 20000, 2000 per client
   rate: 0/0s, ban 0s
   balance: random, affinity 0s
   to backends: PROXY protocol none, transparent false
-  refuse when all down: false, close when down: false
+  refuse when all down: false, close when down: false, masquerade: false
   proxies: []
   health: tcp, every 5s, timeout 1s, rise 1, fall 2
   healthz: 10256
@@ -319,6 +319,13 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"frontends[4].health.send":                "HELLO",
 		"frontends[4].health.expect":              "WORLD",
 		"frontends[4].backends[0].address":        "10.0.0.109:443",
+		"frontends[5].name":                       "other",
+		"frontends[5].zones[0]":                   "internet",
+		"frontends[5].port":                       "2906",
+		"frontends[5].protocol":                   "TCP",
+		"frontends[5].dataPlane":                  "",
+		"frontends[5].masquerade":                 "always",
+		"frontends[5].backends[0].address":        "10.0.0.109:2905",
 		"kubernetes.kubeconfig":                   "/etc/kubernetes/gatehouse.conf",
 		"kubernetes.loadBalancerClass":            "example.org/other",
 		"kubernetes.classless":                    "true",
@@ -327,6 +334,8 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"kubernetes.defaultZones[0]":              "cluster",
 		"kubernetes.allow.internet.namespaces[0]": "other",
 		"kubernetes.dataPlane":                    "",
+		"kubernetes.masquerade":                   "always",
+		"kubernetes.podRoutes":                    "false",
 		"kubernetes.target":                       "pod",
 		"kubernetes.connectTimeout":               "1s",
 		"kubernetes.idleTimeout":                  "1h",
@@ -540,6 +549,14 @@ func isCanonical(t *testing.T, f *Frontend) {
 	}
 	if f.Transparent && f.SendProxyProtocol != edge.ProxyProtocolNone || f.BanTime > 0 && f.MaxRatePerClient == (edge.Rate{}) || f.AffinityTimeout > 0 && f.Balance != edge.BalanceSource {
 		t.Fatalf("%s: %+v", f.Name, f.Terms)
+	}
+	if f.DataPlane == edge.DataPlaneNAT {
+		relayed := f.Hostnames != nil || f.AcceptProxyProtocol != nil || f.Transparent || f.SendProxyProtocol != edge.ProxyProtocolNone || f.Balance == edge.BalanceLeastConnections
+		if relayed || f.Terms.MaxRatePerClient != (edge.Rate{}) || f.Listen != nil && (f.Listen.Device == "" || f.Listen.Host != "") {
+			t.Fatalf("%s is the kernel's: %+v", f.Name, f)
+		}
+	} else if f.DataPlane != edge.DataPlaneProxy || f.Protocol == edge.SCTP || f.Masquerade {
+		t.Fatalf("%s is relayed: %+v", f.Name, f)
 	}
 	if h := f.Health; (h.Expect != "") != (h.Type == edge.CheckExchange) || (h.Path != "") != isHTTP(h.Type) || h.StatusMin > h.StatusMax {
 		t.Fatalf("%s: %+v", f.Name, h)

@@ -153,12 +153,17 @@ func ParseRate(s string) (edge.Rate, *Fault) {
 
 // ParseBalance reads a way to choose backends.
 func ParseBalance(s string) (edge.Balance, *Fault) {
-	return word(s, "way to balance", []edge.Balance{edge.BalanceRandom, edge.BalanceLeastConnections, edge.BalanceSource}, nil)
+	return word(s, "way to balance", []edge.Balance{edge.BalanceRandom, edge.BalanceLeastConnections, edge.BalanceSource})
+}
+
+// ParseDataPlane reads what moves the bytes.
+func ParseDataPlane(s string) (edge.DataPlane, *Fault) {
+	return word(s, "data plane", []edge.DataPlane{edge.DataPlaneProxy, edge.DataPlaneNAT})
 }
 
 // ParseProxyProtocol reads a version of the PROXY protocol.
 func ParseProxyProtocol(s string) (edge.ProxyProtocol, *Fault) {
-	return word(s, "PROXY protocol", []edge.ProxyProtocol{edge.ProxyProtocolNone, edge.ProxyProtocolV1, edge.ProxyProtocolV2}, nil)
+	return word(s, "PROXY protocol", []edge.ProxyProtocol{edge.ProxyProtocolNone, edge.ProxyProtocolV1, edge.ProxyProtocolV2})
 }
 
 // ParseBool reads "true" or "false".
@@ -193,7 +198,7 @@ func oldBool(s string) *Fault {
 func ParseHealthCheck(s string, of edge.HealthCheck) (edge.HealthCheck, *Fault) {
 	h := edge.HealthCheck{Interval: of.Interval, Timeout: of.Timeout, Rise: of.Rise, Fall: of.Fall}
 	typ, path, hasPath := strings.Cut(s, ":")
-	t, f := word(typ, "health check", []edge.CheckType{edge.CheckTCP, edge.CheckTLS, edge.CheckHTTP, edge.CheckHTTPS}, nil)
+	t, f := word(typ, "health check", []edge.CheckType{edge.CheckTCP, edge.CheckTLS, edge.CheckHTTP, edge.CheckHTTPS})
 	if f != nil {
 		return of, f
 	}
@@ -228,7 +233,7 @@ func defaultsOfHTTP(h *edge.HealthCheck) { h.Path, h.StatusMin, h.StatusMax = "/
 
 // parseCheckType reads what a check of a file does.
 func parseCheckType(s string) (edge.CheckType, *Fault) {
-	return word(s, "health check", []edge.CheckType{edge.CheckTCP, edge.CheckTLS, edge.CheckHTTP, edge.CheckHTTPS, edge.CheckExchange}, nil)
+	return word(s, "health check", []edge.CheckType{edge.CheckTCP, edge.CheckTLS, edge.CheckHTTP, edge.CheckHTTPS, edge.CheckExchange})
 }
 
 // parseHealthHost reads whom a check asks for.
@@ -285,17 +290,14 @@ func parseStatus(s string) (lo, hi int, f *Fault) {
 	return lo, hi, nil
 }
 
-// word reads one of a few words. Words in later are planned.
-func word[T ~string](s, noun string, have, later []T) (T, *Fault) {
+// word reads one of a few words.
+func word[T ~string](s, noun string, have []T) (T, *Fault) {
 	if slices.Contains(have, T(s)) {
 		return T(s), nil
 	}
 	words := make([]string, len(have))
 	for i, h := range have {
 		words[i] = string(h)
-	}
-	if slices.Contains(later, T(s)) {
-		return "", &Fault{noun + " " + s + " is not supported yet", "write " + strings.Join(words, ", ") + ", or leave the field out"}
 	}
 	return "", &Fault{"no " + noun + " " + quote(s), suggest(s, "have", words)}
 }

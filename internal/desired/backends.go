@@ -175,10 +175,20 @@ func shares(backends []edge.Backend, given []PodShare, refuse bool) ([]edge.Back
 	return out, pods
 }
 
+// endpointsOf are those of a port, in whatever condition.
+func endpointsOf(s *edge.Service, port edge.ServicePort) []edge.Endpoint {
+	var of []edge.Endpoint
+	for _, e := range s.Endpoints {
+		if e.PortName == port.Name && e.Protocol == port.Protocol {
+			of = append(of, e)
+		}
+	}
+	return of
+}
+
 // usable returns the endpoints of a port that take new connections: the ready
 // ones, or if the whole Service has none for the port, those that serve while
-// they terminate (KEP-1669). A pod with two addresses is one endpoint: those of
-// the first IP family that has any count.
+// they terminate (KEP-1669).
 func usable(s *edge.Service, port edge.ServicePort) (endpoints []edge.Endpoint, terminating bool) {
 	var ready, ending []edge.Endpoint
 	for _, e := range s.Endpoints {
@@ -191,11 +201,13 @@ func usable(s *edge.Service, port edge.ServicePort) (endpoints []edge.Endpoint, 
 		}
 	}
 	if len(ready) > 0 {
-		return ofOneFamily(ready, s.IPFamilies), false
+		return ready, false
 	}
-	return ofOneFamily(ending, s.IPFamilies), true
+	return ending, true
 }
 
+// ofOneFamily leaves out the second address of pods that have two, which are one
+// endpoint to the relay: those of the first IP family that has any count.
 func ofOneFamily(endpoints []edge.Endpoint, families []string) []edge.Endpoint {
 	for _, family := range families {
 		of := slices.DeleteFunc(slices.Clone(endpoints), func(e edge.Endpoint) bool { return e.Addr.Addr().Is4() != (family == "IPv4") })
@@ -227,13 +239,13 @@ const staleNote = "the Kubernetes API does not answer; weights are what kube-pro
 // holds, so that each pod gets the same. With Cluster, or where no endpoint
 // names its node, any node can take a connection and all weigh the same; the
 // pods are then returned too, since kube-proxy spreads over all of them. No
-// probe takes out a node whose UDP port is dead; so nodes with pods come first
+// probe takes out a node whose UDP (or SCTP) port is dead; so nodes with pods come first
 // there: Kubernetes ends the readiness of pods on a dead node.
 //
 // What the API has said may be long over when it does not answer. kube-proxy
 // has what is true on its node, so that under Local each node is asked, and
 // weighs what kube-proxy says there, or what the API said last.
-func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, how asked) (to backing) {
+func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, families []string, how asked) (to backing) {
 	perNode := map[string][]string{}
 	for _, e := range endpoints {
 		if e.Node != "" {
@@ -248,14 +260,14 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 	local := s.Local && named || askAll
 	isHolding := func(n edge.Node) bool { return len(perNode[n.Name]) > 0 }
 	nodes := slices.DeleteFunc(slices.Clone(b.in.Cluster.Nodes), func(n edge.Node) bool {
-		_, ok := nodeAddr(n, s.IPFamilies)
+		_, ok := nodeAddr(n, families)
 		return !ok || n.Excluded || n.Leaving || local && !askAll && !isHolding(n)
 	})
-	if port.Protocol == edge.UDP && !local && slices.ContainsFunc(nodes, isHolding) {
+	if port.Protocol != edge.TCP && !local && slices.ContainsFunc(nodes, isHolding) {
 		nodes = slices.DeleteFunc(nodes, func(n edge.Node) bool { return !isHolding(n) })
 	}
 	for _, n := range nodes {
-		addr, _ := nodeAddr(n, s.IPFamilies)
+		addr, _ := nodeAddr(n, families)
 		pods := perNode[n.Name]
 		backend := edge.Backend{Addr: netip.AddrPortFrom(addr, port.NodePort), Weight: 1, Target: edge.TargetNodePort, Node: n.Name}
 		how := how
@@ -295,7 +307,7 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 	return to
 }
 
-// nodeAddr picks the node's address of the Service's first IP family that it has.
+// nodeAddr picks the node's address of the first of the IP families that it has.
 func nodeAddr(n edge.Node, families []string) (netip.Addr, bool) {
 	for _, family := range families {
 		for _, a := range n.Addrs {

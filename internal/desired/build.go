@@ -72,7 +72,7 @@ type Exposure struct {
 	Hostnames []string       `json:"hostnames,omitempty"` // TLS server names; none: all of the port
 	Sources   []netip.Prefix `json:"sourceRanges,omitempty"`
 	Target    edge.Target    `json:"target,omitempty"`
-	DataPlane string         `json:"dataPlane,omitempty"`
+	DataPlane edge.DataPlane `json:"dataPlane,omitempty"`
 	Balance   edge.Balance   `json:"balance,omitempty"`
 	Client    string         `json:"clientAddress,omitempty"` // what the backend sees as the client's address, and why
 	// ClientSeen says whether that is the client's own; ClientRemedy what would
@@ -87,6 +87,7 @@ type Exposure struct {
 	code    string   // event and port error reason if closed
 	devices []string // interfaces of the zone on which it listens
 	of      policy
+	behind  *backing // of a Service, while it is decided
 }
 
 // policy is what kube-proxy does with the connections to a Service.
@@ -112,6 +113,9 @@ type builder struct {
 	state    State
 	problems []edge.Problem
 	probes   map[edge.Probe]bool
+	// What the rows of data plane nat are open on.
+	natDevices map[string]bool
+	routes     map[netip.Prefix]edge.Route
 }
 
 // Build decides what should be. The problems are sorted by position and object.
@@ -124,6 +128,9 @@ func Build(in Inputs) (State, []edge.Problem) {
 		doors:   map[doorKey][]*door{},
 		nodes:   map[string]*edge.Node{},
 		probes:  map[edge.Probe]bool{},
+
+		natDevices: map[string]bool{},
+		routes:     map[netip.Prefix]edge.Route{},
 	}
 	for _, i := range in.Interfaces {
 		b.devices[i.Name] = i
@@ -223,10 +230,10 @@ func shareNetwork(first, second edge.Interface) bool {
 func (b *builder) static(f *config.Frontend) {
 	row := Exposure{
 		Name: f.Name, Protocol: f.Protocol, Port: f.Port, Hostnames: f.Hostnames, Sources: f.SourceRanges,
-		Target: edge.TargetStatic, DataPlane: "proxy", Why: f.Pos.String(),
+		Target: edge.TargetStatic, DataPlane: cmp.Or(f.DataPlane, edge.DataPlaneProxy), Why: f.Pos.String(),
 	}
 	proto := edge.Frontend{
-		Name: f.Name, SourceRanges: f.SourceRanges, AcceptProxyProtocol: f.AcceptProxyProtocol,
+		Name: f.Name, DataPlane: row.DataPlane, SourceRanges: f.SourceRanges, AcceptProxyProtocol: f.AcceptProxyProtocol,
 		Terms: f.Terms, Health: f.Health, Why: row.Why,
 	}
 	row.Backends = b.staticBackends(f)
@@ -306,8 +313,12 @@ func (b *builder) openInZone(row Exposure, proto edge.Frontend, z *edge.Zone) {
 // open claims the doors of a row, and adds a frontend for each that can exist
 // now.
 func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen) {
+	nat := proto.DataPlane == edge.DataPlaneNAT
+	if nat {
+		proto.Terms = ofKernel(proto.Terms)
+	}
 	proxyAsked := proxies(proto.Terms)
-	if row.Protocol == edge.UDP { // the PROXY protocol is for connections
+	if row.Protocol != edge.TCP { // the PROXY protocol is for connections
 		proto.AcceptProxyProtocol = nil
 		if proxyAsked {
 			proto.SendProxyProtocol = edge.ProxyProtocolNone
@@ -344,10 +355,24 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		b.closed(row, "NotTransparent", "it is transparent: "+b.in.NoTransparency, `it opens once this machine has what that takes, which the problem "transparent" says`)
 		return
 	}
-	row.Backends, row.Shares = shares(row.Backends, row.Shares, proto.RefuseWhenDown)
-	if row.of.affinity && !proto.Transparent && atKubeProxy(row.Target) {
+	var masked masquerading
+	if nat {
+		b.state.NAT = true
+		if why := b.notByKernel(&row); why.reason != "" {
+			b.closed(row, why.code, why.reason, why.remedy)
+			return
+		}
+		masked = b.masqueradingOf(row, proto, listens)
+		row.Backends, row.Shares = sharesByFamily(row.Backends, row.Shares, proto.RefuseWhenDown)
+	} else {
+		row.Backends, row.Shares = shares(row.Backends, row.Shares, proto.RefuseWhenDown)
+	}
+	if relayed := !proto.Transparent && !nat; row.of.affinity && (relayed || masked.all()) && atKubeProxy(row.Target) {
 		b.affinityLost(row, side)
 		row.Shares = nil
+	}
+	if row.behind != nil && nat {
+		proto.Terminating = row.behind.terminating
 	}
 	var failed []string
 	for _, l := range listens {
@@ -365,6 +390,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 			row.Addresses = append(row.Addresses, l.Addr)
 		}
 		row.Listens = append(row.Listens, l)
+		b.natDevices[l.Device] = b.natDevices[l.Device] || nat
 		f := proto
 		f.Door, f.Zone, f.Backends = door, row.Zone, row.Backends
 		b.state.Frontends = append(b.state.Frontends, f)
@@ -381,19 +407,26 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		row.Open, row.code = false, "CannotListen"
 		row.Reason, row.Remedy = failed[0], listenRemedy(failed[0])
 	case len(row.Backends) == 0 && row.Reason == "":
-		row.Reason = "it has no backend; " + turnedAway(row.Protocol)
+		row.Reason = "it has no backend; " + turnedAway(row.Protocol, row.DataPlane)
 	case len(row.Backends) > 0 && !weighs && row.Target == edge.TargetNodePort:
-		row.Reason = "no node says that it has a ready pod; " + turnedAway(row.Protocol)
+		row.Reason = "no node says that it has a ready pod; " + turnedAway(row.Protocol, row.DataPlane)
 	case len(row.Backends) > 0 && !weighs:
-		row.Reason, row.Remedy = "every backend has weight 0; "+turnedAway(row.Protocol), "give one of them a weight"
+		row.Reason, row.Remedy = "every backend has weight 0; "+turnedAway(row.Protocol, row.DataPlane), "give one of them a weight"
 	case len(row.Backends) > 0 && inTurn(row.Backends, false) == edge.Down && proto.RefuseWhenDown:
-		row.Reason = "every backend fails its checks; " + turnedAway(row.Protocol)
+		row.Reason = "every backend fails its checks; " + turnedAway(row.Protocol, row.DataPlane)
 		row.Remedy = "mend them, or the check; health.whenAllDown: try sends clients there all the same"
 	case len(row.Backends) > 0 && inTurn(row.Backends, false) == edge.Down:
 		row.Reason, row.Remedy = "every backend fails its checks; they are tried all the same", "mend them, or the check; health.whenAllDown: refuse turns clients away instead"
 	}
-	if row.Open {
+	switch {
+	case row.Open && nat:
+		b.sayClientOfKernel(&row, masked)
+		b.sayFamilies(&row)
+	case row.Open:
 		b.sayClient(&row, proto, listens, proxyAsked, side, blocked)
+	}
+	if row.Open {
+		b.routesTo(&row)
 	}
 	if row.Reason != "" && (row.Open || row.code == "CannotListen") {
 		b.problem(edge.Problem{Object: objectOf(row), What: inZone(row, row.Reason), Remedy: row.Remedy})
@@ -406,15 +439,22 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 			b.problem(edge.Problem{Object: objectOf(row), What: err, Remedy: listenRemedy(err)})
 		}
 	}
+	row.behind = nil
 	b.state.Exposures = append(b.state.Exposures, row)
 }
 
 // turnedAway is what happens to clients that nobody is there for.
-func turnedAway(p edge.Protocol) string {
-	if p == edge.UDP {
+func turnedAway(p edge.Protocol, plane edge.DataPlane) string {
+	switch nat := plane == edge.DataPlaneNAT; {
+	case nat && p == edge.TCP:
+		return "connections are refused"
+	case nat:
+		return "packets are refused"
+	case p == edge.UDP:
 		return "packets are dropped"
+	default:
+		return "connections are closed at once"
 	}
-	return "connections are closed at once"
 }
 
 // listenRemedy is for what the data plane says, which mostly says it all.
@@ -428,7 +468,7 @@ func listenRemedy(err string) string {
 // closed adds a row that is not open, and tells whoever has to know.
 func (b *builder) closed(row Exposure, code, reason, remedy string) {
 	row.Open, row.code, row.Reason, row.Remedy = false, code, reason, remedy
-	row.Backends, row.Shares, row.Target, row.DataPlane = nil, nil, "", ""
+	row.Backends, row.Shares, row.Target, row.DataPlane, row.behind = nil, nil, "", "", nil
 	b.state.Exposures = append(b.state.Exposures, row)
 	if row.Service != "" {
 		text := reason
@@ -462,6 +502,11 @@ func (b *builder) finish() {
 		b.state.Probes = append(b.state.Probes, p)
 	}
 	slices.SortFunc(b.state.Probes, compareProbes)
+	b.hairpins()
+	for _, r := range b.routes {
+		b.state.Routes = append(b.state.Routes, r)
+	}
+	slices.SortFunc(b.state.Routes, func(x, y edge.Route) int { return comparePrefixes(x.Dst, y.Dst) })
 	slices.SortFunc(b.state.Statuses, func(x, y edge.ServiceStatus) int {
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
 	})

@@ -410,7 +410,7 @@ func TestBuildScenarios(t *testing.T) {
 		},
 		"later-annotations-are-refused": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
-				service("shop/a", 0, annotate("data-plane", "nat")), service("shop/b", 0, annotate("addresses", "10.11.12.70")),
+				service("shop/a", 0, annotate("data-plane", "kernel")), service("shop/b", 0, annotate("addresses", "10.11.12.70")),
 				service("shop/c", 0, annotate("data-plane", "proxy"), annotate("balance", "random"), annotate("send-proxy-protocol", "none")),
 				service("shop/d", 0, annotate("target", "vip")), service("shop/e", 0, annotate("health-interval", "often")),
 				service("shop/f", 0, annotate("idle-timeout", "30")), service("shop/g", 0, annotate("drain-timeout", "-1s")),
@@ -811,8 +811,9 @@ func TestTermsOfConnections(t *testing.T) {
 	}
 	proxied := all
 	proxied.Transparent, proxied.SendProxyProtocol = false, edge.ProxyProtocolV2
+	masqueraded := edge.Terms{Masquerade: true} // is for who asks for nat
 	for v, i := reflect.ValueOf(all), 0; i < v.NumField(); i++ {
-		if v.Field(i).IsZero() && reflect.ValueOf(proxied).Field(i).IsZero() {
+		if v.Field(i).IsZero() && reflect.ValueOf(proxied).Field(i).IsZero() && reflect.ValueOf(masqueraded).Field(i).IsZero() {
 			t.Errorf("Terms.%s is not tested", v.Type().Field(i).Name)
 		}
 	}
@@ -826,10 +827,11 @@ func TestTermsOfConnections(t *testing.T) {
 		annotations map[string]string
 		tcp, udp    edge.Terms
 	}{
-		"nothing is said":    {edge.Terms{}, nil, edge.Terms{}, edge.Terms{IdleTimeout: 30 * time.Second}},
-		"the defaults":       {config.DefaultTerms, nil, config.DefaultTerms, with(config.DefaultTerms, 30*time.Second, 0)},
-		"said for all":       {all, nil, all, all},
-		"the Service speaks": {all, map[string]string{"idle-timeout": "90s", "drain-timeout": "1h30m"}, with(all, 90*time.Second, 90*time.Minute), with(all, 90*time.Second, 90*time.Minute)},
+		"nothing is said":     {edge.Terms{}, nil, edge.Terms{}, edge.Terms{IdleTimeout: 30 * time.Second}},
+		"the defaults":        {config.DefaultTerms, nil, config.DefaultTerms, with(config.DefaultTerms, 30*time.Second, 0)},
+		"said for all":        {all, nil, all, all},
+		"said for the kernel": {masqueraded, nil, edge.Terms{}, edge.Terms{IdleTimeout: 30 * time.Second}},
+		"the Service speaks":  {all, map[string]string{"idle-timeout": "90s", "drain-timeout": "1h30m"}, with(all, 90*time.Second, 90*time.Minute), with(all, 90*time.Second, 90*time.Minute)},
 		"the Service wants none": {
 			all, map[string]string{"idle-timeout": "0", "drain-timeout": "0s"}, with(all, 0, 0), with(all, 30*time.Second, 0),
 		},

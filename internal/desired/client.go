@@ -60,7 +60,7 @@ func fieldOf(row *Exposure, field, value string) string {
 	if row.Service == "" {
 		return field + ": " + value
 	}
-	names := map[string]string{"sendProxyProtocol": annSendProxy, "transparent": annTransparent, "target": annTarget}
+	names := map[string]string{"sendProxyProtocol": annSendProxy, "transparent": annTransparent, "target": annTarget, "dataPlane": annDataPlane}
 	if value == "true" {
 		value = `"true"` // annotations are text
 	}
@@ -159,10 +159,9 @@ func familiesOf(row Exposure, listens []edge.Listen) string {
 	for _, backend := range row.Backends {
 		backends[family(backend.Addr.Addr())] = true
 	}
-	names := []string{"IPv4", "IPv6"}
-	for f := range names {
+	for f := range familyNames {
 		if only := backends[1-f] && !backends[f]; clients[f] && only {
-			return fmt.Sprintf("; of %s clients this machine's, as the backends have %s addresses", names[f], names[1-f])
+			return fmt.Sprintf("; of %s clients this machine's, as the backends have %s addresses", familyNames[f], familyNames[1-f])
 		}
 	}
 	if backends[0] && backends[1] {
@@ -182,7 +181,7 @@ func family(a netip.Addr) int {
 // client's address, which is that of this machine for all of them.
 func (b *builder) affinityLost(row Exposure, side string) {
 	remedy := "use annotation " + annTarget + ": pod where pods can be reached from this machine"
-	if side == "" {
+	if side == "" && row.DataPlane != edge.DataPlaneNAT {
 		remedy += ", or annotation " + annTransparent + `: "true"`
 	}
 	b.problem(edge.Problem{

@@ -13,10 +13,9 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// The annotations that are read now, and those that later work will
-// (annAddresses, and another annDataPlane than proxy): asking for one of these
-// is refused, since ignoring it would open something else than what was asked
-// for.
+// The annotations that are read now, and annAddresses, that later work will:
+// asking for it is refused, since ignoring it would open something else than
+// what was asked for.
 const (
 	annZones          = edge.AnnotationPrefix + "zones"
 	annTarget         = edge.AnnotationPrefix + "target"
@@ -64,7 +63,8 @@ type request struct {
 	health    edge.HealthCheck
 	sources   []netip.Prefix
 	terms     edge.Terms
-	proxies   bool // it asks for the PROXY protocol itself
+	plane     edge.DataPlane
+	said      map[string]bool // annotations that it has
 }
 
 // of are the terms for one protocol. Silence is all that ends a UDP session.
@@ -72,12 +72,16 @@ type request struct {
 // comes before the one that is said for all; UDP has only one.
 func (r *request) of(p edge.Protocol) edge.Terms {
 	t := r.terms
+	if r.plane == edge.DataPlaneNAT {
+		return t
+	}
+	t.Masquerade = false // it is for who asks for nat
 	switch {
 	case p == edge.UDP:
 		if t.IdleTimeout == 0 {
 			t.IdleTimeout = config.DefaultUDPIdleTimeout
 		}
-	case t.Transparent && proxies(t) && r.proxies:
+	case t.Transparent && proxies(t) && r.said[annSendProxy]:
 		t.Transparent = false
 	case t.Transparent && proxies(t):
 		t.SendProxyProtocol = edge.ProxyProtocolNone
@@ -152,8 +156,12 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 			row := b.row(s, zone, port)
 			row.Sources, row.Hostnames = req.sources, req.hostnames
 			row.of = policy{local: s.Local, affinity: s.AffinityTimeout > 0}
-			if port.Protocol != edge.TCP && port.Protocol != edge.UDP {
-				b.closed(row, "ProtocolNotSupported", string(port.Protocol)+" is not supported yet", "")
+			if port.Protocol == edge.SCTP && req.plane != edge.DataPlaneNAT {
+				b.closed(row, "ProtocolNotSupported", "SCTP is not relayed: only the kernel moves it", "annotation "+annDataPlane+": nat")
+				continue
+			}
+			if why := b.ofRelayOnly(req, port.Protocol); why.reason != "" {
+				b.closed(row, why.code, why.reason, why.remedy)
 				continue
 			}
 			to, done := behind[port]
@@ -165,13 +173,16 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 				b.closed(row, "NoTarget", to.refused, "use another "+annTarget)
 				continue
 			}
-			row.Target, row.DataPlane = to.target, "proxy"
+			row.Target, row.DataPlane, row.behind = to.target, req.plane, &to
 			row.Backends, row.Shares, row.Reason, row.Remedy = to.backends, to.spread, to.reason, to.remedy
 			if to.note != "" {
 				row.Notes = append(row.Notes, to.note)
 			}
+			if req.plane == edge.DataPlaneNAT {
+				row.Notes = append(row.Notes, b.unkept(req)...)
+			}
 			b.openInZone(row, edge.Frontend{
-				Name: row.Name, SourceRanges: req.sources, AcceptProxyProtocol: k.AcceptProxyProtocol,
+				Name: row.Name, DataPlane: req.plane, SourceRanges: req.sources, AcceptProxyProtocol: k.AcceptProxyProtocol,
 				Terms: req.of(port.Protocol), Health: req.health, Why: row.Why,
 			}, z)
 		}
@@ -187,6 +198,9 @@ type backing struct {
 	refused        string     // it asks for what cannot be
 	reason, remedy string     // it has no backend
 	note           string
+
+	pods        []edge.Endpoint  // of target pod: all there are, in whatever condition
+	terminating []netip.AddrPort // what is no backend any more, and keeps what it has
 }
 
 func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, addresses []netip.Addr) backing {
@@ -198,9 +212,17 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 	case edge.TargetAddress:
 		to.backends = b.addressBackends(addresses, port, how)
 	case edge.TargetPod:
+		if req.plane != edge.DataPlaneNAT {
+			endpoints = ofOneFamily(endpoints, s.IPFamilies)
+		}
 		to.backends = b.podBackends(endpoints, port.Protocol, how)
+		to.pods = endpointsOf(s, port)
 	case edge.TargetNodePort:
-		to = b.nodeBackends(s, port, endpoints, terminating, how)
+		if req.plane == edge.DataPlaneNAT {
+			to = b.nodeBackendsByFamily(s, port, endpoints, terminating, how)
+		} else {
+			to = b.nodeBackends(s, port, ofOneFamily(endpoints, s.IPFamilies), terminating, s.IPFamilies, how)
+		}
 		to.target = edge.TargetNodePort
 		if at := req.health.Port; at != 0 && req.health.Interval > 0 && port.Protocol == edge.TCP {
 			b.problem(edge.Problem{
@@ -210,12 +232,15 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 		}
 	default: // refused
 	}
+	if req.plane == edge.DataPlaneNAT {
+		to.terminating = b.terminating(s, port, to)
+	}
 	switch {
 	case len(to.backends) > 0:
 	case len(endpoints) == 0:
-		to.reason = "no endpoint is ready; " + turnedAway(port.Protocol)
+		to.reason = "no endpoint is ready; " + turnedAway(port.Protocol, req.plane)
 	default:
-		to.reason = "no node may take connections for it; " + turnedAway(port.Protocol)
+		to.reason = "no node may take connections for it; " + turnedAway(port.Protocol, req.plane)
 		to.remedy = "look for the label node.kubernetes.io/exclude-from-external-load-balancers and for missing node addresses"
 	}
 	return to
@@ -272,7 +297,7 @@ type refusal struct{ code, reason, remedy string }
 // read takes what a Service asks for from its annotations and spec.
 func (b *builder) read(s *edge.Service) (request, refusal) {
 	k := b.in.Config.Kubernetes
-	req := request{zones: k.DefaultZones, target: k.Target, health: k.Health, terms: k.Terms}
+	req := request{zones: k.DefaultZones, target: k.Target, health: k.Health, terms: k.Terms, plane: cmp.Or(k.DataPlane, edge.DataPlaneProxy)}
 	if text, ok := s.Annotations[annZones]; ok {
 		req.zones = nil
 		// Each unknown one is told to the owner; a megabyte of them is nonsense.
@@ -285,18 +310,8 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 			}
 		}
 	}
-	for _, later := range []struct{ name, only string }{{annDataPlane, "proxy"}, {annAddresses, ""}} {
-		v, ok := s.Annotations[later.name]
-		if !ok || v == later.only {
-			continue
-		}
-		if _, named := s.Annotations[annHostnames]; named && v == "nat" {
-			return req, refusal{
-				"AnnotationInvalid", fmt.Sprintf("annotation %s: %q with %s: names are in the TLS hello, which only the relay reads", annDataPlane, v, annHostnames),
-				"use data plane proxy, or remove the hostnames",
-			}
-		}
-		return req, refusal{"NotSupported", fmt.Sprintf("annotation %s: %q is not supported yet", later.name, v), "remove the annotation to open the Service without it"}
+	if v, ok := s.Annotations[annAddresses]; ok && v != "" {
+		return req, refusal{"NotSupported", fmt.Sprintf("annotation %s: %q is not supported yet", annAddresses, v), "remove the annotation to open the Service without it"}
 	}
 	if v, ok := s.Annotations[annTarget]; ok {
 		req.target = edge.Target(v)
@@ -339,11 +354,12 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 // readConnections takes which connections the Service wants, to which of its
 // backends they go, and whom those see.
 func (r *request) readConnections(s *edge.Service) refusal {
-	said := map[string]bool{}
+	r.said = map[string]bool{}
 	for _, a := range []struct {
 		name string
 		read func(string) *config.Fault
 	}{
+		{annDataPlane, func(v string) (f *config.Fault) { r.plane, f = config.ParseDataPlane(v); return f }},
 		{annHostnames, func(v string) (f *config.Fault) { r.hostnames, f = config.ParseHostnames(v); return f }},
 		{annBalance, func(v string) (f *config.Fault) { r.terms.Balance, f = config.ParseBalance(v); return f }},
 		{annSendProxy, func(v string) (f *config.Fault) {
@@ -357,23 +373,25 @@ func (r *request) readConnections(s *edge.Service) refusal {
 		if !ok {
 			continue
 		}
-		said[a.name] = true
+		r.said[a.name] = true
 		if f := a.read(v); f != nil {
 			return refusal{"AnnotationInvalid", "annotation " + a.name + ": " + f.What, f.Remedy}
 		}
 	}
-	if r.terms.Transparent && said[annTransparent] && proxies(r.terms) && said[annSendProxy] {
+	if r.terms.Transparent && r.said[annTransparent] && proxies(r.terms) && r.said[annSendProxy] {
 		return refusal{
 			"AnnotationInvalid", fmt.Sprintf("annotations %s and %s: %s: one of the two tells the backend who the client is", annTransparent, annSendProxy, r.terms.SendProxyProtocol),
 			"remove one of them",
 		}
 	}
-	r.proxies = said[annSendProxy]
 	switch {
-	case s.AffinityTimeout > 0 && (!said[annBalance] || r.terms.Balance == edge.BalanceSource):
+	case s.AffinityTimeout > 0 && (!r.said[annBalance] || r.terms.Balance == edge.BalanceSource):
 		r.terms.Balance, r.terms.AffinityTimeout = edge.BalanceSource, s.AffinityTimeout
 	case r.terms.Balance != edge.BalanceSource:
 		r.terms.AffinityTimeout = 0
+	}
+	if r.plane == edge.DataPlaneNAT {
+		return r.byKernel(s)
 	}
 	return refusal{}
 }
