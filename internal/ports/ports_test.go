@@ -29,7 +29,7 @@ const holding = "GATEHOUSE_TEST_HOLDING"
 
 func TestMain(m *testing.M) {
 	if list := os.Getenv(holding); list != "" {
-		for _, s := range strings.SplitSeq(list, ",") {
+		for s := range strings.SplitSeq(list, ",") {
 			if _, err := hold(s); err != nil {
 				fmt.Println(s, err)
 				os.Exit(1)
