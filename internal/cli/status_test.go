@@ -20,7 +20,9 @@ func TestStatusInColourIsTheSame(t *testing.T) {
 	s := status.Status{
 		NotReady: []string{"@eth1:80"}, Conntrack: &status.Conntrack{Entries: 95, Max: 100}, Problems: []edge.Problem{{What: "x"}},
 		Frontends: []status.Frontend{{Name: "web", Protocol: edge.TCP, Listen: "@eth1:80", Backends: []status.Backend{
-			{Addr: "10.0.0.1:80", State: edge.Up}, {Addr: "10.0.0.2:80", State: edge.Down}, {Addr: "10.0.0.3:80", State: edge.Pending},
+			{Addr: "10.0.0.1:80", State: edge.Up},
+			{Addr: "10.0.0.2:80", State: edge.Down},
+			{Addr: "10.0.0.3:80", State: edge.Pending},
 			{Addr: "10.0.0.4:80", State: status.Draining, Drain: status.DrainFrom(now, 0)},
 		}}},
 	}
