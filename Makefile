@@ -11,7 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak gen lint check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness gen lint check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,7 +69,7 @@ deps: ## install the Debian packages that tests need
 fuzz: ## run each fuzz target for a while (FUZZTIME=30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)
 
-bench: build ## compare with HAProxy and nginx (20 minutes, root); BENCH="--quick" or other flags
+bench: build ## compare with HAProxy, nginx and the kernel alone (half an hour, root); BENCH="--quick" or other flags
 	@scripts/deps
 	@cd lab && $(GO) build -trimpath -o ../bin/bench ./cmd/bench
 	@bin/bench $(or $(BENCH),--write docs/benchmarks.md)
@@ -77,6 +77,10 @@ bench: build ## compare with HAProxy and nginx (20 minutes, root); BENCH="--quic
 soak: build ## an hour of every kind of load: nothing may be left behind (root); SOAK="--duration 5m" or other flags
 	@cd lab && $(GO) build -trimpath -o ../bin/soak ./cmd/soak
 	@bin/soak $(or $(SOAK),--svg docs/soak.svg --write docs/benchmarks.md)
+
+fairness: build labs ## which share of connections each pod gets, over all ways (a minute, root); FAIRNESS="--quick" or other flags
+	@cd lab && $(GO) build -trimpath -o ../bin/fairness ./cmd/fairness
+	@bin/fairness $(or $(FAIRNESS),--svg docs/fairness.svg --write docs/fairness.md)
 
 bench-parts: ## benchmarks of single parts
 	@$(GO) test -run '^$$' -bench . -benchmem ./internal/...
@@ -88,7 +92,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@cd lab && $(GO) vet ./site/... ./e2e/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness
 	@test -z "$$(gofmt -l lab cmd internal | tee /dev/stderr)"
 
 .tools/golangci-lint-$(GOLANGCI_VERSION):
