@@ -63,8 +63,10 @@ func plan(ctx context.Context, out io.Writer, c *config.Config, output string) e
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(struct {
 			Exposures []desired.Exposure `json:"exposures"`
+			Hairpins  [][2]string        `json:"hairpins,omitempty"`
+			Routes    []edge.Route       `json:"routes,omitempty"`
 			Problems  []edge.Problem     `json:"problems"`
-		}{nonNil(state.Exposures), nonNil(problems)})
+		}{nonNil(state.Exposures), state.Hairpins, state.Routes, nonNil(problems)})
 	}
 	return printPlan(out, state, problems)
 }
@@ -91,9 +93,15 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 	} else {
 		var table bytes.Buffer
 		w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "ZONE\tFRONTEND\tLISTENS\tREACHED AT\tTARGET\tBACKEND\tWEIGHT\tSHARE\tPODS")
+		// Most have one data plane for all.
+		planes := slices.ContainsFunc(open, func(e desired.Exposure) bool { return e.DataPlane == edge.DataPlaneNAT })
+		plane := ""
+		if planes {
+			plane = "DATA PLANE\t"
+		}
+		fmt.Fprintln(w, "ZONE\tFRONTEND\tLISTENS\tREACHED AT\t"+plane+"TARGET\tBACKEND\tWEIGHT\tSHARE\tPODS")
 		for _, e := range open {
-			printExposure(w, e)
+			printExposure(w, e, planes)
 		}
 		if err := w.Flush(); err != nil {
 			return err
@@ -111,6 +119,7 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 			fmt.Fprintln(out, "  "+line)
 		}
 	}
+	printPaths(out, state)
 	if len(shut) > 0 {
 		fmt.Fprintln(out, "\nNot open:")
 		for _, e := range shut {
@@ -132,6 +141,24 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		}
 	}
 	return nil
+}
+
+// printPaths prints what the kernel would be told besides.
+func printPaths(out io.Writer, state desired.State) {
+	if len(state.Hairpins) > 0 {
+		var ways []string
+		for _, h := range state.Hairpins {
+			ways = append(ways, h[0]+" to "+h[1])
+		}
+		fmt.Fprintln(out, "\nMasqueraded by data plane nat, as answers would not come back through this machine:")
+		fmt.Fprintln(out, "  what goes from "+strings.Join(ways, ", "))
+	}
+	if len(state.Routes) > 0 {
+		fmt.Fprintln(out, "\nRoutes to pods:")
+		for _, r := range state.Routes {
+			fmt.Fprintf(out, "  %s via %s (%s)\n", r.Dst, r.Via, r.Why)
+		}
+	}
 }
 
 func titleOf(e desired.Exposure) string {
@@ -201,7 +228,14 @@ func notesOf(e desired.Exposure, f edge.Frontend, problems []edge.Problem) []str
 	return notes
 }
 
-func printExposure(w io.Writer, e desired.Exposure) {
+// printExposure prints one row, with its data plane where that is a column.
+func printExposure(w io.Writer, e desired.Exposure, planes bool) {
+	plane := func(s string) string {
+		if !planes {
+			return ""
+		}
+		return s + "\t"
+	}
 	var listens []string
 	for _, l := range e.Listens {
 		listen := l.String()
@@ -234,12 +268,12 @@ func printExposure(w io.Writer, e desired.Exposure) {
 	}
 	// The server names that it takes stand under its own, beside the backends.
 	for i := range max(len(backends), 1+len(e.Hostnames)) {
-		first, last := "\t\t\t\t", "\t\t\t"
+		first, last := "\t\t\t"+plane("")+"\t", "\t\t\t"
 		switch {
 		case i == 0:
-			first = fmt.Sprintf("%s\t%s\t%s\t%s\t%s", orDash(e.Zone), e.Name, strings.Join(listens, " "), orDash(join(e.Addresses)), e.Target)
+			first = fmt.Sprintf("%s\t%s\t%s\t%s\t%s%s", orDash(e.Zone), e.Name, strings.Join(listens, " "), orDash(join(e.Addresses)), plane(string(e.DataPlane)), e.Target)
 		case i <= len(e.Hostnames):
-			first = fmt.Sprintf("\t  %s\t\t\t", e.Hostnames[i-1])
+			first = fmt.Sprintf("\t  %s\t\t%s\t", e.Hostnames[i-1], plane(""))
 		}
 		if i < len(backends) {
 			last = backends[i]

@@ -134,7 +134,11 @@ func render(state State, problems []edge.Problem) string {
 	for _, e := range state.Exposures {
 		fmt.Fprintf(&b, "%s %s %s/%d (%s)\n", or(e.Zone, "-"), e.Name, e.Protocol, e.Port, e.Why)
 		if e.Open {
-			fmt.Fprintf(&b, "  open on %v at %v, target %s, %s\n", e.Listens, e.Addresses, e.Target, e.Balance)
+			fmt.Fprintf(&b, "  open on %v at %v, target %s, %s", e.Listens, e.Addresses, e.Target, e.Balance)
+			if e.DataPlane != edge.DataPlaneProxy {
+				fmt.Fprintf(&b, ", %s", e.DataPlane)
+			}
+			b.WriteString("\n")
 			fmt.Fprintf(&b, "  sees %s", e.Client)
 			if e.ClientRemedy != "" {
 				fmt.Fprintf(&b, "; %s", e.ClientRemedy)
@@ -167,6 +171,17 @@ func render(state State, problems []edge.Problem) string {
 		for _, p := range e.Shares {
 			fmt.Fprintf(&b, "     %s %.4f\n", p.Pod, p.Share)
 		}
+	}
+	for _, f := range state.Frontends {
+		if f.Terminating != nil {
+			fmt.Fprintf(&b, "terminating at %s %s\n", f.Door, f.Terminating)
+		}
+	}
+	for _, h := range state.Hairpins {
+		fmt.Fprintf(&b, "hairpin %s\n", strings.Join(h[:], " to "))
+	}
+	for _, r := range state.Routes {
+		fmt.Fprintf(&b, "route %s via %s (%s)\n", r.Dst, r.Via, r.Why)
 	}
 	for _, p := range state.Probes {
 		fmt.Fprintf(&b, "probe %s\n", probeText(p))
@@ -1050,6 +1065,7 @@ func crowded() Inputs {
 				"transparent":  {"", "", "true"},
 				"target":       {"", "pod", "nodePort"},
 				"health-check": {"", "http:/up", "tls", "http:/down"},
+				"data-plane":   {"nat", "", "", "proxy", ""},
 			} {
 				if v := values[i/5%len(values)]; v != "" { // of each zone some
 					annotate(name, v)(s)
@@ -1057,12 +1073,23 @@ func crowded() Inputs {
 			}
 			s.Local, s.HealthCheckNodePort = i%3 != 0, uint16(32000+i)
 			s.AffinityTimeout = time.Duration(i%2) * time.Hour
+			for k := range i % 4 {
+				s.Endpoints[k].Ready, s.Endpoints[k].Terminating = false, true
+			}
 		}))
 	}
 	everywhere := static("everywhere", 0, 20, "10.0.0.7:443")
 	everywhere.Zones, everywhere.Listen = nil, &config.Listen{Device: "eth1", Port: 81}
 	everywhere.Hostnames = []string{"b.example.org"}
-	in.Config.Frontends = []config.Frontend{everywhere}
+	kernel := static("kernel", 82, 21, "10.0.0.7:80", "[fd00:0:0:1::7]:80", "10.11.12.7:80")
+	kernel.DataPlane = edge.DataPlaneNAT
+	in.Config.Frontends = []config.Frontend{everywhere, kernel}
+	in.Config.Kubernetes.PodRoutes = true
+	in.Config.Kubernetes.OfRelay = []config.Setting{{Key: "idleTimeout", Why: "has idle timeouts"}}
+	for i := range in.Cluster.Nodes {
+		n := &in.Cluster.Nodes[i]
+		n.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i+1))}
+	}
 	return in
 }
 
@@ -1104,6 +1131,10 @@ func ignoresOrder(t *testing.T, stale bool) {
 		t.Fatalf("%s is shared by %d", door, shared[door])
 	}
 	want, wantProblems := Build(in)
+	terminating := func(f edge.Frontend) bool { return len(f.Terminating) > 1 }
+	if !slices.ContainsFunc(want.Frontends, terminating) || len(want.Hairpins) < 2 || len(want.Routes) < 2 {
+		t.Fatal("nothing of the kernel's is tested")
+	}
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		shuffled := in
@@ -1147,16 +1178,27 @@ func TestFrontendsAreBoundToTheDevicesOfTheirZone(t *testing.T) {
 	}
 }
 
+// BenchmarkBuild is how long one change of anything takes to be decided.
 func BenchmarkBuild(b *testing.B) {
-	in := site()
-	for i := range 1000 {
-		s := service(fmt.Sprintf("ns%d/s", i), i)
-		s.Ports[0].Port = uint16(1000 + i)
-		s.Endpoints = append(s.Endpoints, s.Endpoints[:4]...)
-		in.Cluster.Services = append(in.Cluster.Services, s)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		Build(in)
+	for _, plane := range []edge.DataPlane{edge.DataPlaneProxy, edge.DataPlaneNAT} {
+		for _, target := range []edge.Target{edge.TargetNodePort, edge.TargetPod} {
+			for _, services := range []int{1000, 10000} {
+				in := site()
+				podNetworks(&in)
+				in.Config.Kubernetes.DataPlane, in.Config.Kubernetes.Target, in.Config.Kubernetes.PodRoutes = plane, target, true
+				for i := range services {
+					s := service(fmt.Sprintf("ns%d/s", i), i)
+					s.Ports[0].Port = uint16(1000 + i)
+					s.Endpoints = append(s.Endpoints, s.Endpoints[:4]...)
+					in.Cluster.Services = append(in.Cluster.Services, s)
+				}
+				b.Run(fmt.Sprintf("%s/%s/%d", plane, target, services), func(b *testing.B) {
+					b.ReportAllocs()
+					for b.Loop() {
+						Build(in)
+					}
+				})
+			}
+		}
 	}
 }

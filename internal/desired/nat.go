@@ -194,7 +194,7 @@ func (b *builder) sayFamilies(row *Exposure) {
 	}
 	for _, p := range row.Shares {
 		if d := shares[1][p.Pod] - p.Share; d > 1e-9 || d < -1e-9 {
-			row.Notes = append(row.Notes, "the shares of pods are those of IPv4 clients; IPv6 clients have other backends")
+			row.Notes = append(row.Notes, "the shares of pods are those of IPv4 clients; those of IPv6 clients are different")
 			return
 		}
 	}
@@ -366,8 +366,8 @@ func (b *builder) routeTo(e edge.Endpoint) (_ edge.Route, unknown string) {
 	if n == nil {
 		return edge.Route{}, fmt.Sprintf("pod %s names no node that is known", addr)
 	}
-	if slices.Contains(n.Addrs, addr) {
-		return edge.Route{}, "" // it has the network of its node
+	if slices.Contains(n.Addrs, addr) || slices.ContainsFunc(n.Addrs, func(a netip.Addr) bool { return b.own[a] }) {
+		return edge.Route{}, "" // it has the network of its node, or that is this machine
 	}
 	i := slices.IndexFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(addr) })
 	if i < 0 {

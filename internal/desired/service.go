@@ -338,7 +338,7 @@ func (b *builder) read(s *edge.Service) (request, refusal) {
 			if !ok {
 				return req, refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s: %q is no time", t.name, text), `write a duration from 100ms to 8760h, such as "30s" or "1h30m"; 0 for none`}
 			}
-			*t.to = d
+			*t.to, req.said[t.name] = d, true
 		}
 	}
 	for _, text := range s.SourceRanges {

@@ -266,6 +266,15 @@ func convertNode(in *corev1.Node) *node {
 			out.Addrs = append(out.Addrs, addr)
 		}
 	}
+	cidrs := in.Spec.PodCIDRs
+	if len(cidrs) == 0 {
+		cidrs = []string{in.Spec.PodCIDR} // of an API server that knows only this one
+	}
+	for _, c := range cidrs {
+		if p, err := netip.ParsePrefix(c); err == nil {
+			out.PodCIDRs = append(out.PodCIDRs, p.Masked())
+		}
+	}
 	// The label counts whatever its value, as in the service controller.
 	_, out.Excluded = in.Labels[corev1.LabelNodeExcludeBalancers]
 	out.Leaving = slices.ContainsFunc(in.Spec.Taints, func(t corev1.Taint) bool { return t.Key == leavingTaint })

@@ -272,6 +272,7 @@ func TestConvertNode(t *testing.T) {
 		want edge.Node
 	}{
 		{"whole", corev1.Node{
+			Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:244:1::/64"}},
 			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
 				{Type: corev1.NodeExternalIP, Address: "203.0.113.9"},
 				{Type: corev1.NodeInternalIP, Address: "10.0.0.101"},
@@ -279,7 +280,14 @@ func TestConvertNode(t *testing.T) {
 				{Type: corev1.NodeInternalIP, Address: "fd00::101"},
 			}},
 		}, edge.Node{
-			Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.101"), netip.MustParseAddr("fd00::101")},
+			Addrs:    []netip.Addr{netip.MustParseAddr("10.0.0.101"), netip.MustParseAddr("fd00::101")},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:1::/64")},
+		}},
+		{"one pod network, not masked", corev1.Node{Spec: corev1.NodeSpec{PodCIDR: "10.244.1.7/24"}}, edge.Node{
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
+		}},
+		{"pod networks that are none", corev1.Node{Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.1.0", "", "fd00:244:1::/64"}}}, edge.Node{
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("fd00:244:1::/64")},
 		}},
 		{"nothing known", corev1.Node{}, edge.Node{}},
 		{"excluded, whatever the label's value", corev1.Node{ObjectMeta: metav1.ObjectMeta{
@@ -315,6 +323,7 @@ func FuzzConvert(f *testing.F) {
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.0.0.1"}, {}}
 		s.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: FieldManager, FieldsV1: metav1.NewFieldsV1(`{"f:status":{"f:loadBalancer":{"f:ingress":{}}}}`)}}
 	}))
+	seed(&corev1.Node{Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.1.7/24"}}})
 	seed(&corev1.Node{Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.101"}}}})
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		var slice discoveryv1.EndpointSlice
@@ -359,6 +368,9 @@ func FuzzConvert(f *testing.F) {
 			got := convertNode(&n)
 			if i := slices.IndexFunc(got.Addrs, func(a netip.Addr) bool { return !a.IsValid() }); i >= 0 {
 				t.Errorf("address %d is none", i)
+			}
+			if i := slices.IndexFunc(got.PodCIDRs, func(p netip.Prefix) bool { return !p.IsValid() || p.Masked() != p }); i >= 0 {
+				t.Errorf("pod network %s", got.PodCIDRs[i])
 			}
 		}
 	})
