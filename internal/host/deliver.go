@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -53,24 +54,33 @@ func (d Delivery) change(want entries) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	return have.change(want, func(_ entry, err error) error { return err })
+}
+
+// change makes what is wanted of what there is. It goes on after an error that
+// failed returns none for.
+func (all entries) change(want entries, failed func(entry, error) error) (changed bool, err error) {
+	have, wanted := all.set(), want.set()
 	for _, w := range want {
-		if have.has(w) {
+		if have[w.String()] {
 			continue
 		}
-		if err := w.add(); err != nil {
-			return changed, refused("add "+w.String(), err)
+		if err := w.add(); err == nil {
+			changed = true
+		} else if err := failed(w, refused("add "+w.String(), err)); err != nil {
+			return changed, err
 		}
-		changed = true
 	}
 	// Rules first: one without its table looks like a mistake.
-	for _, h := range slices.Backward(have) {
-		if want.has(h) {
+	for _, h := range slices.Backward(all) {
+		if wanted[h.String()] {
 			continue
 		}
-		if err := h.remove(); err != nil {
-			return changed, refused("remove "+h.String(), err)
+		if err := h.remove(); err == nil {
+			changed = true
+		} else if err := failed(h, refused("remove "+h.String(), err)); err != nil {
+			return changed, err
 		}
-		changed = true
 	}
 	return changed, nil
 }
@@ -79,6 +89,7 @@ func (d Delivery) change(want entries) (changed bool, err error) {
 type entry struct {
 	rule  *netlink.Rule
 	route *netlink.Route
+	why   string // who a route is for, if anybody asks
 }
 
 type entries []entry // routes before rules
@@ -120,15 +131,6 @@ func families() []int {
 // present is what the machine has of ours: rules anywhere, and the routes of
 // the tables that those and this Delivery name.
 func (d Delivery) present() (entries, error) {
-	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("ask for routes: %w", err)
-	}
-	defer handle.Close()
-	// The kernel is to send the routes of one table, not the hundred thousands
-	// that a router may have. Before Linux 4.20 it sends them all.
-	_ = handle.SetStrictCheck(true)
-
 	var routes, rules entries
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		list, err := retryInterrupted(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
@@ -145,30 +147,52 @@ func (d Delivery) present() (entries, error) {
 			}
 			r.Family = family
 			rules = append(rules, entry{rule: &r})
-			if !slices.Contains(tables, r.Table) {
+			if r.Table != unix.RT_TABLE_MAIN && !slices.Contains(tables, r.Table) {
 				tables = append(tables, r.Table)
 			}
 		}
 		for _, table := range tables {
-			list, err := retryInterrupted(func() ([]netlink.Route, error) {
-				return handle.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
-			})
-			if err != nil && !errors.Is(err, unix.ENOENT) { // there is no such table
-				return nil, fmt.Errorf("list routes: %w", err)
+			list, err := routesOf(family, table)
+			if err != nil {
+				return nil, err
 			}
-			for _, r := range list {
-				if r.Protocol == protocol {
-					r.Family = family
-					routes = append(routes, entry{route: &r})
-				}
-			}
+			routes = append(routes, list...)
 		}
 	}
 	return append(routes, rules...), nil
 }
 
-func (all entries) has(e entry) bool {
-	return slices.ContainsFunc(all, func(x entry) bool { return x.String() == e.String() })
+// routesOf are the routes of ours in a table.
+func routesOf(family, table int) (routes entries, err error) {
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("ask for routes: %w", err)
+	}
+	defer handle.Close()
+	// The kernel is to send those, not the hundred thousands that a router may
+	// have. Before Linux 4.20 it sends them all.
+	_ = handle.SetStrictCheck(true)
+	list, err := retryInterrupted(func() ([]netlink.Route, error) {
+		return handle.RouteListFiltered(family, &netlink.Route{Table: table, Protocol: protocol}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) { // there is no such table
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range list {
+		if r.Protocol == protocol {
+			r.Family = family
+			routes = append(routes, entry{route: &r})
+		}
+	}
+	return routes, nil
+}
+
+func (all entries) set() map[string]bool {
+	set := make(map[string]bool, len(all))
+	for _, e := range all {
+		set[e.String()] = true
+	}
+	return set
 }
 
 // String prints all that an entry consists of, as ip does.
@@ -195,6 +219,9 @@ func (e entry) String() string {
 	if r.LinkIndex == loopbackIndex {
 		device = "lo"
 	}
+	if r.Gw != nil {
+		return fmt.Sprintf("%s route %s via %s dev %s table %d metric %d", ip(r.Family), dst, r.Gw, device, r.Table, r.Priority)
+	}
 	kind := fmt.Sprint("type ", r.Type)
 	if r.Type == unix.RTN_LOCAL {
 		kind = "local"
@@ -212,6 +239,10 @@ func ip(family int) string {
 func (e entry) add() error {
 	if e.rule != nil {
 		return ignore(unix.EEXIST, netlink.RuleAdd(e.rule))
+	}
+	if e.route.Gw != nil {
+		// Instead of one by another way, so that there is no moment without.
+		return netlink.RouteReplace(e.route)
 	}
 	return netlink.RouteAdd(e.route)
 }
@@ -263,7 +294,14 @@ func Undeliverable() []string {
 // does when it starts, unless ManageForeignRoutingPolicyRules=no). It returns
 // when ctx ends, or when the kernel does not tell.
 func WatchRules(ctx context.Context, changed func()) error {
-	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
+	return watch(ctx, []uint{unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE}, func(m syscall.NetlinkMessage) bool {
+		return m.Header.Type == unix.RTM_DELRULE
+	}, changed)
+}
+
+// watch calls changed for messages that are relevant, and when some were lost.
+func watch(ctx context.Context, groups []uint, relevant func(syscall.NetlinkMessage) bool, changed func()) error {
+	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
 	if err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
@@ -278,14 +316,8 @@ func WatchRules(ctx context.Context, changed func()) error {
 		if err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return fmt.Errorf("receive: %w", err)
 		}
-		if err != nil {
+		if err != nil || slices.ContainsFunc(messages, relevant) {
 			changed()
-		}
-		for _, m := range messages {
-			if m.Header.Type == unix.RTM_DELRULE {
-				changed()
-				break
-			}
 		}
 	}
 }
