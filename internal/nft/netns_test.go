@@ -67,7 +67,7 @@ func TestNetnsWatch(t *testing.T) {
 		apply(t, a, State{TransparentMark: mark}, true)
 		ctx, cancel := context.WithCancel(t.Context())
 		lost, ended := make(chan struct{}, 100), make(chan error, 1)
-		go func() { ended <- Watch(ctx, table, func() { lost <- struct{}{} }) }()
+		go func() { ended <- Watch(ctx, Table, func() { lost <- struct{}{} }) }()
 		// Until the socket is there nothing is heard.
 		netnstest.Eventually(t, 10*time.Second, "a loss is told", func() bool {
 			nftCommand(t, "flush ruleset")
@@ -79,7 +79,7 @@ func TestNetnsWatch(t *testing.T) {
 			<-lost
 		}
 		for range 20 {
-			nftCommand(t, "add table inet theirs; add chain inet theirs c; add rule inet theirs c accept; delete table inet theirs; add table ip gatehouse; delete table ip gatehouse")
+			nftCommand(t, "add table inet theirs; add chain inet theirs c; add rule inet theirs c accept; delete table inet theirs; add table ip gatehouse-transparent; delete table ip gatehouse-transparent; add table inet gatehouse; delete table inet gatehouse")
 		}
 		nftCommand(t, "delete table inet gatehouse-transparent")
 		<-lost
@@ -102,8 +102,8 @@ func TestNetnsNotPermitted(t *testing.T) {
 		if err == nil {
 			t.Fatal("nft lists tables without the capability")
 		}
-		if got := explain(errors.New(string(out))); !errors.Is(got, ErrNotPermitted) {
-			t.Errorf("explain(%q) = %v", out, got)
+		if got := Explain(errors.New(string(out))); !errors.Is(got, ErrNotPermitted) {
+			t.Errorf("Explain(%q) = %v", out, got)
 		}
 	})
 }

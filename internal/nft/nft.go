@@ -25,10 +25,7 @@ import (
 // Table is the name of the table that this package owns, of the family inet.
 const Table = "gatehouse-transparent"
 
-const (
-	family = knftables.InetFamily
-	table  = Table
-)
+const family = knftables.InetFamily
 
 // The nft command takes milliseconds. It reads all tables of the machine first,
 // and those can be large.
@@ -49,7 +46,7 @@ type Applier struct {
 
 // New returns an Applier. It does nothing yet: nft may be installed later.
 func New() *Applier {
-	return &Applier{open: func() (knftables.Interface, error) { return knftables.New(family, table) }}
+	return &Applier{open: func() (knftables.Interface, error) { return knftables.New(family, Table) }}
 }
 
 // Apply makes the table be what the state says, and says whether that took a
@@ -58,7 +55,7 @@ func (a *Applier) Apply(ctx context.Context, s State) (changed bool, err error) 
 	if a.nft == nil {
 		if a.nft, err = a.open(); err != nil {
 			a.nft = nil
-			return false, fmt.Errorf("nft: %w", explain(err))
+			return false, fmt.Errorf("nft: %w", Explain(err))
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -66,13 +63,13 @@ func (a *Applier) Apply(ctx context.Context, s State) (changed bool, err error) 
 	want := Render(s)
 	exists, same, err := compare(ctx, a.nft, want)
 	if err != nil {
-		return false, fmt.Errorf("nft: list the table: %w", explain(err))
+		return false, fmt.Errorf("nft: list the table: %w", Explain(err))
 	}
 	if same {
 		return false, nil
 	}
 	if err := a.nft.Run(ctx, transaction(a.nft, want, exists)); err != nil {
-		return false, fmt.Errorf("nft: apply: %w", explain(err))
+		return false, fmt.Errorf("nft: apply: %w", Explain(err))
 	}
 	return true, nil
 }
@@ -161,8 +158,8 @@ func head(line string) string {
 	return line
 }
 
-// explain finds out what nft could mean: it says everything by text.
-func explain(err error) error {
+// Explain finds out what nft could mean: it says everything by text.
+func Explain(err error) error {
 	text := strings.TrimSpace(err.Error())
 	switch {
 	case errors.Is(err, exec.ErrNotFound):

@@ -20,7 +20,7 @@ const mark = 0x1000
 
 // newFake has the semantics of a table, without a kernel.
 func newFake() (*Applier, *knftables.Fake) {
-	fake := knftables.NewFake(family, table)
+	fake := knftables.NewFake(family, Table)
 	return &Applier{open: func() (knftables.Interface, error) { return fake, nil }}, fake
 }
 
@@ -38,7 +38,7 @@ func TestRender(t *testing.T) {
 		"transparent": {TransparentMark: mark},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tx := knftables.NewFake(family, table).NewTransaction()
+			tx := knftables.NewFake(family, Table).NewTransaction()
 			for _, o := range Render(s) {
 				tx.Add(o)
 			}
@@ -133,8 +133,8 @@ func TestErrorsSayWhatIsWrong(t *testing.T) {
 		{errors.New(denied), ErrNotPermitted.Error()},
 		{errors.New(refused), "3:1-9: Error: Could not process rule: No such file or directory"},
 	} {
-		if got := explain(c.err).Error(); got != c.want {
-			t.Errorf("explain(%q) = %q, want %q", c.err, got, c.want)
+		if got := Explain(c.err).Error(); got != c.want {
+			t.Errorf("Explain(%q) = %q, want %q", c.err, got, c.want)
 		}
 	}
 	// It may be installed later.

@@ -67,7 +67,7 @@ func transparent(mark uint32) []knftables.Object {
 // sumOf is short: it tells versions apart, and does not keep anybody from
 // forging them.
 func sumOf(objects []knftables.Object) string {
-	tx := knftables.NewFake(family, table).NewTransaction()
+	tx := knftables.NewFake(family, Table).NewTransaction()
 	for _, o := range objects {
 		tx.Add(o)
 	}

@@ -59,7 +59,7 @@ func isLoss(m syscall.NetlinkMessage, table string) bool {
 		return false
 	}
 	// One of the attributes is the name of the table. Should it be that of another,
-	// whose name ends like ours, a comparison will find nothing to do.
+	// whose name ends like it, a comparison will find nothing to do.
 	return len(m.Data) > nfgenmsg && m.Data[0] == unix.NFPROTO_INET &&
 		bytes.Contains(m.Data[nfgenmsg:], []byte(table+"\x00"))
 }

@@ -1,0 +1,512 @@
+package nat
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
+
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// The kernel is read by netlink: nft would print all elements as text, which
+// takes it seconds with many of them, and its text differs between versions.
+
+// kernel is a connection to the kernel in the network namespace of the thread.
+type kernel struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+}
+
+func openKernel() (kernel, error) {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return kernel{}, err
+	}
+	return kernel{conn: conn, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: Table}}, nil
+}
+
+func (k kernel) close() { _ = k.conn.CloseLasting() }
+
+// exists says whether there is a table.
+func (k kernel) exists() (bool, error) {
+	tables, err := k.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == Table }), nil
+}
+
+func (k kernel) elements(set string) ([]nftables.SetElement, error) {
+	elements, err := k.conn.GetSetElements(&nftables.Set{Table: k.table, Name: set})
+	if err != nil {
+		return nil, fmt.Errorf("the elements of %s: %w", set, err)
+	}
+	return elements, nil
+}
+
+// readKernel reads the table.
+func readKernel() (found, error) {
+	k, err := openKernel()
+	if err != nil {
+		return found{}, err
+	}
+	defer k.close()
+	f := found{}
+	if f.exists, err = k.exists(); err != nil || !f.exists {
+		return f, err
+	}
+	f.chains, err = k.chains()
+	if err == nil {
+		f.rows, f.hairpins, err = k.rows()
+	}
+	if errors.Is(err, errLayout) {
+		return found{exists: true, other: true}, nil
+	}
+	return f, err
+}
+
+// chains compares what is not elements with the layout, and returns the chains
+// that are beside that.
+func (k kernel) chains() (map[string]bool, error) {
+	chains, err := k.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, err
+	}
+	sets, err := k.conn.GetSets(k.table)
+	if err != nil {
+		return nil, err
+	}
+	rules, err := k.rules()
+	if err != nil {
+		return nil, err
+	}
+	beside, want, have := map[string]bool{}, outline(layout()), rules
+	for _, c := range chains {
+		if c.Table.Name != Table {
+			continue
+		}
+		have = append(have, "chain "+c.Name)
+		if madeWhenNeeded.MatchString(c.Name) {
+			beside[c.Name] = true
+			want = append(want, outline(chainOf(c.Name))...)
+		}
+	}
+	for _, s := range sets {
+		if !s.Anonymous {
+			have = append(have, "set "+s.Name)
+		}
+	}
+	// By what they belong to alone: the rules of a chain have an order.
+	order := func(x, y string) int { return strings.Compare(head(x), head(y)) }
+	slices.SortStableFunc(have, order)
+	slices.SortStableFunc(want, order)
+	if !slices.Equal(have, want) {
+		return nil, errLayout
+	}
+	return beside, nil
+}
+
+// rules returns a line for each rule of the table, in their order in each chain.
+// The nftables module's GetRules fails at an expression that it does not know
+// (v0.3.0: "ct original proto-dst"), and only the comments matter here.
+func (k kernel) rules() ([]string, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	ours, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(Table), 0)}})
+	if err != nil {
+		return nil, err
+	}
+	const header = 4 // bytes of struct nfgenmsg, which begins with the family
+	messages, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
+		Data:   append([]byte{unix.NFPROTO_INET, 0, 0, 0}, ours...),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list rules: %w", err)
+	}
+	var lines []string
+	for _, m := range messages {
+		if len(m.Data) < header {
+			continue
+		}
+		attributes, err := netlink.NewAttributeDecoder(m.Data[header:])
+		if err != nil {
+			return nil, fmt.Errorf("list rules: %w", err)
+		}
+		var table, chain, comment string
+		for attributes.Next() {
+			switch attributes.Type() {
+			case unix.NFTA_RULE_TABLE:
+				table = attributes.String()
+			case unix.NFTA_RULE_CHAIN:
+				chain = attributes.String()
+			case unix.NFTA_RULE_USERDATA:
+				comment, _ = userdata.GetString(attributes.Bytes(), userdata.TypeComment)
+			}
+		}
+		if err := attributes.Err(); err != nil {
+			return nil, fmt.Errorf("list rules: %w", err)
+		}
+		if table == Table { // a kernel may list all
+			lines = append(lines, "rule "+chain+" "+comment)
+		}
+	}
+	return lines, nil
+}
+
+// outline is a line for each chain, set, map and rule; of a rule the comment.
+func outline(objects []knftables.Object) []string {
+	var lines []string
+	for _, o := range objects {
+		switch o := o.(type) {
+		case *knftables.Chain:
+			lines = append(lines, "chain "+o.Name)
+		case *knftables.Set:
+			lines = append(lines, "set "+o.Name)
+		case *knftables.Map:
+			lines = append(lines, "set "+o.Name)
+		case *knftables.Rule:
+			lines = append(lines, "rule "+o.Chain+" "+*o.Comment)
+		}
+	}
+	return lines
+}
+
+func head(line string) string {
+	if fields := strings.SplitN(line, " ", 3); fields[0] == "rule" {
+		return fields[0] + " " + fields[1]
+	}
+	return line
+}
+
+// rows reads the elements.
+func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
+	rows, pairs := map[edge.Door]*row{}, map[[2]string]bool{}
+	at := func(d edge.Door) *row {
+		if rows[d] == nil {
+			rows[d] = new(row)
+		}
+		return rows[d]
+	}
+	each := func(set string, visit func(edge.Door, element) error) error {
+		elements, err := k.elements(set)
+		if err != nil {
+			return err
+		}
+		for _, e := range elements {
+			if e.IntervalEnd {
+				continue
+			}
+			door, rest, err := decodeDoor(e.Key)
+			if err == nil {
+				err = visit(door, element{rest: rest, SetElement: e})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, v := range versions {
+		version := strconv.Itoa(v.number)
+		way := func(r *row) *way {
+			if v.number == 4 {
+				return &r.v4
+			}
+			return &r.v6
+		}
+		for _, err := range []error{
+			each(doors+version, func(d edge.Door, e element) (err error) {
+				way(at(d)).chain, err = decodeVerdict(e.Val)
+				return err
+			}),
+			each(backends+version, func(d edge.Door, e element) error {
+				slot, backend, err := decodeSlot(e, v.bytes)
+				if err != nil {
+					return err
+				}
+				w := way(at(d))
+				if missing := slot + 1 - len(w.slots); missing > 0 {
+					w.slots = append(w.slots, make([]netip.AddrPort, missing)...)
+				}
+				w.slots[slot] = backend
+				return nil
+			}),
+			each(sources+version, func(d edge.Door, e element) error {
+				prefix, err := decodePrefix(e, v.bytes)
+				at(d).sources = append(at(d).sources, prefix)
+				return err
+			}),
+		} {
+			if err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	for _, err := range []error{
+		each(frontends, func(d edge.Door, _ element) error { at(d).open = true; return nil }),
+		each(restricted, func(d edge.Door, _ element) error { at(d).restricted = true; return nil }),
+		each(masqueraded, func(d edge.Door, _ element) error { at(d).masqueraded = true; return nil }),
+		each(remembered, func(d edge.Door, e element) (err error) {
+			at(d).remember, err = decodeVerdict(e.Val)
+			return err
+		}),
+	} {
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	elements, err := k.elements(hairpins)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range elements {
+		if len(e.Key) != 2*nameBytes {
+			return nil, nil, errLayout
+		}
+		pairs[[2]string{decodeName(e.Key), decodeName(e.Key[nameBytes:])}] = true
+	}
+	decoded := make(map[edge.Door]row, len(rows))
+	for door, r := range rows {
+		slices.SortFunc(r.sources, comparePrefixes)
+		decoded[door] = *r
+	}
+	return decoded, pairs, nil
+}
+
+// element is one whose key begins with a door.
+type element struct {
+	rest []byte // of the key
+	nftables.SetElement
+}
+
+// Each part of a key takes a multiple of 4 bytes; what is shorter comes first.
+const (
+	nameBytes = 16 // IFNAMSIZ
+	partBytes = 4
+	mostSlots = 1 << 16
+)
+
+// decodeDoor takes the interface, the protocol and the port off a key.
+func decodeDoor(key []byte) (edge.Door, []byte, error) {
+	if len(key) < nameBytes+2*partBytes {
+		return edge.Door{}, nil, errLayout
+	}
+	protocol, err := decodeProtocol(key[nameBytes])
+	port := binary.BigEndian.Uint16(key[nameBytes+partBytes:])
+	return edge.Door{Protocol: protocol, Listen: edge.Listen{Device: decodeName(key), Port: port}}, key[nameBytes+2*partBytes:], err
+}
+
+func decodeName(b []byte) string {
+	name, _, _ := strings.Cut(string(b[:nameBytes]), "\x00")
+	return name
+}
+
+func decodeProtocol(number byte) (edge.Protocol, error) {
+	for _, p := range protocols {
+		if p.number == number {
+			return p.protocol, nil
+		}
+	}
+	return "", errLayout
+}
+
+// decodeVerdict returns the chain that a verdict goes or jumps to. Its attributes
+// are the code and the name of the chain.
+func decodeVerdict(b []byte) (string, error) {
+	const chain = 2 // NFTA_VERDICT_CHAIN
+	for len(b) >= 4 {
+		size, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
+		if size < 4 || size > len(b) {
+			break
+		}
+		if kind == chain {
+			return strings.TrimRight(string(b[4:size]), "\x00"), nil
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return "", errLayout
+}
+
+func decodeSlot(e element, addrBytes int) (int, netip.AddrPort, error) {
+	if len(e.rest) != partBytes || len(e.Val) != addrBytes+partBytes {
+		return 0, netip.AddrPort{}, errLayout
+	}
+	slot := binary.NativeEndian.Uint32(e.rest)
+	if slot >= mostSlots {
+		return 0, netip.AddrPort{}, errLayout
+	}
+	return int(slot), decodeAddrPort(e.Val, addrBytes), nil
+}
+
+// decodeAddrPort decodes an address and the port behind it, from a slice that is
+// long enough.
+func decodeAddrPort(b []byte, addrBytes int) netip.AddrPort {
+	addr, _ := netip.AddrFromSlice(b[:addrBytes])
+	return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[addrBytes:]))
+}
+
+// decodePrefix makes a prefix of the interval from the key to its end. The
+// kernel has an end for all of a concatenation; those of the door are no
+// intervals.
+func decodePrefix(e element, addrBytes int) (netip.Prefix, error) {
+	if len(e.rest) != addrBytes {
+		return netip.Prefix{}, errLayout
+	}
+	last := e.rest
+	if e.KeyEnd != nil {
+		if len(e.KeyEnd) != len(e.Key) || !slices.Equal(e.KeyEnd[:len(e.Key)-addrBytes], e.Key[:len(e.Key)-addrBytes]) {
+			return netip.Prefix{}, errLayout
+		}
+		last = e.KeyEnd[len(e.KeyEnd)-addrBytes:]
+	}
+	from, _ := netip.AddrFromSlice(e.rest)
+	to, _ := netip.AddrFromSlice(last)
+	for bits := 0; bits <= from.BitLen(); bits++ {
+		p := netip.PrefixFrom(from, bits)
+		if p.Masked() == p && p.Contains(to) && endOf(p) == to {
+			return p, nil
+		}
+	}
+	return netip.Prefix{}, errLayout
+}
+
+// endOf is the last address of a prefix.
+func endOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := range b {
+		if host := 8*(i+1) - p.Bits(); host >= 8 {
+			b[i] = 0xff
+		} else if host > 0 {
+			b[i] |= 1<<host - 1
+		}
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
+}
+
+// forgetClients deletes what is remembered of clients whose backend is not one
+// of the door's any more.
+func forgetClients(rows map[edge.Door]row) error {
+	k, err := openKernel()
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	names, err := interfaceNames()
+	if err != nil {
+		return err
+	}
+	serving := map[edge.Door][]netip.AddrPort{}
+	serves := func(key []byte, backend netip.AddrPort) bool {
+		if len(key) < 3*partBytes {
+			return false
+		}
+		protocol, err := decodeProtocol(key[partBytes])
+		device, there := names[binary.NativeEndian.Uint32(key)]
+		door := edge.Door{Protocol: protocol, Listen: edge.Listen{Device: device, Port: binary.BigEndian.Uint16(key[2*partBytes:])}}
+		if err != nil || !there || !rows[door].remembers() {
+			return false
+		}
+		if _, ok := serving[door]; !ok {
+			serving[door] = rows[door].backends()
+		}
+		_, found := slices.BinarySearchFunc(serving[door], backend, netip.AddrPort.Compare)
+		return found
+	}
+	return k.remove(func() (map[string][]nftables.SetElement, error) {
+		stale := map[string][]nftables.SetElement{}
+		v4, err4 := k.elements(affinity + "4")
+		v6, err6 := k.elements(affinity + "6")
+		ports, errPort := k.elements(affinityPort)
+		for _, e := range v4 {
+			if len(e.Val) != 8 || !serves(e.Key, decodeAddrPort(e.Val, 4)) {
+				stale[affinity+"4"] = append(stale[affinity+"4"], e)
+			}
+		}
+		// A backend of IPv6 is in two maps, by the same key.
+		addrs := map[string][]byte{}
+		for _, e := range v6 {
+			addrs[string(e.Key)] = e.Val
+		}
+		sound := map[string]bool{}
+		for _, e := range ports {
+			addr := addrs[string(e.Key)]
+			if len(addr) == 16 && len(e.Val) >= 2 && serves(e.Key, decodeAddrPort(slices.Concat(addr, e.Val), 16)) {
+				sound[string(e.Key)] = true
+			} else {
+				stale[affinityPort] = append(stale[affinityPort], e)
+			}
+		}
+		for _, e := range v6 {
+			if !sound[string(e.Key)] {
+				stale[affinity+"6"] = append(stale[affinity+"6"], e)
+			}
+		}
+		return stale, errors.Join(err4, err6, errPort)
+	})
+}
+
+// remove deletes the elements of sets that find has found. Those that have timed
+// out, or were deleted by somebody else, in the meantime make all of it fail: it
+// is tried again.
+func (k kernel) remove(find func() (map[string][]nftables.SetElement, error)) (err error) {
+	const (
+		attempts = 5
+		together = 500 // elements, in a message of at most 64 KiB
+	)
+	for range attempts {
+		found, e := find()
+		if e != nil {
+			return e
+		}
+		err = nil
+		for name, elements := range found {
+			for part := range slices.Chunk(elements, together) {
+				keys := make([]nftables.SetElement, len(part))
+				for i := range part {
+					keys[i].Key = part[i].Key
+				}
+				e := k.conn.SetDeleteElements(&nftables.Set{Table: k.table, Name: name}, keys)
+				if e == nil {
+					e = k.conn.Flush()
+				}
+				if e != nil {
+					err = errors.Join(err, fmt.Errorf("delete elements of %s: %w", name, e))
+				}
+			}
+		}
+		if err == nil || !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
+// interfaceNames returns the names of this machine's interfaces by index.
+func interfaceNames() (map[uint32]string, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	names := map[uint32]string{}
+	for _, i := range interfaces {
+		names[uint32(i.Index)] = i.Name //nolint:gosec // the kernel's are positive
+	}
+	return names, nil
+}
