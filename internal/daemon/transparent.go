@@ -31,10 +31,10 @@ const (
 	transparentPace = time.Second
 )
 
-// The number of the rule and that of its table are the mark's: 4096. It is
-// before main's (32766), of course, and before Tailscale's (5210 to 5270), whose
+// TransparentDelivery is what marks are routed by. The number of the rule and
+// that of its table are the mark's: 4096. It is before main's (32766), of course, and before Tailscale's (5210 to 5270), whose
 // table may have routes to clients.
-var transparentDelivery = host.Delivery{Mark: transparentMark, Priority: transparentMark, Table: transparentMark}
+var TransparentDelivery = host.Delivery{Mark: transparentMark, Priority: transparentMark, Table: transparentMark}
 
 // transparency is what the machine needs for transparent connections: answers
 // to clients' addresses have to be marked (nft) and delivered here (host). It is
@@ -134,7 +134,7 @@ func (t *transparency) setUpLocked(ctx context.Context) error {
 		}
 		t.claim = claim
 	}
-	routes, err := transparentDelivery.Apply()
+	routes, err := TransparentDelivery.Apply()
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func (t *transparency) setUpLocked(ctx context.Context) error {
 	t.mended = t.there && (routes || rules)
 	switch {
 	case routes && rules && !t.there:
-		t.log.Info("transparent relaying set up", "mark", fmt.Sprintf("%#x", transparentMark), "routing_table", transparentDelivery.Table)
+		t.log.Info("transparent relaying set up", "mark", fmt.Sprintf("%#x", transparentMark), "routing_table", TransparentDelivery.Table)
 	case routes || rules:
 		t.log.Warn("transparent relaying mended: somebody had changed it", "routes", routes, "nftables", rules)
 	}
@@ -163,7 +163,7 @@ func (t *transparency) takeDownLocked(ctx context.Context, last bool) error {
 	// The routes tell whether there is anything: whoever is never transparent
 	// needs neither the nft command nor a right.
 	var err error
-	if t.there, err = transparentDelivery.Present(); err != nil || !t.there {
+	if t.there, err = TransparentDelivery.Present(); err != nil || !t.there {
 		return err
 	}
 	// Another process, or connections that were made before: it is looked at again.
@@ -176,7 +176,7 @@ func (t *transparency) takeDownLocked(ctx context.Context, last bool) error {
 	if _, err := t.nft.Apply(ctx, nft.State{}); err != nil && !errors.Is(err, nft.ErrNotInstalled) {
 		return err
 	}
-	if _, err := transparentDelivery.Remove(); err != nil {
+	if _, err := TransparentDelivery.Remove(); err != nil {
 		return err
 	}
 	t.there = false

@@ -22,8 +22,8 @@ func TestTransparencyIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		fmt.Sprintf("%d:  from all fwmark %#x/%#x lookup %d proto 91", transparentDelivery.Priority, transparentMark, transparentMark, transparentDelivery.Table),
-		fmt.Sprintf("local default dev lo table %d proto 91", transparentDelivery.Table),
+		fmt.Sprintf("%d:  from all fwmark %#x/%#x lookup %d proto 91", TransparentDelivery.Priority, transparentMark, transparentMark, TransparentDelivery.Table),
+		fmt.Sprintf("local default dev lo table %d proto 91", TransparentDelivery.Table),
 		fmt.Sprintf("meta mark set meta mark | 0x%08x", transparentMark),
 	}
 	for _, o := range nft.Render(nft.State{TransparentMark: transparentMark}) {

@@ -1,0 +1,766 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"e13.dev/gatehouse/internal/conntrack"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/host"
+	"e13.dev/gatehouse/internal/nat"
+	"e13.dev/gatehouse/internal/nft"
+	"e13.dev/gatehouse/internal/ports"
+)
+
+const (
+	// How often connections are looked for that nobody answers, and how long a
+	// backend has to answer before it is asked whether it is still there.
+	kernelPace   = 500 * time.Millisecond
+	kernelAnswer = 250 * time.Millisecond
+	// How soon it is noticed that the rules are not ours any more, if nobody says
+	// so; likewise who else is in the way, and how full conntrack is.
+	kernelInterval = 10 * time.Second
+	// What somebody takes away again is mended no sooner than this.
+	kernelMendPace = time.Second
+	// What a process before has left in the kernel is what holds, until the
+	// cluster is read and the probes of the backends have answered, or this long
+	// after.
+	kernelHold = 3 * time.Second
+	// A door that goes from the relay to the kernel is kept open by the relay for
+	// this long: for clients whose handshake has begun.
+	lingerTime = 2 * time.Second
+	// The counters are read at most this often.
+	kernelCountAge = time.Second
+	// Conntrack is nearly full from here on.
+	conntrackFull = 0.9
+)
+
+// kernel is the nat data plane: rules and routes that outlive this process, and
+// what the kernel does not do by itself, which is to forget flows to backends
+// that are gone and to notice that nobody answers.
+type kernel struct {
+	log     *slog.Logger
+	suspect func(edge.Protocol, netip.AddrPort) // a client waits for that backend
+	needed  chan struct{}                       // closed when nat is wanted for the first time
+	once    sync.Once
+	lacks   sync.Once // it was said what this machine lacks
+
+	mu       sync.Mutex
+	nat      *nat.Applier
+	routes   host.Routes
+	watcher  conntrack.Watcher
+	adopted  bool      // the kernel was asked what there is from before
+	there    bool      // there is a table
+	holding  bool      // it is what a process before has left
+	retired  bool      // another process has taken over
+	known    time.Time // since when the cluster has been read, while holding
+	wanted   nat.State // what was decided last, without what is taken
+	applied  nat.State // what the kernel has
+	taken    map[edge.Door]string
+	failure  string         // why there is no nat data plane
+	problems []edge.Problem // of applying
+	around   []edge.Problem // of the machine, when last looked at
+	routed   []edge.Problem // of routes
+	wantsVia []edge.Route   // the routes that were applied last
+	settled  bool           // they are as they should be, as far as is known
+	behind   map[service]backing
+	stale    map[service]bool      // the relay had them; its UDP flows are to come to the kernel
+	own      map[netip.Addr]string // this machine's addresses, and their interfaces
+	purges   int                   // so many looks still purge
+	counted  time.Time
+	counts   map[edge.Door]map[netip.AddrPort]flows
+	past     map[edge.Door]nat.Count // of backends whose counters were deleted
+}
+
+// service is what a client has connected to, as far as conntrack tells: not by
+// which interface.
+type service struct {
+	protocol edge.Protocol
+	port     uint16
+}
+
+// backing are the backends of a service, and how connections to them end.
+type backing struct {
+	backends map[netip.AddrPort]keeping
+	left     map[netip.AddrPort]time.Time // those that are gone, since when
+	drain    time.Duration                // 0: their connections end by themselves
+	closed   time.Time                    // the service itself is gone, since then
+}
+
+// keeping says what becomes of the flows of a backend that is there.
+type keeping int
+
+const (
+	keepAll  keeping = iota
+	keepOpen         // it is down: what has not begun, and what is UDP, goes elsewhere
+	keepNone         // likewise, and what is open is cut
+)
+
+// flows is what went to a backend, and how much of it is there now.
+type flows struct {
+	nat.Count
+	active uint64
+}
+
+func newKernel(log *slog.Logger, suspect func(edge.Protocol, netip.AddrPort)) *kernel {
+	return &kernel{
+		log: log, suspect: suspect, needed: make(chan struct{}), nat: nat.New(),
+		taken: map[edge.Door]string{}, behind: map[service]backing{}, stale: map[service]bool{}, past: map[edge.Door]nat.Count{},
+	}
+}
+
+// byDataPlane are the frontends of the relay, and those of the kernel.
+func byDataPlane(all []edge.Frontend) (relayed, translated []edge.Frontend) {
+	for _, f := range all {
+		if f.DataPlane == edge.DataPlaneNAT {
+			translated = append(translated, f)
+		} else {
+			relayed = append(relayed, f)
+		}
+	}
+	return relayed, translated
+}
+
+// hold says whether the kernel is to go on as it does, whatever was decided: a
+// process before has left rules, and not all is known yet that they were made
+// from.
+func (k *kernel) hold(ctx context.Context, read bool, state desired.State) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.adopted {
+		k.adopted = true
+		doors, err := k.adoptLocked(ctx)
+		if err != nil {
+			k.log.Warn("rules of before not read", "err", err)
+		}
+		k.holding = len(doors) > 0
+		if k.holding {
+			k.log.Info("the kernel forwards as before, until enough is known", "doors", len(doors))
+		}
+	}
+	if !k.holding {
+		return false
+	}
+	if read && k.known.IsZero() {
+		k.known = time.Now()
+	}
+	pending := slices.ContainsFunc(state.Frontends, func(f edge.Frontend) bool {
+		return f.DataPlane == edge.DataPlaneNAT && slices.ContainsFunc(f.Backends, func(b edge.Backend) bool { return b.State == edge.Pending })
+	})
+	k.holding = !read || pending && time.Since(k.known) < kernelHold
+	return k.holding
+}
+
+// adoptLocked reads what a process before has left. What connections there are
+// to its backends is purged, once it is known which of them are gone.
+func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
+	doors, backends, err := k.nat.Adopt(ctx)
+	if errors.Is(err, nft.ErrNotPermitted) || errors.Is(err, nft.ErrNotInstalled) {
+		return nil, nil // whoever may not look has left nothing
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, door := range doors {
+		k.there = true
+		k.applied.Frontends = append(k.applied.Frontends, edge.Frontend{Door: door, DataPlane: edge.DataPlaneNAT})
+		b := k.backingLocked(serviceOf(door))
+		for _, addr := range backends[door] {
+			b.backends[addr] = keepAll
+		}
+	}
+	if len(doors) > 0 {
+		k.once.Do(func() { close(k.needed) })
+	}
+	return doors, nil
+}
+
+func serviceOf(d edge.Door) service { return service{d.Protocol, d.Listen.Port} }
+
+func serviceAt(f conntrack.Flow) service { return service{f.Protocol, f.Front.Port()} }
+
+func (k *kernel) backingLocked(s service) backing {
+	b, ok := k.behind[s]
+	if !ok {
+		b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
+		k.behind[s] = b
+	}
+	return b
+}
+
+// open makes the kernel take what was decided for it. What it is to give up it
+// keeps until close, if the relay is to take it. failure says why there is no
+// nat data plane at all.
+func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edge.Interface) (failure string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	relayed, translated := byDataPlane(state.Frontends)
+	k.wanted = nat.State{Hairpins: state.Hairpins}
+	if !state.NAT && !k.there {
+		clear(k.taken)
+		k.failure, k.problems = "", nil
+		return ""
+	}
+	k.once.Do(func() { close(k.needed) })
+	k.lacks.Do(func() { k.sayLackingLocked(ctx) })
+	k.own = map[netip.Addr]string{}
+	for _, i := range interfaces {
+		for _, p := range i.Addrs {
+			k.own[p.Addr()] = i.Name
+		}
+	}
+	k.checkPortsLocked(translated)
+	for _, f := range translated {
+		if k.taken[f.Door] == "" {
+			k.wanted.Frontends = append(k.wanted.Frontends, f)
+		}
+	}
+	moving := map[edge.Door]bool{}
+	for _, f := range relayed {
+		moving[f.Door] = true
+	}
+	for _, f := range k.wanted.Frontends {
+		delete(moving, f.Door)
+	}
+	both := k.wanted
+	both.Frontends = slices.Clone(k.wanted.Frontends)
+	for _, f := range k.applied.Frontends {
+		if moving[f.Door] {
+			both.Frontends = append(both.Frontends, f)
+		}
+	}
+	k.followLocked(moving)
+	k.applyLocked(ctx, both)
+	return k.failure
+}
+
+// close makes the kernel give up what the relay has taken.
+func (k *kernel) close(ctx context.Context) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.there && len(k.applied.Frontends) != len(k.wanted.Frontends) && k.failure == "" {
+		k.applyLocked(ctx, k.wanted)
+	}
+}
+
+func (k *kernel) applyLocked(ctx context.Context, s nat.State) {
+	_, err := k.nat.Apply(ctx, s)
+	if ctx.Err() != nil {
+		return // it is over: the error says nothing of the machine
+	}
+	k.failure, k.problems = "", nil
+	if err == nil {
+		k.there = k.there || len(s.Frontends) > 0
+		k.applied = s
+		return
+	}
+	p := explainKernel(err)
+	k.problems = []edge.Problem{p}
+	if k.there {
+		k.problems[0].What += "; what the kernel has goes on"
+	} else {
+		k.failure = p.What
+	}
+}
+
+// checkPortsLocked finds the new doors whose port a program has. One that was
+// there first keeps it: the kernel would take its clients away. One that comes
+// later is in the same place as one that comes after the relay.
+func (k *kernel) checkPortsLocked(frontends []edge.Frontend) {
+	has := map[edge.Door]bool{}
+	for _, f := range k.applied.Frontends {
+		has[f.Door] = true
+	}
+	var doors []edge.Door
+	for _, f := range frontends {
+		if !has[f.Door] {
+			doors = append(doors, f.Door)
+		}
+	}
+	clear(k.taken)
+	if len(doors) == 0 {
+		return
+	}
+	// Of an upgrade, the process before still has its sockets.
+	processes, err := host.Running()
+	if err != nil {
+		k.log.Warn("it is not known who else runs", "err", err)
+	}
+	maps.Copy(k.taken, ports.Taken(doors, processes...))
+}
+
+// sayLackingLocked logs once what this machine has not.
+func (k *kernel) sayLackingLocked(ctx context.Context) {
+	lacking, err := nat.Lacking(ctx)
+	if err != nil {
+		return // Apply will say it
+	}
+	for _, l := range lacking {
+		k.log.Warn("the kernel or nft lacks what data plane nat takes", "what", l.What, "needs", l.Needs)
+	}
+}
+
+// followLocked notes which backends are gone, so that flows to them are
+// forgotten. What moves to the relay is no longer the kernel's, and its flows
+// end by themselves.
+func (k *kernel) followLocked(moving map[edge.Door]bool) {
+	now := time.Now()
+	next := map[service]backing{}
+	for _, f := range k.wanted.Frontends {
+		s := serviceOf(f.Door)
+		b, ok := next[s]
+		if !ok {
+			b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
+		}
+		b.drain = max(b.drain, f.DrainTimeout)
+		for _, backend := range f.Backends {
+			keep := keepAll
+			switch {
+			case backend.State != edge.Down || backend.Share > 0:
+			case f.CloseWhenDown:
+				keep = keepNone
+			default:
+				keep = keepOpen
+			}
+			if before, ok := b.backends[backend.Addr]; !ok || keep < before { // in another zone
+				b.backends[backend.Addr] = keep
+			}
+		}
+		for _, addr := range f.Terminating {
+			b.backends[addr] = keepAll
+		}
+		next[s] = b
+	}
+	gone := map[service]bool{}
+	for door := range moving {
+		gone[serviceOf(door)] = true
+	}
+	for s, before := range k.behind {
+		b, ok := next[s]
+		switch {
+		case !ok && gone[s]:
+			continue
+		case !ok:
+			b = before
+			if b.closed.IsZero() {
+				b.closed, k.purges = now, purgeLooks
+			}
+			next[s] = b
+			continue
+		}
+		for addr, since := range before.left {
+			if _, back := b.backends[addr]; !back {
+				b.left[addr] = since
+			}
+		}
+		for addr, kept := range before.backends {
+			keep, ok := b.backends[addr]
+			if !ok {
+				b.left[addr] = now
+			}
+			if !ok || keep > kept {
+				k.purges = purgeLooks
+			}
+		}
+	}
+	k.behind = next
+}
+
+// purgeLooks is for how many looks flows to backends that have gone are still
+// purged at once: some begin while the rules change, and a client may send its
+// SYN again.
+const purgeLooks = 4
+
+// doomed says whether a flow is to be forgotten.
+func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
+	b, ours := k.behind[serviceAt(f)]
+	if !ours || k.own[f.Front.Addr()] == "" {
+		return false
+	}
+	open := isOpen(f)
+	if !b.closed.IsZero() {
+		return !open || b.drain > 0 && now.Sub(b.closed) >= b.drain
+	}
+	keep, there := b.backends[f.Backend]
+	if there {
+		return keep == keepNone || keep == keepOpen && !open
+	}
+	since, left := b.left[f.Backend]
+	if !left { // of a process before
+		b.left[f.Backend] = now
+		since = now
+	}
+	return !open || b.drain > 0 && now.Sub(since) >= b.drain
+}
+
+// isOpen says whether a flow is a connection that has begun and not ended. What
+// has no connections, and what is only an attempt or a leftover, pins a client
+// to its backend for nothing.
+func isOpen(f conntrack.Flow) bool {
+	return f.Protocol == edge.TCP && f.State != conntrack.SynSent && f.State != conntrack.SynSent2 && f.State != conntrack.SynRecv && f.State != conntrack.Close
+}
+
+// isOver says whether a flow is what is left of a connection.
+func isOver(f conntrack.Flow) bool {
+	return f.State == conntrack.TimeWait || f.State == conntrack.Close
+}
+
+func add(to *nat.Count, c nat.Count) {
+	to.Connections += c.Connections
+	to.PacketsToBackend += c.PacketsToBackend
+	to.BytesToBackend += c.BytesToBackend
+	to.PacketsToClient += c.PacketsToClient
+	to.BytesToClient += c.BytesToClient
+}
+
+// retire leaves the kernel to another process.
+func (k *kernel) retire() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.retired = true
+}
+
+// setRoutes keeps the routes to pods.
+func (k *kernel) setRoutes(routes []edge.Route) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.settled && slices.Equal(routes, k.wantsVia) {
+		return
+	}
+	if len(routes) > 0 {
+		k.once.Do(func() { close(k.needed) })
+	}
+	k.wantsVia = slices.Clone(routes)
+	k.routed, _ = k.routes.Apply(routes)
+	k.settled = len(k.routed) == 0
+}
+
+// unsettle has the routes looked at again with the next decision.
+func (k *kernel) unsettle() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.settled = false
+}
+
+// state is what there is to say: doors that could not be opened, and what is
+// wrong.
+func (k *kernel) state() (taken map[edge.Door]string, problems []edge.Problem) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(k.taken), slices.Concat(k.problems, k.around, k.routed)
+}
+
+// run looks after the kernel until ctx ends, and calls changed when there is
+// news.
+func (k *kernel) run(ctx context.Context, changed func()) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-k.needed:
+	}
+	lost := make(chan struct{}, 1)
+	tell := func() {
+		select {
+		case lost <- struct{}{}:
+		default:
+		}
+	}
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	for what, watch := range map[string]func() error{
+		"rules":  func() error { return nft.Watch(ctx, nat.Table, tell) },
+		"routes": func() error { return host.WatchRoutes(ctx, func() { k.unsettle(); changed() }) },
+	} {
+		watching.Go(func() {
+			if err := watch(); err != nil && ctx.Err() == nil {
+				k.log.Warn("changes are noticed late", "of", what, "err", err, "interval", kernelInterval.String())
+			}
+		})
+	}
+	pace := time.NewTicker(kernelPace)
+	defer pace.Stop()
+	verify := time.NewTicker(kernelInterval)
+	defer verify.Stop()
+	var mended time.Time
+	for {
+		again := lost
+		if time.Since(mended) < kernelMendPace {
+			again = nil // at the next pace
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-pace.C:
+			k.look(ctx, time.Now())
+		case <-again:
+			if k.verify(ctx) {
+				mended = time.Now()
+			}
+		case <-verify.C:
+			k.verify(ctx)
+			if k.lookAround(ctx) {
+				changed()
+			}
+		}
+	}
+}
+
+// look finds who does not answer, and forgets flows to who is gone.
+func (k *kernel) look(ctx context.Context, now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.there || k.holding || k.retired {
+		return
+	}
+	waiting, err := k.watcher.Unanswered(ctx, now, kernelAnswer)
+	for _, f := range waiting {
+		b, ours := k.behind[serviceAt(f)]
+		if ours && k.own[f.Front.Addr()] != "" {
+			if _, there := b.backends[f.Backend]; there {
+				k.suspect(f.Protocol, f.Backend)
+			}
+		}
+	}
+	if err == nil && k.purges > 0 {
+		k.purges--
+		err = errors.Join(k.purgeUntranslatedLocked(ctx), k.purgeLocked(ctx, now))
+	}
+	if err != nil && ctx.Err() == nil {
+		k.log.Warn("conntrack not read", "err", err)
+	}
+}
+
+func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
+	all, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
+	if err != nil {
+		return err
+	}
+	var doomed []conntrack.Flow
+	ours := false
+	for _, f := range all {
+		if k.doomedLocked(f, now) {
+			doomed = append(doomed, f)
+		} else if _, known := k.behind[serviceAt(f)]; known {
+			ours = true
+		}
+	}
+	n, err := conntrack.Delete(ctx, doomed)
+	if n > 0 {
+		k.log.Info("flows to backends that are gone were forgotten", "flows", n)
+	}
+	if !ours && err == nil && len(k.wanted.Frontends) == 0 && len(k.applied.Frontends) == 0 {
+		if removed, err := k.nat.Remove(ctx); err != nil {
+			return err
+		} else if removed {
+			k.log.Info("data plane nat taken down: nothing needs it")
+		}
+		k.there = false
+		clear(k.behind)
+	}
+	return err
+}
+
+// purgeUntranslated forgets, at the next look, the UDP flows of a door that the
+// relay has given up: they would lead to nobody for as long as their client
+// goes on.
+func (k *kernel) purgeUntranslated(door edge.Door) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if door.Protocol == edge.UDP {
+		k.stale[serviceOf(door)], k.purges = true, purgeLooks
+	}
+}
+
+func (k *kernel) purgeUntranslatedLocked(ctx context.Context) error {
+	if len(k.stale) == 0 {
+		return nil
+	}
+	all, err := conntrack.List(ctx, conntrack.Filter{Protocol: edge.UDP})
+	if err != nil {
+		return err
+	}
+	stale := slices.DeleteFunc(all, func(f conntrack.Flow) bool {
+		return f.DNAT || !k.stale[serviceAt(f)] || k.own[f.Front.Addr()] == ""
+	})
+	clear(k.stale)
+	_, err = conntrack.Delete(ctx, stale)
+	return err
+}
+
+// verify mends what somebody has changed.
+func (k *kernel) verify(ctx context.Context) (mended bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.there || k.holding || k.retired {
+		return false
+	}
+	mended, err := k.nat.Verify(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		k.problems = []edge.Problem{explainKernel(err)}
+	case mended:
+		k.log.Warn("rules of data plane nat mended: somebody had changed them")
+	}
+	return mended
+}
+
+// lookAround sees what else on this machine is in the way, and says whether that
+// is news.
+func (k *kernel) lookAround(ctx context.Context) (news bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	before := k.around
+	k.around = nil
+	if !k.there || k.holding || k.retired {
+		return len(before) > 0
+	}
+	obstacles, err := nat.Obstacles(ctx)
+	if err != nil && ctx.Err() == nil {
+		k.log.Warn("rules of others not read", "err", err)
+	}
+	for _, o := range obstacles {
+		k.around = append(k.around, edge.Problem{
+			Object: "nat", What: o + " drops what none of its rules accepts: it may drop what data plane nat forwards",
+			Remedy: "have it accept translated connections (ct status dnat accept; for Docker: iptables -I DOCKER-USER -m conntrack --ctstate DNAT -j ACCEPT, and answers with --ctstate ESTABLISHED)",
+		})
+	}
+	if entries, most, err := conntrack.Usage(); err == nil && most > 0 && float64(entries) > conntrackFull*float64(most) {
+		k.around = append(k.around, edge.Problem{
+			Object: "nat", What: fmt.Sprintf("conntrack is nearly full: more than %.0f %% of %d entries; new connections are dropped when it is", 100*conntrackFull, most),
+			Remedy: "raise the sysctl net.netfilter.nf_conntrack_max",
+		})
+	}
+	if err := k.purgeLocked(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		k.log.Warn("conntrack not read", "err", err)
+	}
+	k.forgetLocked(ctx)
+	return !slices.Equal(before, k.around)
+}
+
+// explainKernel says what would be right.
+func explainKernel(err error) edge.Problem {
+	p := edge.Problem{Object: "nat", What: err.Error(), Remedy: "it is tried again; gatehouse check says what this machine lacks"}
+	switch {
+	case errors.Is(err, nft.ErrNotInstalled):
+		p.What, p.Remedy = nft.ErrNotInstalled.Error(), "apt install nftables, or what your distribution calls it"
+	case errors.Is(err, nft.ErrNotPermitted):
+		p.Remedy = "it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"
+	}
+	return p
+}
+
+// traffic is what went through each door to each backend, not older than a
+// second; and whether there is a nat data plane.
+func (k *kernel) traffic(ctx context.Context) (m moved, inUse bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.countLocked(ctx, kernelCountAge)
+	return moved{k.counts, maps.Clone(k.past)}, k.there
+}
+
+func (k *kernel) countLocked(ctx context.Context, age time.Duration) {
+	if !k.there || time.Since(k.counted) < age {
+		return
+	}
+	k.counted = time.Now()
+	counts, err := k.nat.Counters(ctx)
+	if err != nil {
+		k.log.Warn("counters not read", "err", err)
+		return
+	}
+	rows := map[edge.Door]map[netip.AddrPort]flows{}
+	at := func(d edge.Door) map[netip.AddrPort]flows {
+		if rows[d] == nil {
+			rows[d] = map[netip.AddrPort]flows{}
+		}
+		return rows[d]
+	}
+	doors := map[service][]edge.Door{}
+	for _, f := range k.applied.Frontends {
+		s := serviceOf(f.Door)
+		doors[s] = append(doors[s], f.Door)
+	}
+	for _, c := range counts {
+		if slices.Contains(doors[serviceOf(c.Door)], c.Door) {
+			at(c.Door)[c.Backend] = flows{Count: c}
+		}
+	}
+	// A new map each time: whoever has the last one may still read it.
+	k.counts = rows
+	live, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
+	if err != nil {
+		k.log.Warn("conntrack not read", "err", err)
+		return
+	}
+	for _, f := range live {
+		of := doors[serviceAt(f)]
+		device := k.own[f.Front.Addr()]
+		if len(of) == 0 || device == "" || isOver(f) {
+			continue
+		}
+		// Clients may use any address of this machine at any interface. Most use the
+		// interface's own.
+		door := of[0]
+		if i := slices.IndexFunc(of, func(d edge.Door) bool { return d.Listen.Device == device }); i >= 0 {
+			door = of[i]
+		}
+		row := at(door)[f.Backend]
+		row.active++
+		at(door)[f.Backend] = row
+	}
+}
+
+// forgetLocked deletes the counters of backends that are gone with their last
+// flow. What they had counted still belongs to the door.
+func (k *kernel) forgetLocked(ctx context.Context) {
+	k.countLocked(ctx, 0)
+	needed := map[edge.Door]map[netip.AddrPort]bool{}
+	for _, f := range k.applied.Frontends {
+		needed[f.Door] = map[netip.AddrPort]bool{}
+		for _, b := range f.Backends {
+			needed[f.Door][b.Addr] = true
+		}
+		for _, addr := range f.Terminating {
+			needed[f.Door][addr] = true
+		}
+	}
+	idle := map[edge.Door]map[netip.AddrPort]bool{}
+	for door, row := range k.counts {
+		for addr, f := range row {
+			if !needed[door][addr] && f.active == 0 {
+				if idle[door] == nil {
+					idle[door] = map[netip.AddrPort]bool{}
+				}
+				idle[door][addr] = true
+			}
+		}
+	}
+	keep := func(d edge.Door, addr netip.AddrPort) bool { return needed[d] != nil && !idle[d][addr] }
+	if err := k.nat.Forget(ctx, keep); err != nil {
+		if ctx.Err() == nil {
+			k.log.Warn("counters not deleted", "err", err)
+		}
+		return
+	}
+	for door, addrs := range idle {
+		sum := k.past[door]
+		for addr := range addrs {
+			add(&sum, k.counts[door][addr].Count)
+		}
+		k.past[door] = sum
+	}
+	for door := range k.past {
+		if needed[door] == nil {
+			delete(k.past, door)
+		}
+	}
+}

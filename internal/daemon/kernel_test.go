@@ -1,0 +1,196 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/conntrack"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nat"
+)
+
+var (
+	homeDoor  = edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "eth1", Port: 80}}
+	frontAddr = netip.MustParseAddrPort("10.11.12.32:80")
+	pod1      = netip.MustParseAddrPort("10.244.1.2:8080")
+	pod2      = netip.MustParseAddrPort("10.244.2.2:8080")
+)
+
+func newTestKernel(t *testing.T) *kernel {
+	k := newKernel(slog.New(slog.NewTextHandler(t.Output(), nil)), nil)
+	k.own = map[netip.Addr]string{frontAddr.Addr(): "eth1"}
+	return k
+}
+
+// wants is what follow is told: that these are the frontends from now on.
+func (k *kernel) wants(frontends ...edge.Frontend) {
+	k.wanted = nat.State{Frontends: frontends}
+	k.followLocked(nil)
+}
+
+func translated(door edge.Door, backends ...edge.Backend) edge.Frontend {
+	return edge.Frontend{Door: door, DataPlane: edge.DataPlaneNAT, Backends: backends}
+}
+
+func up(a netip.AddrPort) edge.Backend {
+	return edge.Backend{Addr: a, Weight: 1, State: edge.Up, Share: 0.5}
+}
+
+func down(a netip.AddrPort) edge.Backend {
+	return edge.Backend{Addr: a, Weight: 1, State: edge.Down}
+}
+
+func tried(a netip.AddrPort) edge.Backend {
+	return edge.Backend{Addr: a, Weight: 1, State: edge.Down, Share: 0.5}
+}
+
+// What becomes of a flow to pod1, of a frontend that has had pod1 and pod2.
+func TestFlowsThatAreForgotten(t *testing.T) {
+	udpDoor := homeDoor
+	udpDoor.Protocol = edge.UDP
+	closing := translated(homeDoor, down(pod1), up(pod2))
+	closing.CloseWhenDown = true
+	ending := translated(homeDoor, up(pod2))
+	ending.Terminating = []netip.AddrPort{pod1}
+	drained := translated(homeDoor, up(pod2))
+	drained.DrainTimeout = time.Minute
+	elsewhere := homeDoor
+	elsewhere.Listen.Device = "eth0"
+	const (
+		tcpNew = 1 << iota
+		tcpOpen
+		tcpReset
+		udp
+	)
+	both := func(f edge.Frontend) []edge.Frontend {
+		u := f
+		u.Door = udpDoor
+		return []edge.Frontend{f, u}
+	}
+	for name, c := range map[string]struct {
+		now   []edge.Frontend
+		after time.Duration
+		want  int
+	}{
+		"nothing has changed":                    {now: both(translated(homeDoor, up(pod1), up(pod2)))},
+		"it is down":                             {now: both(translated(homeDoor, down(pod1), up(pod2))), want: tcpNew | tcpReset | udp},
+		"all are down, and tried":                {now: both(translated(homeDoor, tried(pod1), tried(pod2)))},
+		"it is down, and open ones are to close": {now: both(closing), want: tcpNew | tcpOpen | tcpReset | udp},
+		"it has gone":                            {now: both(translated(homeDoor, up(pod2))), want: tcpNew | tcpReset | udp},
+		"it is terminating":                      {now: both(ending)},
+		"it has gone from this zone only":        {now: append(both(translated(homeDoor, up(pod2))), both(translated(elsewhere, up(pod1)))[0]), want: udp},
+		"it has gone, and drains":                {now: both(drained), after: 59 * time.Second, want: tcpNew | tcpReset | udp},
+		"it has gone, and has drained":           {now: both(drained), after: 61 * time.Second, want: tcpNew | tcpOpen | tcpReset | udp},
+		"the frontend has gone":                  {want: tcpNew | tcpReset | udp},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newTestKernel(t)
+			k.wants(both(translated(homeDoor, up(pod1), up(pod2)))...)
+			k.purges = 0
+			k.wants(c.now...)
+			if purges := k.purges > 0; purges != (c.want != 0) {
+				t.Errorf("it looks for flows to forget: %t", purges)
+			}
+			later := time.Now().Add(c.after)
+			for bit, f := range map[int]conntrack.Flow{
+				tcpNew:   {Protocol: edge.TCP, State: conntrack.SynSent},
+				tcpOpen:  {Protocol: edge.TCP, State: conntrack.Established},
+				tcpReset: {Protocol: edge.TCP, State: conntrack.Close},
+				udp:      {Protocol: edge.UDP, Replied: true},
+			} {
+				f.Front, f.Backend, f.DNAT = frontAddr, pod1, true
+				if got, want := k.doomedLocked(f, later), c.want&bit != 0; got != want {
+					t.Errorf("%s %s is forgotten: %t, want %t", f.Protocol, f.State, got, want)
+				}
+				// The same through an address that is not this machine's: somebody else's
+				// translation, kube-proxy's of a cluster IP for one.
+				f.Front = netip.MustParseAddrPort("10.96.0.10:80")
+				if k.doomedLocked(f, later) {
+					t.Errorf("a flow of somebody else is forgotten")
+				}
+				f.Front, f.Backend = frontAddr, pod2
+				if k.doomedLocked(f, later) && c.now != nil {
+					t.Errorf("%s %s to a backend that is well is forgotten", f.Protocol, f.State)
+				}
+			}
+		})
+	}
+}
+
+// A door that the relay takes is nothing that has gone: what the kernel has of it
+// ends by itself.
+func TestFlowsOfADoorThatMovesAreKept(t *testing.T) {
+	k := newTestKernel(t)
+	k.wants(translated(homeDoor, up(pod1)))
+	k.wanted = nat.State{}
+	k.followLocked(map[edge.Door]bool{homeDoor: true})
+	if f := (conntrack.Flow{Protocol: edge.TCP, State: conntrack.SynSent, Front: frontAddr, Backend: pod1}); k.doomedLocked(f, time.Now()) {
+		t.Error("its flows are forgotten")
+	}
+}
+
+// The relay keeps a door that the kernel has taken, for clients whose handshake
+// has begun; and then no longer.
+func TestDoorsLinger(t *testing.T) {
+	d := &Daemon{kernel: newTestKernel(t)}
+	before := edge.Frontend{Door: homeDoor, Name: "web", Why: "before"}
+	if got := d.toRelay(desired.State{Frontends: []edge.Frontend{before}}, false); len(got) != 1 {
+		t.Fatalf("the relay has %v", got)
+	}
+	moved := desired.State{Frontends: []edge.Frontend{translated(homeDoor, up(pod1))}}
+	for range 2 {
+		if got := d.toRelay(moved, false); len(got) != 1 || got[0].Why != "before" {
+			t.Fatalf("the relay has %v, want the door as it had it", got)
+		}
+	}
+	d.lingering[homeDoor] = lingerer{d.lingering[homeDoor].frontends, time.Now()}
+	if got := d.toRelay(moved, false); len(got) != 0 {
+		t.Errorf("the relay still has %v", got)
+	}
+	// And back again at once.
+	d.toRelay(desired.State{Frontends: []edge.Frontend{before}}, false)
+	d.toRelay(moved, false)
+	if got := d.toRelay(desired.State{Frontends: []edge.Frontend{before}}, false); len(got) != 1 || len(d.lingering) != 0 {
+		t.Errorf("the relay has %v, lingering %v", got, d.lingering)
+	}
+	// A door that the kernel could not have stays nobody's.
+	d.kernel.taken[homeDoor] = "taken"
+	if got := d.toRelay(moved, false); len(got) != 0 {
+		t.Errorf("the relay keeps %v, which the kernel has not taken", got)
+	}
+}
+
+// The row of a frontend adds up what its backends have had, those that are
+// forgotten included; who is gone and has flows left drains.
+func TestWhatTheKernelHasMoved(t *testing.T) {
+	gone, idle := netip.MustParseAddrPort("10.244.3.2:8080"), netip.MustParseAddrPort("10.244.3.3:8080")
+	count := func(n uint64) nat.Count {
+		return nat.Count{Connections: n, PacketsToBackend: 2 * n, BytesToBackend: 3 * n, PacketsToClient: 4 * n, BytesToClient: 5 * n}
+	}
+	m := moved{
+		now: map[edge.Door]map[netip.AddrPort]flows{homeDoor: {
+			pod1: {Count: count(1), active: 1}, gone: {Count: count(10), active: 2}, idle: {Count: count(100)},
+		}},
+		past: map[edge.Door]nat.Count{homeDoor: count(1000)},
+	}
+	row := m.frontend(translated(homeDoor, up(pod1), down(pod2)))
+	if row.Accepted != 1111 || row.Active != 3 || row.Received != 3333 || row.Sent != 5555 || row.Packets.Received != 2222 || row.Packets.Sent != 4444 {
+		t.Errorf("all in all %+v, %+v", row.Traffic, *row.Packets)
+	}
+	var got []string
+	for _, b := range row.Backends {
+		got = append(got, fmt.Sprintf("%s %s %d of %d, %d bytes", b.Addr, b.State, b.Active, b.Total, b.Received))
+	}
+	want := []string{
+		"10.244.1.2:8080 up 1 of 1, 3 bytes", "10.244.2.2:8080 down 0 of 0, 0 bytes", "10.244.3.2:8080 draining 2 of 10, 30 bytes",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("backends\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
