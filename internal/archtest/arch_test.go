@@ -22,9 +22,10 @@ const module = "e13.dev/gatehouse/"
 // is not listed may be imported by nobody and fails the test until it is.
 var allowed = map[string][]string{
 	"cmd/gatehouse":        {"internal/cli"},
-	"internal/cli":         {"internal/daemon", "internal/demo", "internal/desired", "internal/status", "internal/config", "internal/edge", "internal/handover"},
+	"internal/cli":         {"internal/daemon", "internal/demo", "internal/desired", "internal/status", "internal/config", "internal/edge", "internal/handover", "internal/nat", "internal/nft", "internal/teardown"},
 	"internal/demo":        {"internal/daemon"},
 	"internal/daemon":      {"internal/config", "internal/conntrack", "internal/desired", "internal/edge", "internal/filewatch", "internal/handover", "internal/health", "internal/host", "internal/kube", "internal/l4proxyfile", "internal/nat", "internal/nft", "internal/ports", "internal/relay", "internal/resolve", "internal/status", "internal/web"},
+	"internal/teardown":    {"internal/conntrack", "internal/edge", "internal/host", "internal/nat", "internal/nft"},
 	"internal/web":         {"internal/status", "internal/edge"},
 	"internal/status":      {"internal/desired", "internal/edge"},
 	"internal/desired":     {"internal/config", "internal/edge"},

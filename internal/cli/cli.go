@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -79,7 +78,7 @@ that they ask for, and spreads connections evenly over their pods.`,
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newAnnounce(), newDemo(), newVersion()} {
+	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newAnnounce(), newDemo(), newDown(), newVersion()} {
 		cmd.Args = noArgs
 		root.AddCommand(cmd)
 	}
@@ -177,26 +176,4 @@ func commit() string {
 		}
 	}
 	return revision + dirty
-}
-
-func newCheck() *cobra.Command {
-	var files []string
-	cmd := &cobra.Command{
-		Use:   "check -c FILE...",
-		Short: "Check configuration files; touch nothing",
-		Long: `check prints every problem of the files as FILE:LINE:COL: path: what is wrong;
-what would be right. It opens no socket and asks no cluster.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needFiles(files); err != nil {
-				return err
-			}
-			if _, err := load(cmd.ErrOrStderr(), files); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: good\n", strings.Join(files, ", "))
-			return nil
-		},
-	}
-	addFiles(cmd, &files)
-	return cmd
 }

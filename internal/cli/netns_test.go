@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nat"
+	"e13.dev/gatehouse/internal/netnstest"
+)
+
+// called is what a command prints, and its exit code.
+func called(args ...string) string {
+	var stdout, stderr strings.Builder
+	code := Main(args, &stdout, &stderr)
+	return fmt.Sprintf("%s%sexit code %d", stdout.String(), stderr.String(), code)
+}
+
+func TestNetnsDown(t *testing.T) {
+	netnstest.Run(t, func() {
+		expect := func(want string) {
+			t.Helper()
+			if got := called("down"); !regexp.MustCompile("^" + want + "$").MatchString(got) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		}
+		netnstest.NewSite(t)
+		expect("nothing to remove\nexit code 0")
+		door := edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "eth1", Port: 80}}
+		if _, err := nat.New().Apply(t.Context(), nat.State{Frontends: []edge.Frontend{{
+			Door: door, DataPlane: edge.DataPlaneNAT, Terms: edge.Terms{Balance: edge.BalanceRandom},
+			Backends: []edge.Backend{{Addr: netip.MustParseAddrPort("10.244.1.5:9000"), Weight: 1, State: edge.Up, Share: 1}},
+		}}}); err != nil {
+			t.Fatal(err)
+		}
+
+		dir := t.TempDir()
+		file := filepath.Join(dir, "gatehouse.yaml")
+		if err := os.WriteFile(file, []byte("apiVersion: gatehouse.e13.dev/v1\nadmin: {listen: \"127.0.0.1:9180\"}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		gatehouse := exec.CommandContext(t.Context(), "gatehouse", "run", "-c", file)
+		if err := gatehouse.Start(); err != nil {
+			t.Fatal(err)
+		}
+		netnstest.Eventually(t, 10*time.Second, "gatehouse runs", func() bool {
+			return strings.HasSuffix(called("status", "-c", file), "exit code 0")
+		})
+		expect(fmt.Sprintf("gatehouse: gatehouse runs here \\(process %d\\); stop it first, with systemctl stop gatehouse or a signal\nexit code 1", gatehouse.Process.Pid))
+		if err := gatehouse.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = gatehouse.Wait()
+
+		expect("removed nftables table inet gatehouse(, which had TCP @eth1:80)?\nexit code 0")
+		expect("nothing to remove\nexit code 0")
+	})
+}
+
+// Without the right to look, a command says so: down fails, and check, which
+// may be asked anywhere, does not.
+func TestNetnsWithoutTheRight(t *testing.T) {
+	netnstest.Run(t, func() {
+		file := filepath.Join(t.TempDir(), "nat.yaml")
+		const text = `apiVersion: gatehouse.e13.dev/v1
+zones: {home: {interfaces: [eth1]}}
+frontends:
+  - {name: web, zones: [home], port: 80, dataPlane: nat, backends: [{address: "10.0.0.101:80"}]}
+`
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := called("check", "-c", file), file+": good\nexit code 0"; got != want {
+			t.Errorf("with it: got %q, want %q", got, want)
+		}
+		if ruleset, err := exec.CommandContext(t.Context(), "nft", "list", "ruleset").CombinedOutput(); err != nil || len(ruleset) > 0 {
+			t.Errorf("check has made %s, %v", ruleset, err)
+		}
+		for want, args := range map[string][]string{
+			"gatehouse: down takes CAP_NET_ADMIN: run it as root\nexit status 1":                                             {"down"},
+			"not looked at: whether this machine can do dataPlane: nat; that takes CAP_NET_ADMIN\n" + file + ": good\n<nil>": {"check", "-c", file},
+		} {
+			without := append([]string{"--bounding-set=-net_admin", "--inh-caps=-net_admin", "gatehouse"}, args...)
+			out, err := exec.CommandContext(t.Context(), "setpriv", without...).CombinedOutput()
+			if got := fmt.Sprintf("%s%v", out, err); got != want {
+				t.Errorf("%v: got %q, want %q", args, got, want)
+			}
+		}
+	})
+}
