@@ -30,7 +30,7 @@ type Count struct {
 func (a *Applier) Counters(context.Context) ([]Count, error) {
 	k, err := openKernel()
 	if err != nil {
-		return nil, fmt.Errorf("nat: read counters: %w", err)
+		return nil, fmt.Errorf("nat: read counters: %w", explain(err))
 	}
 	defer k.close()
 	if exists, err := k.exists(); err != nil || !exists {
@@ -62,7 +62,7 @@ func (a *Applier) Counters(context.Context) ([]Count, error) {
 		}
 	})
 	if err != nil {
-		return nil, fmt.Errorf("nat: read counters: %w", err)
+		return nil, fmt.Errorf("nat: read counters: %w", explain(err))
 	}
 	all := make([]Count, 0, len(counts))
 	for _, c := range counts {
@@ -79,7 +79,7 @@ func (a *Applier) Counters(context.Context) ([]Count, error) {
 func (a *Applier) Forget(_ context.Context, keep func(edge.Door, netip.AddrPort) bool) error {
 	k, err := openKernel()
 	if err != nil {
-		return fmt.Errorf("nat: forget counters: %w", err)
+		return fmt.Errorf("nat: forget counters: %w", explain(err))
 	}
 	defer k.close()
 	if exists, err := k.exists(); err != nil || !exists {
@@ -95,7 +95,7 @@ func (a *Applier) Forget(_ context.Context, keep func(edge.Door, netip.AddrPort)
 		return unwanted, err
 	})
 	if err != nil {
-		return fmt.Errorf("nat: forget counters: %w", err)
+		return fmt.Errorf("nat: forget counters: %w", explain(err))
 	}
 	return nil
 }

@@ -14,6 +14,9 @@ import (
 	"e13.dev/gatehouse/internal/nft"
 )
 
+// Whether a table could be made is asked of one that nobody has.
+const checkTable = Table + "-check"
+
 // Lack is something that nft or the kernel of this machine cannot do, and what
 // can: "Linux 5.7".
 type Lack struct{ What, Needs string }
@@ -62,7 +65,7 @@ var features = []struct{ what, needs, rules string }{
 // be loaded. Without nft, or the right to use it, the error is nft.ErrNotInstalled
 // or nft.ErrNotPermitted.
 func Lacking(ctx context.Context) ([]Lack, error) {
-	checker, err := knftables.New(family, Table)
+	checker, err := knftables.New(family, checkTable)
 	if err != nil {
 		if strings.Contains(err.Error(), "or later") { // it is older than knftables wants
 			return []Lack{{What: err.Error(), Needs: "nftables 1.0.1"}}, nil
@@ -73,7 +76,7 @@ func Lacking(ctx context.Context) ([]Lack, error) {
 	defer cancel()
 	var lacks []Lack
 	for _, f := range features {
-		if err := check(ctx, fmt.Sprintf("table inet %s { %s\n}\n", Table+"-check", f.rules)); err != nil {
+		if err := check(ctx, fmt.Sprintf("table inet %s { %s\n}\n", checkTable, f.rules)); err != nil {
 			if ctx.Err() != nil || errors.Is(err, nft.ErrNotPermitted) || errors.Is(err, nft.ErrNotInstalled) {
 				return nil, fmt.Errorf("nat: %w", err)
 			}
@@ -88,9 +91,7 @@ func Lacking(ctx context.Context) ([]Lack, error) {
 	for _, o := range layout() {
 		tx.Add(o)
 	}
-	for _, name := range []string{"affinity4-251", "affinity6-251", "random4-2", "random6-2", "remember-1s", "source4-251", "source6-251"} {
-		addChains(tx, []string{name})
-	}
+	addChains(tx, []string{"affinity4-251", "affinity6-251", "random4-2", "random6-2", "remember-1s", "source4-251", "source6-251"})
 	if err := checker.Check(ctx, tx); err != nil {
 		return []Lack{{What: nft.Explain(err).Error(), Needs: "nftables 1.0.6"}}, nil
 	}
@@ -116,12 +117,12 @@ func check(ctx context.Context, rules string) error {
 func Obstacles(context.Context) ([]string, error) {
 	k, err := openKernel()
 	if err != nil {
-		return nil, fmt.Errorf("nat: list chains: %w", err)
+		return nil, fmt.Errorf("nat: list chains: %w", explain(err))
 	}
 	defer k.close()
 	chains, err := k.conn.ListChains()
 	if err != nil {
-		return nil, fmt.Errorf("nat: list chains: %w", err)
+		return nil, fmt.Errorf("nat: list chains: %w", explain(err))
 	}
 	families := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}
 	var obstacles []string

@@ -25,6 +25,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
 	"e13.dev/gatehouse/internal/edge"
@@ -183,7 +184,7 @@ func (a *Applier) look() (err error) {
 		return nil
 	}
 	if a.have, err = a.read(); err != nil {
-		return fmt.Errorf("nat: read the table: %w", err)
+		return fmt.Errorf("nat: read the table: %w", explain(err))
 	}
 	a.known = true
 	return nil
@@ -355,6 +356,14 @@ const (
 
 func tooLong(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "Message too long")
+}
+
+// explain finds out what an error of netlink means. Not all of them are wrapped.
+func explain(err error) error {
+	if strings.Contains(err.Error(), unix.EPERM.Error()) {
+		return nft.ErrNotPermitted
+	}
+	return err
 }
 
 // errLayout says that the table is not one of ours, or was changed.
