@@ -61,7 +61,7 @@ type Flow struct {
 	State     TCPState      // empty unless it is TCP
 	Replied   bool          // a packet of the reply direction has been seen
 	DNAT      bool          // the destination is rewritten
-	ID        uint32        // no other entry has it as long as this one is there
+	ID        uint32        // another entry has it only if it is of the same client and front, later
 	Timeout   time.Duration // until it is forgotten, if nothing comes
 	Started   time.Time     // zero unless the kernel keeps it (nf_conntrack_timestamp)
 	ToBackend Count         // zero unless the kernel counts (nf_conntrack_acct)
@@ -80,6 +80,18 @@ type Filter struct {
 
 // List returns the flows that the filter lets through, of both IP families. A
 // kernel without connection tracking has none.
+//
+// The kernel walks all entries, and hands over those with the status that is
+// asked for (Linux 5.15; an older one all). Measured with 262,144 hash buckets
+// and 100,000 entries, of which 10,000 are rewritten and 1,000 of those are
+// unreplied:
+//
+//	filter           flows    by the kernel  here
+//	none             100,000  175 ms         175 ms
+//	DNAT              10,000   40 ms         125 ms
+//	DNAT, Unreplied    1,000   15 ms         115 ms
+//
+// With no entries at all it takes 4 ms.
 func List(ctx context.Context, f Filter) ([]Flow, error) {
 	return list(ctx, f, listRequest(f))
 }
@@ -122,7 +134,10 @@ func (f Filter) wants(flow *Flow) bool {
 }
 
 // Delete makes the kernel forget flows, and says how many of them it still had.
-// An entry that has come since in place of one of them stays.
+// Where one has gone since, and its client has come again and been sent to
+// another backend, that entry stays.
+//
+// 10,000 of 100,000 entries are deleted in 40 ms.
 func Delete(ctx context.Context, flows []Flow) (deleted int, err error) {
 	if len(flows) == 0 {
 		return 0, nil
@@ -213,11 +228,11 @@ func number(name string) (int, error) {
 // methods are for one goroutine at a time.
 type Watcher struct{ seen map[entry]time.Time }
 
-// entry is what tells an entry from the one that comes after it, and from
-// another that happens to have its ID.
+// entry is what tells an entry from others. An ID alone does not: the kernel
+// makes it of the addresses and of where in memory the entry is.
 type entry struct {
-	id     uint32
-	client netip.AddrPort
+	id              uint32
+	client, backend netip.AddrPort
 }
 
 // Unanswered returns the rewritten flows that have waited for a first reply for
@@ -240,7 +255,7 @@ func (w *Watcher) old(flows []Flow, now time.Time, least time.Duration) (old []F
 	seen := make(map[entry]time.Time, len(flows))
 	for _, flow := range flows {
 		if flow.Started.IsZero() {
-			e := entry{flow.ID, flow.Client}
+			e := entry{flow.ID, flow.Client, flow.Backend}
 			first, again := w.seen[e]
 			if !again {
 				first = now

@@ -164,7 +164,7 @@ func parseCount(b []byte) (c Count) {
 func parseStart(b []byte) (start time.Time) {
 	for kind, value := range attributes(b).all {
 		if ns := be64(value); kind == nl.CTA_TIMESTAMP_START && ns > 0 {
-			start = time.Unix(0, int64(ns)) //nolint:gosec // a time after 2262 may be wrong
+			start = time.Unix(0, int64(ns))
 		}
 	}
 	return start
@@ -227,30 +227,38 @@ func listRequest(f Filter) []byte {
 	return finish(b, 0)
 }
 
-// appendDelete asks to delete the entry that has both the addresses of the flow
-// and its ID, and if it is the last request, for an answer.
+// appendDelete asks to delete the entry whose answers come from the backend to
+// the address that it sees, if it has the flow's ID; and if it is the last
+// request, for an answer. Without a tuple it would ask to delete all.
 func appendDelete(b []byte, f *Flow, sequence uint32, last bool) []byte {
 	flags := uint16(unix.NLM_F_REQUEST)
 	if last {
 		flags |= unix.NLM_F_ACK
 	}
-	family, source, destination := uint8(unix.AF_INET), uint16(nl.CTA_IP_V4_SRC), uint16(nl.CTA_IP_V4_DST)
-	if f.Client.Addr().Is6() {
-		family, source, destination = unix.AF_INET6, nl.CTA_IP_V6_SRC, nl.CTA_IP_V6_DST
+	family := uint8(unix.AF_INET)
+	if f.Backend.Addr().Is6() {
+		family = unix.AF_INET6
 	}
-	ip := appendAttribute(nil, source, f.Client.Addr().AsSlice())
-	ip = appendAttribute(ip, destination, f.Front.Addr().AsSlice())
-	proto := appendAttribute(nil, nl.CTA_PROTO_NUM, []byte{numberOf(f.Protocol)})
-	proto = appendAttribute(proto, nl.CTA_PROTO_SRC_PORT, binary.BigEndian.AppendUint16(nil, f.Client.Port()))
-	proto = appendAttribute(proto, nl.CTA_PROTO_DST_PORT, binary.BigEndian.AppendUint16(nil, f.Front.Port()))
-	both := appendAttribute(nil, nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, ip)
-	both = appendAttribute(both, nl.CTA_TUPLE_PROTO|unix.NLA_F_NESTED, proto)
-
 	start := len(b)
 	b = appendHeader(b, nl.IPCTNL_MSG_CT_DELETE, flags, sequence, family)
-	b = appendAttribute(b, nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, both)
+	b = appendTuple(b, nl.CTA_TUPLE_REPLY, tuple{f.Protocol, f.Backend, f.Seen})
 	b = appendAttribute(b, nl.CTA_ID, binary.BigEndian.AppendUint32(nil, f.ID))
 	return finish(b, start)
+}
+
+func appendTuple(b []byte, kind uint16, t tuple) []byte {
+	source, destination := uint16(nl.CTA_IP_V4_SRC), uint16(nl.CTA_IP_V4_DST)
+	if t.source.Addr().Is6() {
+		source, destination = nl.CTA_IP_V6_SRC, nl.CTA_IP_V6_DST
+	}
+	ip := appendAttribute(nil, source, t.source.Addr().AsSlice())
+	ip = appendAttribute(ip, destination, t.destination.Addr().AsSlice())
+	proto := appendAttribute(nil, nl.CTA_PROTO_NUM, []byte{numberOf(t.protocol)})
+	proto = appendAttribute(proto, nl.CTA_PROTO_SRC_PORT, binary.BigEndian.AppendUint16(nil, t.source.Port()))
+	proto = appendAttribute(proto, nl.CTA_PROTO_DST_PORT, binary.BigEndian.AppendUint16(nil, t.destination.Port()))
+	both := appendAttribute(nil, nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, ip)
+	both = appendAttribute(both, nl.CTA_TUPLE_PROTO|unix.NLA_F_NESTED, proto)
+	return appendAttribute(b, kind|unix.NLA_F_NESTED, both)
 }
 
 // appendHeader begins a message; finish completes it with its length.
