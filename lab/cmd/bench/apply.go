@@ -60,7 +60,7 @@ func (s settings) applyRun(ctx context.Context, st *stage, c contender, dir stri
 		if i%4 >= 2 {
 			served, answers = answering, true
 		}
-		text := natConfig(port, c.Frontends, []netip.AddrPort{served}) + fmt.Sprintf("# %d\n", i)
+		text := natConfig(port, []netip.AddrPort{served}) + fmt.Sprintf("# %d\n", i)
 		start := time.Now()
 		if err := replace(filepath.Join(dir, natFile), text); err != nil {
 			return err

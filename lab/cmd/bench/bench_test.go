@@ -225,7 +225,13 @@ trace id bb ip other forward rule ct state established accept (verdict accept)
 
 func TestEveryFrontendHasADoorOfItsOwn(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 1000, 10000} {
-		text := natConfig(load.EchoPort, n, backends(load.EchoPort))
+		text := natConfig(load.EchoPort, backends(load.EchoPort))
+		for _, more := range moreFrontends(n - 1) {
+			if len(more) > 1<<20 {
+				t.Errorf("a file of %d bytes: gatehouse takes 1 MiB", len(more))
+			}
+			text += more
+		}
 		seen := map[string]bool{}
 		for part := range strings.SplitSeq(text, "  - zones: ") {
 			_, rest, ok := strings.Cut(part, "port: ")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -64,7 +65,7 @@ func gatehouseNAT(name, bin string, frontends int) (contender, error) {
 		return contender{}, err
 	}
 	defer os.RemoveAll(dir)
-	file, err := write(dir, "check.yaml", natConfig(load.EchoPort, 1, backends(load.EchoPort)))
+	file, err := write(dir, natFile, natConfig(load.EchoPort, backends(load.EchoPort)))
 	if err != nil {
 		return contender{}, err
 	}
@@ -73,18 +74,23 @@ func gatehouseNAT(name, bin string, frontends int) (contender, error) {
 	}
 	c := contender{
 		Contender: report.Contender{
-			Name: name + "-nat", Label: name + ", nat", Version: version("gatehouse version ", bin, "--version"),
+			Name: name + "-nat", Label: name + " nat", Version: version("gatehouse version ", bin, "--version"),
 			Subject: true, Kernel: true, Frontends: frontends,
 		},
 		udp: true, columns: natColumns, front: true,
 		argv: func(dir string, port int) ([]string, error) {
-			file, err := write(dir, natFile, natConfig(port, frontends, backends(port)))
-			return []string{bin, "run", "-c", file}, err
+			file, err := write(dir, natFile, natConfig(port, backends(port)))
+			argv := []string{bin, "run", "-c", file}
+			for i, text := range moreFrontends(frontends - 1) {
+				file, failed := write(dir, fmt.Sprintf("more-%d.yaml", i), text)
+				argv, err = append(argv, "-c", file), errors.Join(err, failed)
+			}
+			return argv, err
 		},
 	}
 	if frontends > 1 {
 		c.Name += fmt.Sprintf("-%d", frontends)
-		c.Label += fmt.Sprintf(", %d,%03d frontends", frontends/1000, frontends%1000)
+		c.Label += fmt.Sprintf(", %d,%03d", frontends/1000, frontends%1000)
 		c.columns = sizeColumns
 	}
 	return c, nil
@@ -109,28 +115,42 @@ func doors(port, frontends int) []int {
 	return list
 }
 
-// natConfig is a configuration with so many frontends: that which is measured, with these backends, and others at ports
-// of their own, TCP and UDP in turn.
-func natConfig(port, frontends int, served []netip.AddrPort) string {
+// natConfig is a configuration with the frontend that is measured.
+func natConfig(port int, served []netip.AddrPort) string {
+	return configHead + "zones:\n  lan: {interfaces: [lan]}\nfrontends:\n" + natFrontend(port, port == load.UDPPort, served)
+}
+
+const configHead = "apiVersion: gatehouse.e13.dev/v1\n"
+
+func natFrontend(port int, udp bool, served []netip.AddrPort) string {
 	var b strings.Builder
-	b.WriteString("apiVersion: gatehouse.e13.dev/v1\nzones:\n  lan: {interfaces: [lan]}\nfrontends:\n")
-	frontend := func(port int, udp bool, backends []netip.AddrPort) {
-		fmt.Fprintf(&b, "  - zones: [lan]\n    port: %d\n    dataPlane: nat\n    health: {interval: 0}\n", port)
-		if udp {
-			b.WriteString("    protocol: UDP\n")
-		}
-		b.WriteString("    backends:\n")
-		for _, a := range backends {
-			fmt.Fprintf(&b, "      - address: %q\n", a)
-		}
+	fmt.Fprintf(&b, "  - zones: [lan]\n    port: %d\n    dataPlane: nat\n    health: {interval: 0}\n", port)
+	if udp {
+		b.WriteString("    protocol: UDP\n")
 	}
-	frontend(port, port == load.UDPPort, served)
-	for i := range frontends - 1 {
-		if i%2 == 0 {
-			frontend(morePort+i/2, false, at(moreAddrs, load.EchoPort))
-		} else {
-			frontend(morePort+i/2, true, at(moreAddrs, load.UDPPort))
-		}
+	b.WriteString("    backends:\n")
+	for _, a := range served {
+		fmt.Fprintf(&b, "      - address: %q\n", a)
 	}
 	return b.String()
+}
+
+// moreFrontends are so many others at ports of their own, TCP and UDP in turn, in files that are not too large for
+// gatehouse.
+func moreFrontends(n int) []string {
+	const inFile = 2500
+	var files []string
+	for first := 0; first < n; first += inFile {
+		var b strings.Builder
+		b.WriteString(configHead + "frontends:\n")
+		for i := first; i < min(first+inFile, n); i++ {
+			if i%2 == 0 {
+				b.WriteString(natFrontend(morePort+i/2, false, at(moreAddrs, load.EchoPort)))
+			} else {
+				b.WriteString(natFrontend(morePort+i/2, true, at(moreAddrs, load.UDPPort)))
+			}
+		}
+		files = append(files, b.String())
+	}
+	return files
 }

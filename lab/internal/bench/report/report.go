@@ -254,10 +254,10 @@ func (r *Result) cell(col Column, contender, key string) string {
 // Main is the table of what was measured, as Markdown.
 func (r *Result) Main() string {
 	who := r.those(func(c Contender) bool { return !c.Kernel })
-	columns := r.columns(slices.DeleteFunc(slices.Clone(who), func(c Contender) bool { return c.Name == Routed }))
-	if len(columns) == 0 {
-		columns = r.columns(who)
+	if len(who) == 1 && who[0].Name == Routed && len(r.Contenders) > 1 {
+		return "" // it is in the table of what the kernel moves
 	}
+	columns := r.columns(who)
 	if len(columns) == 0 {
 		return ""
 	}

@@ -120,8 +120,8 @@ func TestWhatTheKernelMovesHasTablesOfItsOwn(t *testing.T) {
 	r := &Result{Contenders: []Contender{
 		{Name: Routed, Label: "routed"},
 		{Name: ByHand, Label: "DNAT, by hand", Kernel: true},
-		{Name: "gatehouse-nat", Label: "gatehouse, nat", Subject: true, Kernel: true, Frontends: 1},
-		{Name: "gatehouse-nat-1000", Label: "gatehouse, nat, 1000 frontends", Subject: true, Kernel: true, Frontends: 1000},
+		{Name: "gatehouse-nat", Label: "gatehouse nat", Subject: true, Kernel: true, Frontends: 1},
+		{Name: "gatehouse-nat-1000", Label: "gatehouse nat, 1,000", Subject: true, Kernel: true, Frontends: 1000},
 		{Name: HAProxy, Label: "HAProxy"},
 		{Name: "gatehouse", Label: "gatehouse", Subject: true},
 	}}

@@ -23,7 +23,7 @@ func (r *Result) Markdown() string {
 	var b strings.Builder
 	var versions []string
 	for _, c := range r.Contenders {
-		if c.Version != "" {
+		if c.Version != "" && c.Frontends <= 1 {
 			versions = append(versions, c.Label+" "+c.Version)
 		}
 	}
