@@ -165,7 +165,14 @@ func shares(backends []edge.Backend, given []PodShare, refuse bool) ([]edge.Back
 		}
 		return out, pods
 	}
+	n := 0
+	for _, backend := range out {
+		n += len(backend.Pods)
+	}
 	var pods []PodShare
+	if n > 0 {
+		pods = make([]PodShare, 0, n)
+	}
 	for _, backend := range out {
 		for _, pod := range backend.Pods {
 			pods = append(pods, PodShare{Pod: pod, Node: backend.Node, Share: backend.Share / float64(len(backend.Pods))})
@@ -175,44 +182,48 @@ func shares(backends []edge.Backend, given []PodShare, refuse bool) ([]edge.Back
 	return out, pods
 }
 
-// endpointsOf are those of a port, in whatever condition.
+// endpointsOf are those of a port, in whatever condition. They belong to the
+// cluster: most Services have one port, and all of them.
 func endpointsOf(s *edge.Service, port edge.ServicePort) []edge.Endpoint {
-	var of []edge.Endpoint
-	for _, e := range s.Endpoints {
-		if e.PortName == port.Name && e.Protocol == port.Protocol {
-			of = append(of, e)
-		}
-	}
-	return of
+	return of(s.Endpoints, func(e edge.Endpoint) bool { return e.PortName == port.Name && e.Protocol == port.Protocol })
 }
 
-// usable returns the endpoints of a port that take new connections: the ready
-// ones, or if the whole Service has none for the port, those that serve while
-// they terminate (KEP-1669).
-func usable(s *edge.Service, port edge.ServicePort) (endpoints []edge.Endpoint, terminating bool) {
-	var ready, ending []edge.Endpoint
-	for _, e := range s.Endpoints {
-		switch {
-		case e.PortName != port.Name || e.Protocol != port.Protocol:
-		case e.Ready:
-			ready = append(ready, e)
-		case e.Serving && e.Terminating:
-			ending = append(ending, e)
+// of returns the endpoints that are so: the same slice if all are.
+func of(endpoints []edge.Endpoint, isSo func(edge.Endpoint) bool) []edge.Endpoint {
+	n := 0
+	for _, e := range endpoints {
+		if isSo(e) {
+			n++
 		}
 	}
-	if len(ready) > 0 {
+	if n == len(endpoints) {
+		return endpoints
+	}
+	some := make([]edge.Endpoint, 0, n)
+	for _, e := range endpoints {
+		if isSo(e) {
+			some = append(some, e)
+		}
+	}
+	return some
+}
+
+// usable returns those of the endpoints of a port that take new connections: the
+// ready ones, or if the whole Service has none for the port, those that serve
+// while they terminate (KEP-1669).
+func usable(all []edge.Endpoint) (endpoints []edge.Endpoint, terminating bool) {
+	if ready := of(all, func(e edge.Endpoint) bool { return e.Ready }); len(ready) > 0 {
 		return ready, false
 	}
-	return ending, true
+	return of(all, func(e edge.Endpoint) bool { return e.Serving && e.Terminating }), true
 }
 
 // ofOneFamily leaves out the second address of pods that have two, which are one
 // endpoint to the relay: those of the first IP family that has any count.
 func ofOneFamily(endpoints []edge.Endpoint, families []string) []edge.Endpoint {
 	for _, family := range families {
-		of := slices.DeleteFunc(slices.Clone(endpoints), func(e edge.Endpoint) bool { return e.Addr.Addr().Is4() != (family == "IPv4") })
-		if len(of) > 0 {
-			return of
+		if some := of(endpoints, func(e edge.Endpoint) bool { return e.Addr.Addr().Is4() == (family == "IPv4") }); len(some) > 0 {
+			return some
 		}
 	}
 	return endpoints
@@ -220,11 +231,11 @@ func ofOneFamily(endpoints []edge.Endpoint, families []string) []edge.Endpoint {
 
 // podBackends are the endpoints themselves.
 func (b *builder) podBackends(endpoints []edge.Endpoint, protocol edge.Protocol, how asked) []edge.Backend {
-	var backends []edge.Backend
-	for _, e := range endpoints {
+	backends, pods := make([]edge.Backend, 0, len(endpoints)), make([]string, len(endpoints))
+	for i, e := range endpoints {
 		backend := edge.Backend{Addr: e.Addr, Weight: 1, Target: edge.TargetPod, Node: e.Node}
-		if e.Pod != "" {
-			backend.Pods = []string{e.Pod}
+		if pods[i] = e.Pod; e.Pod != "" {
+			backend.Pods = pods[i : i+1 : i+1]
 		}
 		backends = append(backends, b.probed(backend, protocol, how))
 	}

@@ -346,7 +346,10 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	row.Hostnames, proto.Hostnames = names, names
 	row.Open = true
 	row.Balance = cmp.Or(proto.Balance, edge.BalanceRandom)
-	side := b.sameSide(row, listens)
+	side := ""
+	if !nat { // see masqueradingOf
+		side = b.sameSide(row, listens)
+	}
 	blocked := proto.Transparent && side != ""
 	proto.Transparent = proto.Transparent && !blocked
 	if b.state.Transparent = b.state.Transparent || proto.Transparent; proto.Transparent && b.in.NoTransparency != "" {

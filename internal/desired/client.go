@@ -181,7 +181,7 @@ func family(a netip.Addr) int {
 // client's address, which is that of this machine for all of them.
 func (b *builder) affinityLost(row Exposure, side string) {
 	remedy := "use annotation " + annTarget + ": pod where pods can be reached from this machine"
-	if side == "" && row.DataPlane != edge.DataPlaneNAT {
+	if nat := row.DataPlane == edge.DataPlaneNAT; side == "" && !nat {
 		remedy += ", or annotation " + annTransparent + `: "true"`
 	}
 	b.problem(edge.Problem{

@@ -120,6 +120,9 @@ func (b *builder) notByKernel(row *Exposure) refusal {
 			fieldOf(row, "target", "pod") + ", or " + fieldOf(row, "dataPlane", "proxy"),
 		}
 	}
+	if !b.in.NoForwarding4 && !b.in.NoForwarding6 {
+		return refusal{}
+	}
 	var reasons []string
 	var backends []edge.Backend
 	for f, none := range []bool{b.in.NoForwarding4, b.in.NoForwarding6} {
@@ -138,7 +141,7 @@ func (b *builder) notByKernel(row *Exposure) refusal {
 		}
 	}
 	switch {
-	case len(reasons) == 0:
+	case len(reasons) == 0: // it is the other family
 	case len(backends) == 0:
 		return refusal{"NoForwarding", strings.Join(reasons, ", and "), "set it to 1, or " + fieldOf(row, "dataPlane", "proxy")}
 	default:
@@ -154,35 +157,22 @@ var familyNames = []string{"IPv4", "IPv6"}
 // sharesByFamily are the shares of backends of which clients only get those of
 // their own IP family: those of each family are a whole. A pod has its share of
 // IPv4 clients, or if there is no such backend, of IPv6 ones.
-func sharesByFamily(backends []edge.Backend, given []PodShare, refuse bool) (out []edge.Backend, pods []PodShare) {
-	for f := range familyNames {
-		of := slices.DeleteFunc(slices.Clone(backends), func(k edge.Backend) bool { return family(k.Addr.Addr()) != f })
-		if len(of) == 0 {
-			continue
-		}
-		of, shared := shares(of, given, refuse)
-		out = append(out, of...)
-		if pods == nil {
-			pods = shared
-		}
+func sharesByFamily(backends []edge.Backend, given []PodShare, refuse bool) ([]edge.Backend, []PodShare) {
+	n := slices.IndexFunc(backends, func(k edge.Backend) bool { return family(k.Addr.Addr()) == 1 }) // they are sorted
+	if n <= 0 || n == len(backends) {
+		return shares(backends, given, refuse)
 	}
-	return out, pods
+	four, pods := shares(backends[:n], given, refuse)
+	six, _ := shares(backends[n:], given, refuse)
+	return append(four, six...), pods
 }
 
 // sayFamilies notes whose clients find nobody, and whose find others than the
 // shares of pods say.
 func (b *builder) sayFamilies(row *Exposure) {
 	var has [2]bool
-	var shares [2]map[string]float64
 	for _, k := range row.Backends {
-		f := family(k.Addr.Addr())
-		has[f] = true
-		if shares[f] == nil {
-			shares[f] = map[string]float64{}
-		}
-		for _, pod := range k.Pods {
-			shares[f][pod] += k.Share / float64(len(k.Pods))
-		}
+		has[family(k.Addr.Addr())] = true
 	}
 	for f, name := range familyNames {
 		if !has[f] && has[1-f] && slices.ContainsFunc(row.Addresses, func(a netip.Addr) bool { return family(a) == f }) {
@@ -192,8 +182,16 @@ func (b *builder) sayFamilies(row *Exposure) {
 	if !has[0] || !has[1] || row.behind == nil || row.behind.spread != nil {
 		return
 	}
+	ofSix := map[string]float64{}
+	for _, k := range row.Backends {
+		for _, pod := range k.Pods {
+			if family(k.Addr.Addr()) == 1 {
+				ofSix[pod] += k.Share / float64(len(k.Pods))
+			}
+		}
+	}
 	for _, p := range row.Shares {
-		if d := shares[1][p.Pod] - p.Share; d > 1e-9 || d < -1e-9 {
+		if d := ofSix[p.Pod] - p.Share; d > 1e-9 || d < -1e-9 {
 			row.Notes = append(row.Notes, "the shares of pods are those of IPv4 clients; those of IPv6 clients are different")
 			return
 		}
@@ -216,13 +214,14 @@ func (m masquerading) all() bool { return m.always || m.of > 0 && m.of == m.pair
 // addresses say where a backend is.
 func (b *builder) masqueradingOf(row Exposure, f edge.Frontend, listens []edge.Listen) masquerading {
 	m := masquerading{always: f.Masquerade}
-	for _, side := range b.sidesOf(listens) {
+	sides := b.sidesOf(listens)
+	for i := range sides {
 		for _, backend := range row.Backends {
 			m.pairs++
 			if b.own[backend.Addr.Addr()] {
 				continue // it answers through this machine, which it is on
 			}
-			if device := b.onLink(backend, []edge.Interface{side}); device != "" {
+			if device := b.onLink(backend, sides[i:i+1]); device != "" {
 				if m.of == 0 {
 					m.device, m.place = device, placeOfBackend(backend)
 				}
@@ -287,8 +286,8 @@ func inOneNetwork(x, y edge.Interface) bool {
 // IP family of the Service can be sent to.
 func (b *builder) nodeBackendsByFamily(s *edge.Service, port edge.ServicePort, endpoints []edge.Endpoint, terminating bool, how asked) (to backing) {
 	for _, name := range familiesOfService(s) {
-		of := slices.DeleteFunc(slices.Clone(endpoints), func(e edge.Endpoint) bool { return familyNames[family(e.Addr.Addr())] != name })
-		part := b.nodeBackends(s, port, of, terminating, []string{name}, how)
+		some := of(endpoints, func(e edge.Endpoint) bool { return familyNames[family(e.Addr.Addr())] == name })
+		part := b.nodeBackends(s, port, some, terminating, []string{name}, how)
 		to.backends = append(to.backends, part.backends...)
 		to.note = cmp.Or(to.note, part.note)
 		if len(to.spread) == 0 {
@@ -308,14 +307,14 @@ func familiesOfService(s *edge.Service) []string {
 
 // terminating are the addresses that get nothing new and keep what they have:
 // pods that terminate, or the nodes that only hold such pods, or that leave.
-func (b *builder) terminating(s *edge.Service, port edge.ServicePort, to backing) []netip.AddrPort {
+func (b *builder) terminating(s *edge.Service, port edge.ServicePort, all []edge.Endpoint, to backing) []netip.AddrPort {
 	var addrs []netip.AddrPort
 	add := func(a netip.AddrPort) {
 		if !slices.ContainsFunc(to.backends, func(k edge.Backend) bool { return k.Addr == a }) {
 			addrs = append(addrs, a)
 		}
 	}
-	for _, e := range endpointsOf(s, port) {
+	for _, e := range all {
 		ending := e.Serving && e.Terminating && !e.Ready
 		switch n := b.nodes[e.Node]; {
 		case to.target == edge.TargetPod && ending:

@@ -50,6 +50,8 @@ func (b *builder) services() {
 	slices.SortFunc(order, func(x, y *edge.Service) int {
 		return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
 	})
+	b.state.Exposures = slices.Grow(b.state.Exposures, len(order)) // most have one row
+	b.state.Frontends = slices.Grow(b.state.Frontends, len(order))
 	for _, s := range order {
 		b.service(s, selector)
 	}
@@ -206,7 +208,8 @@ type backing struct {
 func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, addresses []netip.Addr) backing {
 	var to backing
 	to.target, to.refused = targetOf(req.target, port, addresses)
-	endpoints, terminating := usable(s, port)
+	all := endpointsOf(s, port)
+	endpoints, terminating := usable(all)
 	how := asked{check: req.health, proxy: req.of(port.Protocol).SendProxyProtocol}
 	switch to.target {
 	case edge.TargetAddress:
@@ -216,7 +219,7 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 			endpoints = ofOneFamily(endpoints, s.IPFamilies)
 		}
 		to.backends = b.podBackends(endpoints, port.Protocol, how)
-		to.pods = endpointsOf(s, port)
+		to.pods = all
 	case edge.TargetNodePort:
 		if req.plane == edge.DataPlaneNAT {
 			to = b.nodeBackendsByFamily(s, port, endpoints, terminating, how)
@@ -233,7 +236,7 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 	default: // refused
 	}
 	if req.plane == edge.DataPlaneNAT {
-		to.terminating = b.terminating(s, port, to)
+		to.terminating = b.terminating(s, port, all, to)
 	}
 	switch {
 	case len(to.backends) > 0:
