@@ -207,7 +207,7 @@ func transparency(t *testing.T) string {
 	t.Helper()
 	var there []string
 	for what, argv := range map[string][]string{
-		"nft":      {"nft", "list", "table", "inet", "gatehouse"},
+		"nft":      {"nft", "list", "table", "inet", "gatehouse-transparent"},
 		"rules":    {"ip", "rule", "show", "fwmark", "0x1000/0x1000"},
 		"rules v6": {"ip", "-6", "rule", "show", "fwmark", "0x1000/0x1000"},
 		"routes":   {"ip", "route", "show", "table", "4096"},
@@ -278,7 +278,7 @@ func TestTransparent(t *testing.T) {
 		sees(t, host, at(6), client)
 		for i := 4; i <= 5; i++ {
 			for range 5 {
-				pod, from, err := whence(t, host, at(i))
+				pod, from, err := whence(host, at(i))
 				if err != nil || !strings.HasPrefix(pod, "echo") || from != client {
 					t.Errorf("UDP, %s: %s sees %q asked by %s: %v", host, pod, from, client, err)
 				}
@@ -323,9 +323,22 @@ func TestTransparent(t *testing.T) {
 }
 
 // whence asks a pod of lab/echo who it is and where the question came from.
-func whence(t *testing.T, host, address string) (pod, from string, err error) {
-	t.Helper()
-	conn := asker(t, host, address)
+func whence(host, address string) (pod, from string, err error) {
+	return whenceBy(host, address, 0)
+}
+
+// whenceBy asks from a port of the client's; 0: any.
+func whenceBy(host, address string, port int) (pod, from string, err error) {
+	var conn net.Conn
+	err = lab.Do(host, func() error {
+		var err error
+		conn, err = (&net.Dialer{LocalAddr: &net.UDPAddr{Port: port}}).Dial("udp", address)
+		return err
+	})
+	if err != nil {
+		return "", "", err
+	}
+	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
 	if _, err := conn.Write([]byte(workload.Whence)); err != nil {
 		return "", "", err

@@ -48,14 +48,14 @@ func getAs(guest, address string) (answer, error) {
 // sessionAffinity: ClientIP is kept: each of twenty clients keeps its pod, also
 // when another pod comes. When a pod goes, its clients go elsewhere, and nobody
 // else does; when the timeout is over, the clients are spread anew.
-func TestSessionAffinity(t *testing.T) {
+func sessionAffinity(t *testing.T, plane string) {
 	const port, timeout = 8650, 5 * time.Second
 	ns := namespace(t)
 	clients := guests(t, 60)
 	first, later := clients[:20], clients[20:]
 	apply(t, deployment(ns, "one", "web", "w1", 1, "--linger", "0s")+deployment(ns, "two", "web", "w2", 2, "--linger", "0s")+deployment(ns, "more", "web", "w3", 0)+
-		strings.Replace(annotated(service(ns, "web", "web", "home", "Cluster", port), "gatehouse.e13.dev/target: pod"), "spec:\n",
-			fmt.Sprintf("spec:\n  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: %d}}\n", int(timeout.Seconds())), 1))
+		on(plane, strings.Replace(annotated(service(ns, "web", "web", "home", "Cluster", port), "gatehouse.e13.dev/target: pod"), "spec:\n",
+			fmt.Sprintf("spec:\n  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: %d}}\n", int(timeout.Seconds())), 1)))
 	awaitPods(t, ns, "one", "two")
 	eventually(t, 10*time.Second, "three pods are up", func() error { return allUp(t, ns+"/web", 3) })
 	if out := planText(t); !strings.Contains(out, "source") {
@@ -68,8 +68,9 @@ func TestSessionAffinity(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", guest, err)
 		}
-		if ip, _, _ := net.SplitHostPort(a.Client); ip != clusterAddr {
-			t.Fatalf("the pod sees %s", a.Client)
+		client := map[string]string{proxy: clusterAddr, nat: guest}[plane]
+		if ip, _, _ := net.SplitHostPort(a.Client); ip != client {
+			t.Fatalf("the pod sees %s, not %s", a.Client, client)
 		}
 		return a.Pod
 	}

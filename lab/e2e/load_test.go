@@ -512,19 +512,25 @@ func TestThousandChangesCutNothing(t *testing.T) {
 	}
 }
 
-// startSpeaker answers each connection with its own name, and then each word with the word.
-func startSpeaker(t *testing.T, worker string, port int) {
+// listen takes connections on a host until the test ends.
+func listen(t *testing.T, host, address string) net.Listener {
 	t.Helper()
 	var listener net.Listener
-	err := lab.Do(worker, func() error {
-		var err error
-		listener, err = net.Listen("tcp", fmt.Sprintf("10.0.0.10%s:%d", worker[1:], port))
+	err := lab.Do(host, func() (err error) {
+		listener, err = net.Listen("tcp", address)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+// startSpeaker answers each connection with its own name, and then each word with the word.
+func startSpeaker(t *testing.T, worker string, port int) {
+	t.Helper()
+	listener := listen(t, worker, fmt.Sprintf("10.0.0.10%s:%d", worker[1:], port))
 	go func() {
 		for {
 			conn, err := listener.Accept()

@@ -85,7 +85,7 @@ func run(m *testing.M) (code int, err error) {
 	defer cancel()
 	lab, err = site.Up(ctx, site.Options{
 		Name: fmt.Sprintf("e2e%d", os.Getpid()), Lab: filepath.Join(bin, "lab"), Labkube: filepath.Join(bin, "labkube"),
-		PodRoutes: true, Gatehouse: gatehouse, Config: configFile, Manifests: []string{"../../deploy/rbac.yaml"}, Progress: os.Stdout,
+		Gatehouse: gatehouse, Config: configFile, Manifests: []string{"../../deploy/rbac.yaml"}, Progress: os.Stdout,
 	})
 	if lab != nil {
 		defer func() {
@@ -197,8 +197,8 @@ func apply(t *testing.T, manifests string) {
 func namespace(t *testing.T) string {
 	t.Helper()
 	name := strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
-	name = strings.Trim(strings.NewReplacer("/", "-", "_", "-").Replace(name), "-")
-	name = name[:min(len(name), 50)]
+	name = strings.NewReplacer("/", "-", "_", "-").Replace(name)
+	name = strings.Trim(name[:min(len(name), 50)], "-")
 	makeNamespace(t, name)
 	return name
 }
@@ -267,6 +267,19 @@ spec:
   selector: {app: %s}
   ports: [{port: %d, targetPort: 8080}]
 `, name, namespace, zones, policy, app, port)
+}
+
+// The data planes. What is promised holds for both of them.
+const (
+	proxy = "proxy"
+	nat   = "nat"
+)
+
+var planes = []string{proxy, nat}
+
+// on puts the Services of manifests on a data plane.
+func on(plane, manifests string) string {
+	return strings.ReplaceAll(manifests, "annotations: {", "annotations: {gatehouse.e13.dev/data-plane: "+plane+", ")
 }
 
 func awaitPods(t *testing.T, namespace string, names ...string) {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,8 +26,8 @@ func closed(host, address string) func() error {
 // Promise 5 and its reverse: within a second of what kubectl has done, a
 // Service is open or closed. The edge of the lab has routes to the pods, so
 // that kube-proxy, which rewrites its rules once a second at most, has no part
-// in it; TestOpensThroughNodePorts has it.
-func TestOpensAndClosesWithinASecond(t *testing.T) {
+// in it; opensThroughNodePorts has it.
+func opensAndClosesWithinASecond(t *testing.T, plane string) {
 	ns := namespace(t)
 	apply(t, deployment(ns, "web", "web", "", 3))
 	awaitPods(t, ns, "web")
@@ -34,7 +35,7 @@ func TestOpensAndClosesWithinASecond(t *testing.T) {
 
 	create := func() {
 		t.Helper()
-		apply(t, strings.Replace(service(ns, "web", "web", "home", "Local", 8030), "annotations: {", "annotations: {gatehouse.e13.dev/target: pod, ", 1))
+		apply(t, on(plane, annotated(service(ns, "web", "web", "home", "Local", 8030), "gatehouse.e13.dev/target: pod")))
 		took := eventually(t, time.Second, "open after kubectl apply", opened("home1", at))
 		t.Logf("open %d ms after kubectl apply returned", took.Milliseconds())
 		if err := closed("inet", at)(); err != nil {
@@ -72,13 +73,13 @@ func TestOpensAndClosesWithinASecond(t *testing.T) {
 
 // Through node ports a new Service is open as soon as the node ports are: when
 // kube-proxy has written its rules for it.
-func TestOpensThroughNodePorts(t *testing.T) {
+func opensThroughNodePorts(t *testing.T, plane string) {
 	ns := namespace(t)
 	apply(t, deployment(ns, "web", "web", "", 3))
 	awaitPods(t, ns, "web")
 	for i, policy := range []string{"Local", "Cluster"} {
 		name, port := fmt.Sprintf("web-%d", i), 8035+i
-		apply(t, service(ns, name, "web", "home", policy, port))
+		apply(t, on(plane, service(ns, name, "web", "home", policy, port)))
 		start := time.Now()
 		nodePort := kubectl(t, "get", "service", "-n", ns, name, "-o", "jsonpath={.spec.ports[0].nodePort}")
 		kubeProxy := make(chan time.Duration, 1)
@@ -100,16 +101,17 @@ func TestOpensThroughNodePorts(t *testing.T) {
 }
 
 // Two Services that want one port: the older has it, and both are told. When
-// it goes, the other gets it.
-func TestOlderServiceKeepsThePort(t *testing.T) {
+// it goes, the other gets it. They are on different data planes: the port is one.
+func olderServiceKeepsThePort(t *testing.T, plane string) {
 	ns := namespace(t)
 	apply(t, deployment(ns, "first", "first", "", 1)+deployment(ns, "second", "second", "", 1))
 	awaitPods(t, ns, "first", "second")
+	other := planes[1-slices.Index(planes, plane)]
 	at := homeAddr + ":8040"
-	apply(t, service(ns, "zz-older", "first", "home", "Local", 8040))
+	apply(t, on(plane, service(ns, "zz-older", "first", "home", "Local", 8040)))
 	eventually(t, 2*time.Second, "open", opened("home1", at))
 	anotherSecond(t, ns, "zz-older")
-	apply(t, service(ns, "aa-younger", "second", "home", "Local", 8040))
+	apply(t, on(other, service(ns, "aa-younger", "second", "home", "Local", 8040)))
 	eventually(t, 3*time.Second, "both are told", func() error {
 		if e := eventsOf(t, ns, "aa-younger"); !strings.Contains(e, "Warning PortConflict: TCP port 8040 in zone home is taken by service "+ns+"/zz-older, which is older") {
 			return fmt.Errorf("the younger is told %q", e)
@@ -150,13 +152,15 @@ func anotherSecond(t *testing.T, ns, older string) {
 	})
 }
 
-func TestScaledToZeroAndBack(t *testing.T) {
+func scaledToZeroAndBack(t *testing.T, plane string) {
 	ns := namespace(t)
-	apply(t, deployment(ns, "web", "web", "", 2, "--linger", "0s")+service(ns, "web", "web", "home", "Local", 8050))
-	awaitPods(t, ns, "web")
+	apply(t, deployment(ns, "web", "web", "", 2, "--linger", "0s")+echoPods(ns, "echo", "", 2)+
+		on(plane, service(ns, "web", "web", "home", "Local", 8050)+udpService(ns, "udp", "pod", 8050, "")))
+	awaitPods(t, ns, "web", "echo")
 	at := homeAddr + ":8050"
 	eventually(t, 5*time.Second, "open", opened("home1", at))
-	kubectl(t, "scale", "deployment", "-n", ns, "web", "--replicas", "0")
+	eventually(t, 5*time.Second, "open for UDP", answers(t, "home1", at))
+	kubectl(t, "scale", "deployment", "-n", ns, "web", "echo", "--replicas", "0")
 	eventually(t, 5*time.Second, "connections are closed at once", func() error {
 		start := time.Now()
 		_, err := get("home1", at, time.Second)
@@ -171,13 +175,21 @@ func TestScaledToZeroAndBack(t *testing.T) {
 		}
 		return nil
 	})
-	kubectl(t, "scale", "deployment", "-n", ns, "web", "--replicas", "2")
-	awaitPods(t, ns, "web")
+	eventually(t, 5*time.Second, "datagrams are refused at once", func() error {
+		how, err := unanswered(asker(t, "home1", at))
+		if err == nil {
+			err = want(how, "ICMP port unreachable")
+		}
+		return err
+	})
+	kubectl(t, "scale", "deployment", "-n", ns, "web", "echo", "--replicas", "2")
+	awaitPods(t, ns, "web", "echo")
 	eventually(t, 3*time.Second, "open again", opened("home1", at))
+	eventually(t, 3*time.Second, "open again for UDP", answers(t, "home1", at))
 }
 
 // The targets of a Service, and both traffic policies, reach the pods.
-func TestTargets(t *testing.T) {
+func targets(t *testing.T, plane string) {
 	ns := namespace(t)
 	apply(t, deployment(ns, "web", "web", "", 2))
 	awaitPods(t, ns, "web")
@@ -186,28 +198,30 @@ func TestTargets(t *testing.T) {
 		for _, target := range []string{"auto", "nodePort", "pod"} {
 			port++
 			name := strings.ToLower(policy + "-" + target)
-			apply(t, service(ns, name, "web", "home", policy, port))
+			apply(t, on(plane, service(ns, name, "web", "home", policy, port)))
 			kubectl(t, "annotate", "service", "-n", ns, name, "gatehouse.e13.dev/target="+target)
 			eventually(t, 5*time.Second, name, opened("home1", fmt.Sprintf("%s:%d", homeAddr, port)))
 		}
 	}
 
 	// Without node ports there are the pods.
-	apply(t, strings.Replace(service(ns, "no-node-port", "web", "home", "Local", 8070), "spec:\n", "spec:\n  allocateLoadBalancerNodePorts: false\n", 1))
+	apply(t, on(plane, strings.Replace(service(ns, "no-node-port", "web", "home", "Local", 8070), "spec:\n", "spec:\n  allocateLoadBalancerNodePorts: false\n", 1)))
 	eventually(t, 5*time.Second, "without a node port", opened("home1", homeAddr+":8070"))
 
 	// The address that another controller has assigned: here a node port of a
 	// worker stands for it, with the class of that controller.
 	manifest := strings.Replace(service(ns, "followed", "web", "home", "Cluster", 8071), "gatehouse.e13.dev/edge", "example.com/other", 1)
-	apply(t, manifest)
+	apply(t, on(plane, manifest))
 	if err := closed("home1", homeAddr+":8071")(); err != nil {
 		t.Errorf("a Service of another class, without an address, is open: %v", err)
 	}
-	if _, err := lab.Exec(t.Context(), "w1", "ip", "addr", "add", "10.0.0.240/32", "dev", "lo"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lab.Exec(t.Context(), "edge", "ip", "route", "add", "10.0.0.240/32", "via", "10.0.0.101"); err != nil {
-		t.Fatal(err)
+	for _, args := range [][]string{
+		{"w1", "ip", "addr", "replace", "10.0.0.240/32", "dev", "lo"},
+		{"edge", "ip", "route", "replace", "10.0.0.240/32", "via", "10.0.0.101"},
+	} {
+		if _, err := lab.Exec(t.Context(), args[0], args[1:]...); err != nil {
+			t.Fatal(err)
+		}
 	}
 	kubectl(t, "patch", "service", "-n", ns, "followed", "--subresource=status", "--type=merge", "-p",
 		`{"status":{"loadBalancer":{"ingress":[{"ip":"10.0.0.240","ipMode":"VIP"}]}}}`)
@@ -218,7 +232,7 @@ func TestTargets(t *testing.T) {
 }
 
 // A Service with very many ports is served whole.
-func TestServiceWith300Ports(t *testing.T) {
+func serviceWith300Ports(t *testing.T, plane string) {
 	ns := namespace(t)
 	apply(t, deployment(ns, "web", "web", "", 1))
 	awaitPods(t, ns, "web")
@@ -228,7 +242,7 @@ func TestServiceWith300Ports(t *testing.T) {
 	for i := range 300 {
 		ports = append(ports, fmt.Sprintf("{name: p%d, port: %d, targetPort: 8080}", i, 20000+i))
 	}
-	apply(t, head+"  ports: ["+strings.Join(ports, ", ")+"]\n")
+	apply(t, on(plane, head+"  ports: ["+strings.Join(ports, ", ")+"]\n"))
 	for _, port := range []int{20000, 20150, 20299} {
 		eventually(t, 10*time.Second, "each port is open", opened("home1", fmt.Sprintf("%s:%d", homeAddr, port)))
 	}
@@ -250,10 +264,10 @@ func TestRights(t *testing.T) {
 }
 
 // loadBalancerSourceRanges is enforced, for the client's own address.
-func TestSourceRanges(t *testing.T) {
+func sourceRanges(t *testing.T, plane string) {
 	ns := namespace(t)
 	apply(t, deployment(ns, "web", "web", "", 1)+
-		strings.Replace(service(ns, "web", "web", "home", "Local", 8130), "spec:\n", "spec:\n  loadBalancerSourceRanges: [10.11.12.101/32]\n", 1))
+		on(plane, strings.Replace(service(ns, "web", "web", "home", "Local", 8130), "spec:\n", "spec:\n  loadBalancerSourceRanges: [10.11.12.101/32]\n", 1)))
 	awaitPods(t, ns, "web")
 	at := homeAddr + ":8130"
 	eventually(t, 5*time.Second, "open for home1", opened("home1", at))

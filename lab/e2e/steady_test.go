@@ -34,6 +34,7 @@ type status struct {
 		Name     string `json:"name"`
 		Service  string `json:"service"`
 		Open     bool   `json:"open"`
+		Reason   string `json:"reason"`
 		Backends []struct {
 			Addr  string `json:"addr"`
 			State string `json:"state"`
@@ -43,6 +44,11 @@ type status struct {
 			Pod string `json:"pod"`
 		} `json:"shares"`
 	} `json:"exposures"`
+	Problems []struct {
+		Object string `json:"object"`
+		What   string `json:"what"`
+		Remedy string `json:"remedy"`
+	} `json:"problems"`
 }
 
 func statusNow(t *testing.T) status {
@@ -146,8 +152,15 @@ func TestRollingUpdateUnderLoad(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	for i, c := range []struct{ policy, target string }{{"Local", "nodePort"}, {"Cluster", "nodePort"}, {"Local", "pod"}} {
-		t.Run(c.policy+" "+c.target, func(t *testing.T) {
+	for i, c := range []struct{ plane, policy, target string }{
+		{proxy, "Local", "nodePort"},
+		{proxy, "Cluster", "nodePort"},
+		{proxy, "Local", "pod"},
+		{nat, "Local", "nodePort"},
+		{nat, "Cluster", "nodePort"},
+		{nat, "Local", "pod"},
+	} {
+		t.Run(c.plane+" "+c.policy+" "+c.target, func(t *testing.T) {
 			// All pods on the first node, by way of none.
 			kubectl(t, "scale", "deployment", "-n", ns, "web", "--replicas", "0")
 			kubectl(t, "cordon", "w2", "w3")
@@ -156,8 +169,7 @@ func TestRollingUpdateUnderLoad(t *testing.T) {
 			uncordon()
 			kubectl(t, "cordon", "w1")
 			name, port := fmt.Sprintf("web-%d", i), 8090+i
-			apply(t, service(ns, name, "web", "home", c.policy, port))
-			kubectl(t, "annotate", "service", "-n", ns, name, "gatehouse.e13.dev/target="+c.target)
+			apply(t, on(c.plane, annotated(service(ns, name, "web", "home", c.policy, port), "gatehouse.e13.dev/target: "+c.target)))
 			eventually(t, 10*time.Second, "all up", func() error { return allUp(t, ns+"/"+name, 2) })
 			l := startLoad("home1", fmt.Sprintf("%s:%d", homeAddr, port), 200)
 			kubectl(t, "rollout", "restart", "deployment", "-n", ns, "web")

@@ -169,16 +169,7 @@ func lastWord(blocks int) []byte { return fmt.Appendf(nil, "end after %d\n", blo
 func startPatient(t *testing.T, worker, addr string) *patient {
 	t.Helper()
 	p := &patient{stop: make(chan struct{})}
-	var listener net.Listener
-	err := lab.Do(worker, func() error {
-		var err error
-		listener, err = net.Listen("tcp", addr)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = listener.Close() })
+	listener := listen(t, worker, addr)
 	go func() {
 		for {
 			conn, err := listener.Accept()

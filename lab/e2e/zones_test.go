@@ -91,17 +91,23 @@ var routes = []route{
 // Promise 1: what is open in a zone is reached from there and from nowhere
 // else, by any address, and the plan says so beforehand.
 func TestZonesAreWalls(t *testing.T) {
+	for _, plane := range planes {
+		t.Run(plane, func(t *testing.T) { zonesAreWalls(t, plane) })
+	}
+}
+
+func zonesAreWalls(t *testing.T, plane string) {
 	ns := namespace(t)
 	public := "public"
-	apply(t, deployment(ns, "web", "web", "", 2)+deployment(public, "web", "web", "", 1)+
+	apply(t, deployment(ns, "web", "web", "", 2)+deployment(public, "web", "web", "", 1)+on(plane,
 		service(ns, "at-home", "web", "home", "Local", 8001)+
-		service(ns, "in-cluster", "web", "cluster", "Cluster", 8002)+
-		service(ns, "both", "web", "home, cluster", "Cluster", 8003)+
-		service(ns, "nowhere", "web", "", "Cluster", 8004)+
-		service(ns, "greedy", "web", "internet", "Local", 8005)+ // this namespace may not
-		service(ns, "lost", "web", "lan2", "Local", 8006)+
-		service(public, "public", "web", "internet", "Local", 8007)+
-		service(public, "everywhere", "web", "home,internet,cluster", "Cluster", 8008))
+			service(ns, "in-cluster", "web", "cluster", "Cluster", 8002)+
+			service(ns, "both", "web", "home, cluster", "Cluster", 8003)+
+			service(ns, "nowhere", "web", "", "Cluster", 8004)+
+			service(ns, "greedy", "web", "internet", "Local", 8005)+ // this namespace may not
+			service(ns, "lost", "web", "lan2", "Local", 8006)+
+			service(public, "public", "web", "internet", "Local", 8007)+
+			service(public, "everywhere", "web", "home,internet,cluster", "Cluster", 8008)))
 	t.Cleanup(func() { remove(t, "service,deployment", "-n", public, "--all") })
 	awaitPods(t, ns, "web")
 	awaitPods(t, public, "web")
@@ -185,9 +191,9 @@ func TestZonesAreWalls(t *testing.T) {
 
 // An interface that goes takes its zone with it, and brings it back; an address
 // that changes is followed, and the Service's status with it.
-func TestInterfacesAreFollowed(t *testing.T) {
+func interfacesAreFollowed(t *testing.T, plane string) {
 	ns := "public"
-	apply(t, deployment(ns, "follow", "follow", "", 1)+service(ns, "follow", "follow", "home,internet", "Local", 8020))
+	apply(t, deployment(ns, "follow", "follow", "", 1)+on(plane, service(ns, "follow", "follow", "home,internet", "Local", 8020)))
 	t.Cleanup(func() { remove(t, "service,deployment", "-n", ns, "follow") })
 	awaitPods(t, ns, "follow")
 	reach := func(host, address string) func() error {

@@ -21,6 +21,8 @@ const (
 	ClusterNet = "10.0.0.0/24"
 	PodNet     = "10.244.0.0/16"
 	ServiceNet = "10.96.0.0/16"
+
+	edgeCluster6 = "fd00:10::1"
 )
 
 // nic is one interface of a host, on one end of a cable whose other end is in a switch.
@@ -104,6 +106,7 @@ func hosts(podRoutes bool) []host {
 			nics: []nic{{"eth0", "cluster", []string{ControlPlane + "/24", "fd00:10::10/64"}}},
 			setup: append([]string{
 				"route add default via " + EdgeCluster,
+				"route add default via " + edgeCluster6,
 			}, podRoutesBut(0)...),
 		},
 	}
@@ -115,6 +118,7 @@ func hosts(podRoutes bool) []host {
 			sysctls: forward,
 			setup: append([]string{
 				"route add default via " + EdgeCluster,
+				"route add default via " + edgeCluster6,
 				// An address of ours without a pod must not travel to the edge and back until its TTL ends.
 				"route add blackhole " + podCIDR(n),
 			}, podRoutesBut(n)...),
@@ -169,12 +173,13 @@ func podRoutesBut(n int) []string {
 }
 
 // routerRules: the mark is on the connection, so that answers to what home itself asked of the Internet find
-// their way home, and everything else is handed to the exposed host.
+// their way home, and everything else is handed to the exposed host. So is what comes from home for the public
+// address, as most routers do it (NAT loopback).
 const routerRules = `
 table ip site {
 	chain pre {
 		type nat hook prerouting priority dstnat;
-		iifname wan ip daddr 203.0.113.1 meta l4proto { tcp, udp } dnat to 10.11.12.51
+		iifname { wan, lan } ip daddr 203.0.113.1 meta l4proto { tcp, udp } dnat to 10.11.12.51
 	}
 	chain remember {
 		type filter hook prerouting priority mangle;
@@ -184,6 +189,7 @@ table ip site {
 	chain post {
 		type nat hook postrouting priority srcnat;
 		iifname lan oifname wan masquerade
+		iifname lan oifname lan ct status dnat masquerade
 	}
 }
 `
