@@ -132,7 +132,10 @@ func behind(ctx context.Context, table *nat.Applier) (doors []edge.Door, backend
 	}
 	counts, err := table.Counters(ctx)
 	for _, c := range counts {
-		add(c.Door, c.Backend)
+		// Packets of others' connections are counted, too; their beginning is not.
+		if c.Connections > 0 {
+			add(c.Door, c.Backend)
+		}
 	}
 	return doors, backends, err
 }
