@@ -83,3 +83,66 @@ Problems:
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 }
+
+// Whose bytes the kernel moves is a column where there is one such row, and said
+// nowhere else.
+func TestPlanShowsTheDataPlane(t *testing.T) {
+	row := func(name string, plane edge.DataPlane, target edge.Target, share float64, pods []string, backends ...string) desired.Exposure {
+		e := desired.Exposure{
+			Name: name, Zone: "home", Protocol: edge.TCP, Open: true, Client: "the client's own", DataPlane: plane, Target: target,
+			Listens: []edge.Listen{{Device: "eth1", Port: 80}},
+		}
+		for _, pod := range pods {
+			e.Shares = append(e.Shares, desired.PodShare{Pod: pod, Share: share})
+		}
+		for i, b := range backends {
+			backend := edge.Backend{Addr: netip.MustParseAddrPort(b), Weight: 1, Share: share}
+			if len(pods) > 0 {
+				backend.Pods = pods[i%len(pods) : i%len(pods)+1]
+			}
+			e.Backends = append(e.Backends, backend)
+		}
+		return e
+	}
+	state := desired.State{
+		Exposures: []desired.Exposure{
+			row("git", edge.DataPlaneProxy, edge.TargetStatic, 1, nil, "10.0.0.7:22"),
+			row("shop/web:80", edge.DataPlaneNAT, edge.TargetPod, 0.5, []string{"shop/a", "shop/b"}, "10.244.1.5:80", "10.244.2.5:80", "[fd00:244:1::5]:80", "[fd00:244:2::5]:80"),
+		},
+		Hairpins: [][2]string{{"eth1", "eth1"}, {"eth1", "veth0"}},
+		Routes:   []edge.Route{{Dst: netip.MustParsePrefix("10.244.1.0/24"), Via: netip.MustParseAddr("10.0.0.101"), Why: "node/w1"}},
+	}
+	state.Exposures[0].Hostnames = []string{"git.example.org"}
+	var out strings.Builder
+	if err := printPlan(&out, state, nil); err != nil {
+		t.Fatal(err)
+	}
+	const want = `ZONE  FRONTEND           LISTENS   REACHED AT  DATA PLANE  TARGET  BACKEND             WEIGHT  SHARE   PODS
+home  git                @eth1:80  -           proxy       static  10.0.0.7:22         1       100.0%  -
+        git.example.org
+home  shop/web:80        @eth1:80  -           nat         pod     10.244.1.5:80       1       50.0%   1 × 50.0%
+                                                                   10.244.2.5:80       1       50.0%   1 × 50.0%
+                                                                   [fd00:244:1::5]:80  1       50.0%   1 × 50.0%
+                                                                   [fd00:244:2::5]:80  1       50.0%   1 × 50.0%
+
+What the backends see as the client's address:
+  all: the client's own
+
+Masqueraded by data plane nat, as answers would not come back through this machine:
+  what goes from eth1 to eth1, eth1 to veth0
+
+Routes to pods:
+  10.244.1.0/24 via 10.0.0.101 (node/w1)
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	state.Exposures, state.Hairpins, state.Routes = state.Exposures[:1], nil, nil
+	out.Reset()
+	if err := printPlan(&out, state, nil); err != nil {
+		t.Fatal(err)
+	}
+	if text := out.String(); strings.Contains(text, "DATA PLANE") || strings.Contains(text, "proxy") || strings.Contains(text, "Routes") {
+		t.Errorf("got\n%s", text)
+	}
+}
