@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/netip"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -13,6 +15,44 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/status"
 )
+
+// The example of the documents is what the command prints.
+func TestStatusIsAsTheDocsShow(t *testing.T) {
+	now := time.Now()
+	backend := func(addr, node string, active, total uint64) status.Backend {
+		return status.Backend{
+			Addr: addr, Node: node, State: edge.Up, Weight: 1, Share: 0.5, Active: active, Total: total,
+			Received: 750, Sent: 1_500_000,
+		}
+	}
+	route := func(dst, via, node string) edge.Route {
+		return edge.Route{Dst: netip.MustParsePrefix(dst), Via: netip.MustParseAddr(via), Why: "node/" + node}
+	}
+	s := status.Status{
+		Version: "v1", StartedAt: now.Add(-53 * time.Hour), Ready: true,
+		Config:    status.Config{Files: []string{"gatehouse.yaml"}, LoadedAt: now.Add(-53 * time.Hour), Current: true},
+		Cluster:   &status.Cluster{Synced: true, Services: 2, Nodes: 3},
+		Conntrack: &status.Conntrack{Entries: 240, Max: 262144},
+		Routes:    []edge.Route{route("10.244.1.0/24", "10.0.0.101", "w1"), route("10.244.2.0/24", "10.0.0.102", "w2")},
+		Frontends: []status.Frontend{{
+			Name: "shop/web:80", Zone: "home", DataPlane: edge.DataPlaneNAT, Protocol: edge.TCP, Listen: "@eth1:80",
+			Traffic:  status.Traffic{Accepted: 120, Active: 12, Received: 1500, Sent: 3_000_000},
+			Backends: []status.Backend{backend("10.244.1.7:8080", "w1", 7, 61), backend("10.244.2.7:8080", "w2", 5, 59)},
+		}, {
+			Name: "git", Zone: "internet", DataPlane: edge.DataPlaneProxy, Protocol: edge.TCP, Listen: "@veth0:443",
+			Traffic:  status.Traffic{Accepted: 7, Active: 2, Received: 10, Sent: 999, Failures: map[string]uint64{"no_backend": 4}},
+			Backends: []status.Backend{{Addr: "10.0.0.7:443", State: edge.Down, Error: "connection refused", Weight: 1, Share: 1, Active: 2, Total: 3}},
+		}},
+	}
+	var out strings.Builder
+	if err := printStatus(&out, s, now, false); err != nil {
+		t.Fatal(err)
+	}
+	text := documents(t)[filepath.Join("..", "..", "docs", "commands.md")]
+	if !strings.Contains(text, "$ gatehouse status -c gatehouse.yaml\n"+out.String()+"```") {
+		t.Errorf("docs/commands.md does not show what is printed:\n%s", out.String())
+	}
+}
 
 // Colours are only that: columns are where they are without.
 func TestStatusInColourIsTheSame(t *testing.T) {
