@@ -105,6 +105,19 @@ func TestWatchDrawsOverTheLastPicture(t *testing.T) {
 	}
 }
 
+// It may come while the daemon is asked.
+func TestWatchEndsWellWithCtrlC(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var out bytes.Buffer
+	err := repeat(ctx, &out, false, "---\n", func(ctx context.Context, _ io.Writer) error {
+		cancel()
+		return ctx.Err()
+	})
+	if err != nil || out.Len() > 0 {
+		t.Errorf("got %q %v, want nothing", out.String(), err)
+	}
+}
+
 func TestSilenceSaysHowLongWasWaited(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0") // takes connections, and says nothing
 	if err != nil {
