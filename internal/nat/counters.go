@@ -110,7 +110,7 @@ func (k kernel) counted(visit func(set, what string, d edge.Door, backend netip.
 	for _, p := range protocols {
 		for _, v := range versions {
 			for _, what := range []string{connections, toBackends, toClients} {
-				set := counted(p.word, v.number, what)
+				set := of(p.word, v.number, what)
 				elements, err := k.elements(set)
 				if err != nil {
 					return err

@@ -68,19 +68,22 @@ func merged[K comparable](x, y map[K]bool) map[K]bool {
 func rowStep(d edge.Door, have, want row) step {
 	key := doorKey(d)
 	ways := []struct {
-		version    string
-		have, want way
-	}{{"4", have.v4, want.v4}, {"6", have.v6, want.v6}}
+		version, backends string
+		have, want        way
+	}{
+		{"4", of(wordOf(d.Protocol), 4, backends), have.v4, want.v4},
+		{"6", of(wordOf(d.Protocol), 6, backends), have.v6, want.v6},
+	}
 	var s step
 	for _, w := range ways {
 		s.remove(doors+w.version, key, verdict("goto", w.have.chain), verdict("goto", w.want.chain))
 	}
 	for _, w := range ways {
 		for i := range max(len(w.have.slots), len(w.want.slots)) {
-			slot := append(slices.Clip(key), strconv.Itoa(i))
+			slot := []string{key[0], key[2], strconv.Itoa(i)}
 			before, after := slotValue(w.have.slots, i), slotValue(w.want.slots, i)
-			s.remove(backends+w.version, slot, before, after)
-			s.add(backends+w.version, slot, before, after)
+			s.remove(w.backends, slot, before, after)
+			s.add(w.backends, slot, before, after)
 		}
 	}
 	for _, change := range []struct {
@@ -183,8 +186,11 @@ func addSteps(tx *knftables.Transaction, steps []step) {
 	}
 }
 
+// wordOf is nft's for a protocol.
+func wordOf(protocol edge.Protocol) string { return strings.ToLower(string(protocol)) }
+
 func doorKey(d edge.Door) []string {
-	return []string{strconv.Quote(d.Listen.Device), strings.ToLower(string(d.Protocol)), strconv.Itoa(int(d.Listen.Port))}
+	return []string{strconv.Quote(d.Listen.Device), wordOf(d.Protocol), strconv.Itoa(int(d.Listen.Port))}
 }
 
 func verdict(word, chain string) []string {

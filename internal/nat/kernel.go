@@ -235,18 +235,6 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 				way(at(d)).chain, err = decodeVerdict(e.Val)
 				return err
 			}),
-			each(backends+version, func(d edge.Door, e element) error {
-				slot, backend, err := decodeSlot(e, v.bytes)
-				if err != nil {
-					return err
-				}
-				w := way(at(d))
-				if missing := slot + 1 - len(w.slots); missing > 0 {
-					w.slots = append(w.slots, make([]netip.AddrPort, missing)...)
-				}
-				w.slots[slot] = backend
-				return nil
-			}),
 			each(sources+version, func(d edge.Door, e element) error {
 				prefix, err := decodePrefix(e, v.bytes)
 				at(d).sources = append(at(d).sources, prefix)
@@ -255,6 +243,28 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 		} {
 			if err != nil {
 				return nil, nil, err
+			}
+		}
+	}
+	for _, p := range protocols {
+		for _, v := range versions {
+			elements, err := k.elements(of(p.word, v.number, backends))
+			if err != nil {
+				return nil, nil, err
+			}
+			for _, e := range elements {
+				door, slot, backend, err := decodeSlot(p.protocol, e, v.bytes)
+				if err != nil {
+					return nil, nil, err
+				}
+				w := &at(door).v4
+				if v.number == 6 {
+					w = &at(door).v6
+				}
+				if missing := slot + 1 - len(w.slots); missing > 0 {
+					w.slots = append(w.slots, make([]netip.AddrPort, missing)...)
+				}
+				w.slots[slot] = backend
 			}
 		}
 	}
@@ -343,15 +353,18 @@ func decodeVerdict(b []byte) (string, error) {
 	return "", errLayout
 }
 
-func decodeSlot(e element, addrBytes int) (int, netip.AddrPort, error) {
-	if len(e.rest) != partBytes || len(e.Val) != addrBytes+partBytes {
-		return 0, netip.AddrPort{}, errLayout
+// decodeSlot takes apart an element of a map of backends: the interface, the port
+// and the slot.
+func decodeSlot(protocol edge.Protocol, e nftables.SetElement, addrBytes int) (edge.Door, int, netip.AddrPort, error) {
+	if len(e.Key) != nameBytes+2*partBytes || len(e.Val) != addrBytes+partBytes {
+		return edge.Door{}, 0, netip.AddrPort{}, errLayout
 	}
-	slot := binary.NativeEndian.Uint32(e.rest)
+	slot := binary.NativeEndian.Uint32(e.Key[nameBytes+partBytes:])
 	if slot >= mostSlots {
-		return 0, netip.AddrPort{}, errLayout
+		return edge.Door{}, 0, netip.AddrPort{}, errLayout
 	}
-	return int(slot), decodeAddrPort(e.Val, addrBytes), nil
+	door := edge.Door{Protocol: protocol, Listen: edge.Listen{Device: decodeName(e.Key), Port: binary.BigEndian.Uint16(e.Key[nameBytes:])}}
+	return door, int(slot), decodeAddrPort(e.Val, addrBytes), nil
 }
 
 // decodeAddrPort decodes an address and the port behind it, from a slice that is

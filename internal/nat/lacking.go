@@ -33,11 +33,11 @@ var features = []struct{ what, needs, rules string }{
 		set s { typeof iifname . meta l4proto . th dport . ip saddr; flags interval; elements = { "lo" . tcp . 80 . 192.0.2.0/24 }; }
 		chain c { type nat hook prerouting priority -110; iifname . meta l4proto . th dport . ip saddr @s return; }`},
 	{"backends from a map, by a random number (numgen)", "Linux 5.2 with nft_numgen, nftables 0.9.4", `
-		map m { typeof iifname . meta l4proto . th dport . numgen random mod 2 : ip daddr . tcp dport; }
-		chain c { type nat hook prerouting priority -110; dnat ip to iifname . meta l4proto . th dport . numgen random mod 2 map @m; }`},
+		map m { typeof iifname . tcp dport . numgen random mod 2 : ip daddr . tcp dport; }
+		chain c { type nat hook prerouting priority -110; dnat ip to iifname . tcp dport . numgen random mod 2 map @m; }`},
 	{"backends from a map, by a hash of the client (jhash)", "Linux 5.2 with nft_hash, nftables 0.9.4", `
-		map m { typeof iifname . meta l4proto . th dport . numgen random mod 2 : ip6 daddr . tcp dport; }
-		chain c { type nat hook prerouting priority -110; dnat ip6 to iifname . meta l4proto . th dport . jhash @nh,64,64 mod 2 seed 0x1 map @m; }`},
+		map m { typeof iifname . udp dport . numgen random mod 2 : ip6 daddr . udp dport; }
+		chain c { type nat hook prerouting priority -110; dnat ip6 to iifname . udp dport . jhash @nh,64,64 mod 2 seed 0x1 map @m; }`},
 	{"whether an address is this machine's (fib)", "Linux 4.10 with nft_fib_inet", `
 		chain c { type nat hook prerouting priority -110; fib daddr type local accept; }`},
 	{"verdicts from a map", "Linux 3.18, nftables 0.9.4", `
@@ -91,7 +91,9 @@ func Lacking(ctx context.Context) ([]Lack, error) {
 	for _, o := range layout() {
 		tx.Add(o)
 	}
-	addChains(tx, []string{"affinity4-251", "affinity6-251", "random4-2", "random6-2", "remember-1s", "source4-251", "source6-251"})
+	addChains(tx, []string{
+		"remember-1s", "sctp6-random-2", "tcp4-affinity-251", "tcp4-random-2", "tcp4-source-251", "udp6-affinity-251", "udp6-random-2", "udp6-source-251",
+	})
 	if err := checker.Check(ctx, tx); err != nil {
 		return []Lack{{What: nft.Explain(err).Error(), Needs: "nftables 1.0.6"}}, nil
 	}

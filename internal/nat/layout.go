@@ -18,7 +18,6 @@ import (
 // ends in a number is of that IP version.
 const (
 	doors       = "doors"       // to the chain that chooses a backend
-	backends    = "backends"    // by slot
 	frontends   = "frontends"   // every door of ours
 	restricted  = "restricted"  // doors that only sources may use
 	sources     = "sources"     // with the door
@@ -58,8 +57,13 @@ const (
 	toClients   = "to-clients"
 )
 
-// counted is the name of a dynamic set, and of the chain that fills it.
-func counted(protocol string, version int, what string) string {
+// backends are in a map of each protocol and IP version, by door and slot. In one
+// for all protocols, the type of a backend's port would be "th dport", and nft
+// 1.0.6 cannot add rules to a table that has such a map.
+const backends = "backends"
+
+// of names what is of one protocol and IP version: "tcp4-backends".
+func of(protocol string, version int, what string) string {
 	return fmt.Sprintf("%s%d-%s", protocol, version, what)
 }
 
@@ -79,7 +83,9 @@ var layout = sync.OnceValue(func() []knftables.Object {
 // forging them. It is of one example of each chain that is made when needed, too.
 var layoutSum = sync.OnceValue(func() string {
 	objects := fixed()
-	for _, name := range []string{"random4-1", "random6-1", "source4-1", "source6-1", "affinity4-1", "affinity6-1", rememberChain(time.Second)} {
+	for _, name := range []string{
+		"tcp4-random-1", "tcp6-random-1", "tcp4-source-1", "tcp6-source-1", "tcp4-affinity-1", "tcp6-affinity-1", rememberChain(time.Second),
+	} {
 		objects = append(objects, chainObjects(name)...)
 	}
 	tx := knftables.NewFake(family, Table).NewTransaction()
@@ -128,11 +134,16 @@ func fixed() []knftables.Object {
 	for _, v := range versions {
 		l = append(l,
 			&knftables.Map{Name: doors + strconv.Itoa(v.number), Type: doorType + " : verdict"},
-			// The number is that of a slot, of any protocol's backend: with "th dport" nft
-			// 1.0.6 adds no rule to a table that is there already.
-			&knftables.Map{Name: backends + strconv.Itoa(v.number), TypeOf: fmt.Sprintf("%s . numgen random mod 2 : %s daddr . tcp dport", door, v.word)},
 			&knftables.Set{Name: sources + strconv.Itoa(v.number), TypeOf: fmt.Sprintf("%s . %s saddr", door, v.word), Flags: []knftables.SetFlag{knftables.IntervalFlag}},
 		)
+	}
+	for _, p := range protocols {
+		for _, v := range versions {
+			l = append(l, &knftables.Map{
+				Name:   of(p.word, v.number, backends),
+				TypeOf: fmt.Sprintf("iifname . %s dport . numgen random mod 2 : %s daddr . %s dport", p.word, v.word, p.word),
+			})
+		}
 	}
 	for _, name := range []string{frontends, restricted, masqueraded} {
 		l.set(name, doorType)
@@ -156,7 +167,7 @@ func fixed() []knftables.Object {
 	for _, p := range protocols {
 		for _, v := range versions {
 			for _, what := range []string{connections, toBackends, toClients} {
-				l.set(counted(p.word, v.number, what), fmt.Sprintf("iface_index . inet_service . ipv%d_addr . inet_service", v.number), knftables.DynamicFlag)
+				l.set(of(p.word, v.number, what), fmt.Sprintf("iface_index . inet_service . ipv%d_addr . inet_service", v.number), knftables.DynamicFlag)
 			}
 		}
 	}
@@ -205,11 +216,11 @@ func (l *list) forward() {
 	var to []string
 	for _, p := range protocols {
 		for _, v := range versions {
-			name := counted(p.word, v.number, toBackends)
+			name := of(p.word, v.number, toBackends)
 			l.chain(name)
 			l.rule(name, "count", "meta l4proto %s add @%s { iif . ct original proto-dst . %s daddr . th dport counter }", p.word, name, v.word)
 			to = append(to, fmt.Sprintf("original . ipv%d . %s : goto %s", v.number, p.word, name))
-			name = counted(p.word, v.number, toClients)
+			name = of(p.word, v.number, toClients)
 			l.chain(name)
 			l.rule(name, "count", "meta l4proto %s add @%s { oif . ct original proto-dst . %s saddr . th sport counter }", p.word, name, v.word)
 			to = append(to, fmt.Sprintf("reply . ipv%d . %s : goto %s", v.number, p.word, name))
@@ -229,22 +240,22 @@ func (l *list) srcnat() {
 	for _, p := range protocols {
 		name := p.word + "-connection"
 		// nft knows what a port of conntrack is after the protocol only.
-		of := "meta l4proto " + p.word
+		word := "meta l4proto " + p.word
 		l.chain(name)
-		l.rule(name, "no door", "%s %s != @%s return", of, doorCT, frontends)
+		l.rule(name, "no door", "%s %s != @%s return", word, doorCT, frontends)
 		for _, v := range versions {
-			l.rule(name, "count", "%s add @%s { iif . ct original proto-dst . %s daddr . th dport counter }", of, counted(p.word, v.number, connections), v.word)
+			l.rule(name, "count", "%s add @%s { iif . ct original proto-dst . %s daddr . th dport counter }", word, of(p.word, v.number, connections), v.word)
 		}
-		l.rule(name, "remember the client", "%s %s vmap @%s", of, doorCT, remembered)
+		l.rule(name, "remember the client", "%s %s vmap @%s", word, doorCT, remembered)
 		l.rule(name, "in one network", "iifname . oifname @%s masquerade", hairpins)
-		l.rule(name, "as configured", "%s %s @%s masquerade", of, doorCT, masqueraded)
+		l.rule(name, "as configured", "%s %s @%s masquerade", word, doorCT, masqueraded)
 		to = append(to, fmt.Sprintf("%s : goto %s", p.word, name))
 	}
 	l.rule(chain, "not to a backend", "ct status & dnat == 0 return")
 	l.rule(chain, "to a backend", "meta l4proto vmap { %s }", strings.Join(to, ", "))
 }
 
-var madeWhenNeeded = regexp.MustCompile(`^(random|source|affinity)([46])-([1-9][0-9]*)$|^remember-([1-9][0-9]*m?s)$`)
+var madeWhenNeeded = regexp.MustCompile(`^(tcp|udp|sctp)([46])-(random|source|affinity)-([1-9][0-9]*)$|^remember-([1-9][0-9]*m?s)$`)
 
 // rememberChain is the name of the chain that remembers clients for a time.
 func rememberChain(timeout time.Duration) string {
@@ -256,8 +267,8 @@ func rememberChain(timeout time.Duration) string {
 
 // next is the chain that another goes to; empty: none.
 func next(chain string) string {
-	if rest, ok := strings.CutPrefix(chain, "affinity"); ok {
-		return "source" + rest
+	if before, after, ok := strings.Cut(chain, "-affinity-"); ok {
+		return before + "-source-" + after
 	}
 	return ""
 }
@@ -277,7 +288,7 @@ func chainObjects(name string) []knftables.Object {
 		return nil
 	}
 	l := list{&knftables.Chain{Name: name}}
-	kind, version, slots, timeout := m[1], m[2], m[3], m[4]
+	protocol, version, kind, slots, timeout := m[1], m[2], m[3], m[4], m[5]
 	ip, client := "ip", "ip saddr"
 	if version == "6" {
 		// All of a client's /64 is the same client; the rest it makes up.
@@ -285,11 +296,11 @@ func chainObjects(name string) []knftables.Object {
 	}
 	switch kind {
 	case "random":
-		l.rule(name, "by weight", "dnat %s to %s . numgen random mod %s map @%s%s", ip, door, slots, backends, version)
+		l.rule(name, "by weight", "dnat %s to iifname . %s dport . numgen random mod %s map @%s%s-%s", ip, protocol, slots, protocol, version, backends)
 	case "source":
-		l.rule(name, "by client", "dnat %s to %s . jhash %s mod %s seed %#x map @%s%s", ip, door, client, slots, hashSeed, backends, version)
+		l.rule(name, "by client", "dnat %s to iifname . %s dport . jhash %s mod %s seed %#x map @%s%s-%s", ip, protocol, client, slots, hashSeed, protocol, version, backends)
 	case "affinity":
-		key := fmt.Sprintf("iif . meta l4proto . th dport . %s saddr", ip)
+		key := fmt.Sprintf("iif . meta l4proto . %s dport . %s saddr", protocol, ip)
 		if version == "4" {
 			l.rule(name, "as the last time", "dnat ip to %s map @%s4", key, affinity)
 		} else {

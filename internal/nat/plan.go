@@ -96,7 +96,7 @@ func (a *Applier) plan(s State) *content {
 		if before, ok := a.specs[f.Door]; ok && before.equal(spec) && a.want != nil {
 			want.rows[f.Door] = a.want.rows[f.Door]
 		} else {
-			want.rows[f.Door] = rowOf(spec)
+			want.rows[f.Door] = rowOf(f.Protocol, spec)
 		}
 	}
 	for _, row := range want.rows {
@@ -136,7 +136,7 @@ func specOf(f *edge.Frontend) spec {
 	return s
 }
 
-func rowOf(s spec) row {
+func rowOf(protocol edge.Protocol, s spec) row {
 	r := row{open: true, restricted: s.restricted, sources: s.sources, masqueraded: s.masqueraded}
 	var v4, v6 []maglev.Backend
 	for _, b := range s.backends {
@@ -146,7 +146,8 @@ func rowOf(s spec) row {
 			v6 = append(v6, b)
 		}
 	}
-	r.v4, r.v6 = s.way(v4, 4), s.way(v6, 6)
+	word := wordOf(protocol)
+	r.v4, r.v6 = s.way(v4, word, 4), s.way(v6, word, 6)
 	if s.affinity > 0 && len(s.backends) > 0 {
 		r.remember = rememberChain(s.affinity)
 	}
@@ -155,13 +156,13 @@ func rowOf(s spec) row {
 
 // way leads clients of an IP version to the backends, which are of that version
 // too: the kernel does not translate between them.
-func (s spec) way(backends []maglev.Backend, version int) way {
+func (s spec) way(backends []maglev.Backend, protocol string, version int) way {
 	if len(backends) == 0 {
 		return way{}
 	}
 	if !s.source || len(backends) == 1 {
 		slots := randomTable(backends)
-		return way{chain: fmt.Sprintf("random%d-%d", version, len(slots)), slots: slots}
+		return way{chain: of(protocol, version, fmt.Sprintf("random-%d", len(slots))), slots: slots}
 	}
 	size := maglev.Size(len(backends))
 	slots := make([]netip.AddrPort, 0, size)
@@ -172,7 +173,7 @@ func (s spec) way(backends []maglev.Backend, version int) way {
 	if s.affinity > 0 {
 		kind = "affinity"
 	}
-	return way{chain: fmt.Sprintf("%s%d-%d", kind, version, size), slots: slots}
+	return way{chain: of(protocol, version, fmt.Sprintf("%s-%d", kind, size)), slots: slots}
 }
 
 // randomTable gives each backend slots for its weight: as few as that can be
