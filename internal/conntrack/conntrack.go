@@ -91,7 +91,9 @@ type Filter struct {
 //	DNAT              10,000   40 ms         125 ms
 //	DNAT, Unreplied    1,000   15 ms         115 ms
 //
-// With no entries at all it takes 4 ms.
+// With no entries at all it takes 4 ms. The CPU that the kernel does it on
+// handles no packets until it has 32 KB to hand over, which a filter makes rare:
+// do not list without a reason.
 func List(ctx context.Context, f Filter) ([]Flow, error) {
 	return list(ctx, f, listRequest(f))
 }
@@ -137,7 +139,7 @@ func (f Filter) wants(flow *Flow) bool {
 // Where one has gone since, and its client has come again and been sent to
 // another backend, that entry stays.
 //
-// 10,000 of 100,000 entries are deleted in 40 ms.
+// 10,000 of 100,000 entries are deleted in 25 to 50 ms.
 func Delete(ctx context.Context, flows []Flow) (deleted int, err error) {
 	if len(flows) == 0 {
 		return 0, nil
