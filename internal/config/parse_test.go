@@ -552,7 +552,7 @@ func isCanonical(t *testing.T, f *Frontend) {
 	}
 	if f.DataPlane == edge.DataPlaneNAT {
 		relayed := f.Hostnames != nil || f.AcceptProxyProtocol != nil || f.Transparent || f.SendProxyProtocol != edge.ProxyProtocolNone || f.Balance == edge.BalanceLeastConnections
-		if relayed || f.Terms.MaxRatePerClient != (edge.Rate{}) || f.Listen != nil && (f.Listen.Device == "" || f.Listen.Host != "") {
+		if relayed || f.MaxRatePerClient != (edge.Rate{}) || f.Listen != nil && (f.Listen.Device == "" || f.Listen.Host != "") {
 			t.Fatalf("%s is the kernel's: %+v", f.Name, f)
 		}
 	} else if f.DataPlane != edge.DataPlaneProxy || f.Protocol == edge.SCTP || f.Masquerade {

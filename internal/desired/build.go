@@ -104,18 +104,18 @@ type PodShare struct {
 }
 
 type builder struct {
-	in       Inputs
-	zones    map[string]*edge.Zone
-	devices  map[string]edge.Interface
-	own      map[netip.Addr]bool // this machine's addresses
-	doors    map[doorKey][]*door
-	nodes    map[string]*edge.Node
-	state    State
-	problems []edge.Problem
-	probes   map[edge.Probe]bool
-	// What the rows of data plane nat are open on.
-	natDevices map[string]bool
-	routes     map[netip.Prefix]edge.Route
+	in          Inputs
+	zones       map[string]*edge.Zone
+	devices     map[string]edge.Interface
+	own         map[netip.Addr]bool // this machine's addresses
+	doors       map[doorKey][]*door
+	nodes       map[string]*edge.Node
+	state       State
+	problems    []edge.Problem
+	probes      map[edge.Probe]bool
+	natDevices  map[string]bool      // on which rows of data plane nat are open
+	podNetworks map[netip.Prefix]int // how many nodes have it
+	routes      map[netip.Prefix]edge.Route
 }
 
 // Build decides what should be. The problems are sorted by position and object.
@@ -129,8 +129,9 @@ func Build(in Inputs) (State, []edge.Problem) {
 		nodes:   map[string]*edge.Node{},
 		probes:  map[edge.Probe]bool{},
 
-		natDevices: map[string]bool{},
-		routes:     map[netip.Prefix]edge.Route{},
+		natDevices:  map[string]bool{},
+		podNetworks: map[netip.Prefix]int{},
+		routes:      map[netip.Prefix]edge.Route{},
 	}
 	for _, i := range in.Interfaces {
 		b.devices[i.Name] = i
@@ -144,7 +145,11 @@ func Build(in Inputs) (State, []edge.Problem) {
 	}
 	if in.Cluster != nil {
 		for i := range in.Cluster.Nodes {
-			b.nodes[in.Cluster.Nodes[i].Name] = &in.Cluster.Nodes[i]
+			n := &in.Cluster.Nodes[i]
+			b.nodes[n.Name] = n
+			for _, p := range n.PodCIDRs {
+				b.podNetworks[p.Masked()]++
+			}
 		}
 	}
 	b.checkZones()

@@ -11,7 +11,8 @@ import (
 )
 
 // ofKernel leaves of terms what the kernel keeps. The rest are the relay's
-// defaults: what somebody asked for has been refused, or is noted.
+// defaults, or transparent, which asks for what the backends see anyway: what
+// else somebody asked for has been refused, or is noted.
 func ofKernel(t edge.Terms) edge.Terms {
 	return edge.Terms{
 		DrainTimeout: t.DrainTimeout, Balance: t.Balance, AffinityTimeout: t.AffinityTimeout, SendProxyProtocol: edge.ProxyProtocolNone,
@@ -44,8 +45,6 @@ func (r *request) byKernel(s *edge.Service) refusal {
 			fmt.Sprintf("annotation %s: proxy, or remove annotation %s", annDataPlane, relayed.name),
 		}
 	}
-	// The client's own address is what transparent asks for.
-	r.terms.Transparent = false
 	if r.terms.Balance == edge.BalanceLeastConnections {
 		r.terms.Balance = edge.BalanceRandom
 	}
@@ -342,9 +341,7 @@ func (b *builder) routesTo(row *Exposure) {
 		if route, why := b.routeTo(e); why != "" {
 			unknown = append(unknown, why)
 		} else if route.Dst.IsValid() {
-			if first, ok := b.routes[route.Dst]; !ok || route.Why < first.Why {
-				b.routes[route.Dst] = route
-			}
+			b.routes[route.Dst] = route
 		}
 	}
 	if len(unknown) > 0 {
@@ -373,6 +370,9 @@ func (b *builder) routeTo(e edge.Endpoint) (_ edge.Route, unknown string) {
 		return edge.Route{}, fmt.Sprintf("pod %s is in no pod network of its node %s", addr, n.Name)
 	}
 	dst := n.PodCIDRs[i].Masked()
+	if b.podNetworks[dst] > 1 {
+		return edge.Route{}, fmt.Sprintf("pod network %s of node %s is that of another node, too", dst, n.Name)
+	}
 	for _, d := range b.in.Interfaces {
 		if slices.ContainsFunc(d.Addrs, dst.Overlaps) {
 			return edge.Route{}, fmt.Sprintf("pod network %s of node %s overlaps with the network of %s", dst, n.Name, d.Name)

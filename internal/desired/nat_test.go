@@ -76,7 +76,7 @@ func TestScenariosOfTheKernel(t *testing.T) {
 				f.DataPlane, f.Terms = edge.DataPlaneNAT, config.DefaultTerms
 				return f
 			}
-			always, listen, here := nat("always", 82, 22, "10.0.0.7:80"), nat("listen", 0, 23, "10.0.0.7:80", "10.11.12.9:80"), nat("here", 84, 24, "10.0.0.1:80")
+			always, listen, here := nat("always", 82, 22, "10.0.0.7:80"), nat("listen", 0, 23, "10.0.0.7:80", "10.11.12.9:80"), nat("here", 84, 24, "10.0.0.1:80", "10.11.12.32:8080")
 			always.Masquerade = true
 			listen.Zones, listen.Listen = nil, &config.Listen{Device: "eth1", Port: 83}
 			lo, sctp := nat("loopback", 85, 25), nat("sctp", 80, 26, "10.0.0.7:2905")
@@ -164,7 +164,7 @@ func TestScenariosOfTheKernel(t *testing.T) {
 		},
 		"nat-same-side": func(in *Inputs) {
 			onNAT(in)
-			in.Config.Zones[2].Interfaces = []string{"eth0"}
+			in.Interfaces = append(in.Interfaces, device("vip0", "10.0.0.5/32")) // is in no network
 			toCluster := annotate("zones", "cluster")
 			sticky := func(s *edge.Service) { s.AffinityTimeout = time.Hour }
 			in.Cluster.Services = []edge.Service{
@@ -241,6 +241,18 @@ func TestScenariosOfTheKernel(t *testing.T) {
 				}))
 			}
 		},
+		"pod-routes-to-what-ends": func(in *Inputs) {
+			in.Config.Kubernetes.PodRoutes = true
+			podNetworks(in)
+			in.Cluster.Services = []edge.Service{service("shop/web", 9, annotate("target", "pod"), ending("w1"), func(s *edge.Service) { s.Endpoints[1].Ready, s.Endpoints[2].Ready = false, false })}
+		},
+		"pod-routes-to-two-nodes": func(in *Inputs) {
+			in.Config.Kubernetes.PodRoutes = true
+			podNetworks(in)
+			in.Cluster.Nodes[0].PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+			in.Cluster.Nodes[1].PodCIDRs = in.Cluster.Nodes[0].PodCIDRs
+			in.Cluster.Services = []edge.Service{service("shop/web", 9, annotate("target", "pod"))}
+		},
 		"no-pod-routes": func(in *Inputs) {
 			podNetworks(in)
 			in.Cluster.Services = []edge.Service{service("shop/web", 9, annotate("target", "pod")), service("shop/odd", 8, at(81), annotate("target", "pod"), func(s *edge.Service) { s.Endpoints[0].Node = "" })}
@@ -306,7 +318,8 @@ func TestTermsOfTheKernel(t *testing.T) {
 	in := site()
 	onNAT(&in)
 	in.Config.Kubernetes.Terms = config.DefaultTerms
-	in.Config.Kubernetes.Terms.DrainTimeout, in.Config.Kubernetes.Terms.CloseWhenDown, in.Config.Kubernetes.Terms.RefuseWhenDown = time.Minute, true, true
+	k := in.Config.Kubernetes
+	k.DrainTimeout, k.CloseWhenDown, k.RefuseWhenDown = time.Minute, true, true
 	in.Cluster.Services = []edge.Service{service("shop/web", 0, annotate("idle-timeout", "1m"), func(s *edge.Service) { s.AffinityTimeout = time.Hour })}
 	state, _ := Build(in)
 	want := edge.Terms{
