@@ -187,14 +187,30 @@ func rulesOfAPacket(ctx context.Context, st *stage, target netip.AddrPort) (firs
 	if err != nil {
 		return 0, 0, err
 	}
-	monitor.stderr.limit = 64 << 10
-	if err := pause(ctx, 300*time.Millisecond); err != nil {
-		return 0, 0, err
+	monitor.stderr.grow(1 << 20)
+	connect := func() error {
+		if err := st.in(clientHost, func() error { return load.Try(target) }); err != nil {
+			return err
+		}
+		return pause(ctx, 200*time.Millisecond)
 	}
-	if err := st.in(clientHost, func() error { return load.Try(target) }); err != nil {
-		return 0, 0, err
+	// It first reads all rules that there are.
+	for deadline := time.Now().Add(20 * time.Second); monitor.stderr.String() == ""; {
+		if err := connect(); err != nil {
+			return 0, 0, err
+		}
+		if time.Now().After(deadline) {
+			return 0, 0, errors.New("nft monitor traces nothing")
+		}
 	}
-	if err := pause(ctx, 300*time.Millisecond); err != nil {
+	for text := ""; text != monitor.stderr.String(); {
+		text = monitor.stderr.String()
+		if err := pause(ctx, 300*time.Millisecond); err != nil {
+			return 0, 0, err
+		}
+	}
+	before := len(monitor.stderr.String())
+	if err := connect(); err != nil {
 		return 0, 0, err
 	}
 	monitor.stop()
@@ -210,9 +226,10 @@ func rulesOfAPacket(ctx context.Context, st *stage, target netip.AddrPort) (firs
 	if err != nil {
 		return 0, 0, err
 	}
-	counts := compared(monitor.stderr.String(), rulesByChain(chains))
+	trace := monitor.stderr.String()[before:]
+	counts := compared(trace, rulesByChain(chains))
 	if len(counts) < 2 {
-		return 0, 0, fmt.Errorf("traced %d packets of a connection: %s", len(counts), monitor.stderr.String())
+		return 0, 0, fmt.Errorf("traced %d packets of a connection: %s", len(counts), trace)
 	}
 	return float64(counts[0]), float64(counts[len(counts)-1]), nil
 }

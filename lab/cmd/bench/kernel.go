@@ -90,10 +90,17 @@ func gatehouseNAT(name, bin string, frontends int) (contender, error) {
 	}
 	if frontends > 1 {
 		c.Name += fmt.Sprintf("-%d", frontends)
-		c.Label += fmt.Sprintf(", %d,%03d", frontends/1000, frontends%1000)
+		c.Label += ", " + thousands(frontends)
 		c.columns = sizeColumns
 	}
 	return c, nil
+}
+
+func thousands(n int) string {
+	if n < 1000 {
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%d,%03d", n/1000, n%1000)
 }
 
 const natFile = "gatehouse.yaml"

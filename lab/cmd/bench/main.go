@@ -493,13 +493,19 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 			return sample, err
 		}
 	}
+	if sc.proxy != nil && c.Kernel {
+		// The kernel has the rules before the program has done all that there is to do when it starts.
+		if _, err := rest(ctx, sc.proxy); err != nil {
+			return sample, err
+		}
+	}
 	if sc.client, err = s.startClient(st, self, l.Options, targets, clientFile); err != nil {
 		return sample, err
 	}
 	if l.Mode == load.Idle {
 		err = s.idleRun(ctx, sc, c.idleConns(s.idle), &sample)
 	} else {
-		err = s.trafficRun(ctx, sc, col, c.Kernel, &sample)
+		err = s.trafficRun(ctx, sc, col, &sample)
 	}
 	if err != nil {
 		return sample, err
@@ -558,8 +564,7 @@ func (sc *scene) families() {
 	}
 }
 
-// trafficRun measures a window. What a program uses whose packets the kernel moves counts as the rest: it is not for them.
-func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, kernel bool, sample *report.Sample) error {
+func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, sample *report.Sample) error {
 	if err := pause(ctx, s.warm); err != nil {
 		return err
 	}
@@ -588,7 +593,7 @@ func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, k
 	if ops > 0 {
 		v[report.Client] = float64(b.clientCPU-a.clientCPU) / ops / float64(perOp)
 		v[report.Backend] = float64(b.back-a.back) / ops / float64(perOp)
-		if sc.proxy != nil && !kernel {
+		if sc.proxy != nil {
 			v[report.CPU] = float64(b.proxy-a.proxy) / ops / float64(perOp)
 		}
 	} else {
@@ -602,17 +607,14 @@ func (s settings) trafficRun(ctx context.Context, sc scene, col report.Column, k
 		available := seconds * float64(runtime.NumCPU()) * 1e9
 		idle := (b.machine.idle - a.machine.idle) / all
 		busy := (1 - idle) * available
-		known := b.clientCPU - a.clientCPU + b.back - a.back
-		if !kernel {
-			known += b.proxy - a.proxy
-		}
-		rest := max(busy-float64(known), 0)
+		known := float64(b.clientCPU - a.clientCPU + b.proxy - a.proxy + b.back - a.back)
+		rest := max(busy-known, 0)
 		v[report.IdleShare] = idle * 100
 		v[report.RestShare] = rest / available * 100
 		v[report.Softirq] = (b.machine.softirq - a.machine.softirq) / all * 100
 		if ops > 0 {
 			v[report.Rest] = rest / ops / float64(perOp)
-			v[report.Busy] = max(busy, float64(known)) / ops / float64(perOp)
+			v[report.Busy] = max(busy, known) / ops / float64(perOp)
 		}
 	}
 	if strings.HasPrefix(col.Name, "udp") && ops > 0 {
