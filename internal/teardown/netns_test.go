@@ -155,7 +155,7 @@ func TestNetnsNothingIsLeft(t *testing.T) {
 
 		removed, err := Run(t.Context(), delivery)
 		want := []string{
-			"nftables table inet gatehouse, which had TCP @eth1:80, UDP @eth1:53", "3 connections that the kernel followed", "routes to pods",
+			"nftables table inet gatehouse, which had UDP @eth1:53, TCP @eth1:80", "3 connections that the kernel followed", "routes to pods",
 			"nftables table inet gatehouse-transparent", "rules and routes of transparent relaying",
 		}
 		if err != nil || !slices.Equal(removed, want) {
