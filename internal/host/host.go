@@ -9,7 +9,8 @@
 //		...
 //	}
 //
-// It owns the routing rules and routes of a Delivery, and changes nothing else.
+// It owns the routing rules and routes of a Delivery and the routes to pods
+// (Routes), known by their protocol number, and changes nothing else.
 package host
 
 import (

@@ -213,7 +213,7 @@ func compareBool(a, b bool) int {
 func othersLeadTo(dst netip.Prefix) bool {
 	routes, err := netlink.RouteGetWithOptions(dst.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
 	return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool {
-		if r.Dst == nil || r.Protocol == protocol || r.Type != unix.RTN_UNICAST {
+		if r.Dst == nil || r.Protocol == protocol {
 			return false
 		}
 		bits, _ := r.Dst.Mask.Size()
