@@ -179,10 +179,8 @@ func routesOf(family, table int) (routes entries, err error) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range list {
-		if r.Protocol == protocol {
-			r.Family = family
-			routes = append(routes, entry{route: &r})
-		}
+		r.Family = family
+		routes = append(routes, entry{route: &r})
 	}
 	return routes, nil
 }
