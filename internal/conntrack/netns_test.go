@@ -159,8 +159,9 @@ func TestNetnsUDPIsFreedFromADeadBackend(t *testing.T) {
 			}
 			// The entry that is there now is of the same client, and is not the one
 			// that was meant. It may have its ID.
-			deleted(t, stuck, 0)
 			f = listed(t, Filter{DNAT: true, Protocol: edge.UDP})[0]
+			stuck[0].ID = f.ID
+			deleted(t, stuck, 0)
 			if want := netip.MustParseAddrPort(backends[1]); f.Backend != want || !f.Replied {
 				t.Errorf("the flow is now %+v", f)
 			}
