@@ -38,7 +38,7 @@ func TestLabEveryContenderIsMeasuredWithoutErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	r, err := s.measure(ctx)
 	if err != nil {
