@@ -426,14 +426,10 @@ func forgetClients(rows map[edge.Door]row) error {
 		return err
 	}
 	serving := map[edge.Door][]netip.AddrPort{}
-	serves := func(key []byte, backend netip.AddrPort) bool {
-		if len(key) < 3*partBytes {
-			return false
-		}
-		protocol, err := decodeProtocol(key[partBytes])
+	serves := func(protocol edge.Protocol, key []byte, backend netip.AddrPort) bool {
 		device, there := names[binary.NativeEndian.Uint32(key)]
-		door := edge.Door{Protocol: protocol, Listen: edge.Listen{Device: device, Port: binary.BigEndian.Uint16(key[2*partBytes:])}}
-		if err != nil || !there || !rows[door].remembers() {
+		door := edge.Door{Protocol: protocol, Listen: edge.Listen{Device: device, Port: binary.BigEndian.Uint16(key[partBytes:])}}
+		if !there || !rows[door].remembers() {
 			return false
 		}
 		if _, ok := serving[door]; !ok {
@@ -444,34 +440,40 @@ func forgetClients(rows map[edge.Door]row) error {
 	}
 	return k.remove(func() (map[string][]nftables.SetElement, error) {
 		stale := map[string][]nftables.SetElement{}
-		v4, err4 := k.elements(affinity + "4")
-		v6, err6 := k.elements(affinity + "6")
-		ports, errPort := k.elements(affinityPort)
-		for _, e := range v4 {
-			if len(e.Val) != 8 || !serves(e.Key, decodeAddrPort(e.Val, 4)) {
-				stale[affinity+"4"] = append(stale[affinity+"4"], e)
+		for _, p := range protocols {
+			set4, set6, setPort := of(p.word, 4, affinity), of(p.word, 6, affinity), of(p.word, 6, affinityPort)
+			v4, err4 := k.elements(set4)
+			v6, err6 := k.elements(set6)
+			ports, errPort := k.elements(setPort)
+			if err := errors.Join(err4, err6, errPort); err != nil {
+				return nil, err
+			}
+			for _, e := range v4 {
+				if len(e.Key) < 2*partBytes || len(e.Val) != 4+partBytes || !serves(p.protocol, e.Key, decodeAddrPort(e.Val, 4)) {
+					stale[set4] = append(stale[set4], e)
+				}
+			}
+			// A backend of IPv6 is in two maps, by the same key.
+			addrs := map[string][]byte{}
+			for _, e := range v6 {
+				addrs[string(e.Key)] = e.Val
+			}
+			sound := map[string]bool{}
+			for _, e := range ports {
+				addr := addrs[string(e.Key)]
+				if len(e.Key) >= 2*partBytes && len(addr) == 16 && len(e.Val) >= 2 && serves(p.protocol, e.Key, decodeAddrPort(slices.Concat(addr, e.Val), 16)) {
+					sound[string(e.Key)] = true
+				} else {
+					stale[setPort] = append(stale[setPort], e)
+				}
+			}
+			for _, e := range v6 {
+				if !sound[string(e.Key)] {
+					stale[set6] = append(stale[set6], e)
+				}
 			}
 		}
-		// A backend of IPv6 is in two maps, by the same key.
-		addrs := map[string][]byte{}
-		for _, e := range v6 {
-			addrs[string(e.Key)] = e.Val
-		}
-		sound := map[string]bool{}
-		for _, e := range ports {
-			addr := addrs[string(e.Key)]
-			if len(addr) == 16 && len(e.Val) >= 2 && serves(e.Key, decodeAddrPort(slices.Concat(addr, e.Val), 16)) {
-				sound[string(e.Key)] = true
-			} else {
-				stale[affinityPort] = append(stale[affinityPort], e)
-			}
-		}
-		for _, e := range v6 {
-			if !sound[string(e.Key)] {
-				stale[affinity+"6"] = append(stale[affinity+"6"], e)
-			}
-		}
-		return stale, errors.Join(err4, err6, errPort)
+		return stale, nil
 	})
 }
 

@@ -53,9 +53,9 @@ var features = []struct{ what, needs, rules string }{
 		set s { type iface_index . inet_service . ipv6_addr . inet_service; flags dynamic; }
 		chain c { type filter hook forward priority -10; meta l4proto sctp add @s { oif . ct original proto-dst . ip6 saddr . th sport counter }; }`},
 	{"maps that packets add to", "Linux 4.3, nftables 0.9.4", `
-		map m { type iface_index . inet_proto . inet_service . ipv4_addr : ipv4_addr . inet_service; flags dynamic,timeout; size 16; }
-		chain c { type nat hook postrouting priority 90; meta l4proto tcp update @m { iif . meta l4proto . ct original proto-dst . ip saddr timeout 1s : ip daddr . th dport }; }
-		chain d { type nat hook prerouting priority -110; dnat ip to iif . meta l4proto . th dport . ip saddr map @m; }`},
+		map m { typeof iif . tcp dport . ip saddr : ip daddr . tcp dport; flags dynamic,timeout; size 16; }
+		chain c { type nat hook postrouting priority 90; meta l4proto tcp update @m { iif . ct original proto-dst . ip saddr timeout 1s : ip daddr . th dport }; }
+		chain d { type nat hook prerouting priority -110; dnat ip to iif . tcp dport . ip saddr map @m; }`},
 	{"refusing packets (reject)", "Linux 3.18 with nft_reject_inet", `
 		chain c { type filter hook input priority -10; meta l4proto tcp reject with tcp reset; meta l4proto udp reject with icmpx port-unreachable; }`},
 }
@@ -92,7 +92,7 @@ func Lacking(ctx context.Context) ([]Lack, error) {
 		tx.Add(o)
 	}
 	addChains(tx, []string{
-		"remember-1s", "sctp6-random-2", "tcp4-affinity-251", "tcp4-random-2", "tcp4-source-251", "udp6-affinity-251", "udp6-random-2", "udp6-source-251",
+		"sctp6-random-2", "tcp-remember-1s", "tcp4-affinity-251", "tcp4-random-2", "tcp4-source-251", "udp6-affinity-251", "udp6-random-2", "udp6-source-251",
 	})
 	if err := checker.Check(ctx, tx); err != nil {
 		return []Lack{{What: nft.Explain(err).Error(), Needs: "nftables 1.0.6"}}, nil

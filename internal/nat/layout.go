@@ -24,10 +24,6 @@ const (
 	hairpins    = "hairpins"    // pairs of interfaces
 	masqueraded = "masqueraded" // doors
 	remembered  = "remembered"  // doors, to the chain that remembers clients
-
-	// These are filled by packets: which backend a client had last.
-	affinity     = "affinity"
-	affinityPort = "affinity6-port"
 )
 
 // affinityClients is how many clients are remembered. Those that come when there
@@ -57,10 +53,20 @@ const (
 	toClients   = "to-clients"
 )
 
-// backends are in a map of each protocol and IP version, by door and slot. In one
-// for all protocols, the type of a backend's port would be "th dport", and nft
-// 1.0.6 cannot add rules to a table that has such a map.
-const backends = "backends"
+// Maps of each protocol and IP version.
+const (
+	// backends are found by door and slot. In one map for all protocols, the type of
+	// a backend's port would be "th dport", and nft 1.0.6 cannot add rules to a table
+	// that has such a map.
+	backends = "backends"
+	// Which backend a client had last, as packets have written it there. Of IPv6 the
+	// port is apart: what is written by packets has a key of at most 16 bytes, and
+	// data of as many, since nft 1.0.6 mixes up or runs over longer ones. That is
+	// also why there is a map for each protocol, and a client of IPv6 is a /64,
+	// which it is anyway.
+	affinity     = "affinity"
+	affinityPort = "affinity-port"
+)
 
 // of names what is of one protocol and IP version: "tcp4-backends".
 func of(protocol string, version int, what string) string {
@@ -84,7 +90,7 @@ var layout = sync.OnceValue(func() []knftables.Object {
 var layoutSum = sync.OnceValue(func() string {
 	objects := fixed()
 	for _, name := range []string{
-		"tcp4-random-1", "tcp6-random-1", "tcp4-source-1", "tcp6-source-1", "tcp4-affinity-1", "tcp6-affinity-1", rememberChain(time.Second),
+		"tcp4-random-1", "tcp6-random-1", "tcp4-source-1", "tcp6-source-1", "tcp4-affinity-1", "tcp6-affinity-1", rememberChain("tcp", time.Second),
 	} {
 		objects = append(objects, chainObjects(name)...)
 	}
@@ -126,6 +132,8 @@ const (
 	door   = "iifname . meta l4proto . th dport"
 	doorCT = "iifname . meta l4proto . ct original proto-dst"
 	opens  = "tcp flags & (fin|syn|rst|ack)" // == syn
+	// All of a /64 is one client: the rest of its address it makes up.
+	client6 = "@nh,64,64"
 )
 
 // fixed is the layout without the sum.
@@ -150,17 +158,16 @@ func fixed() []knftables.Object {
 	}
 	l = append(l, &knftables.Map{Name: remembered, Type: doorType + " : verdict"})
 	l.set(hairpins, "ifname . ifname")
-	// Not one map for IPv6: nft 1.0.6 crashes when a packet is to write more than
-	// 16 bytes.
-	for _, m := range [][2]string{
-		{affinity + "4", "ipv4_addr : ipv4_addr . inet_service"},
-		{affinity + "6", "ipv6_addr : ipv6_addr"},
-		{affinityPort, "ipv6_addr : inet_service"},
-	} {
-		l = append(l, &knftables.Map{
-			Name: m[0], Type: "iface_index . inet_proto . inet_service . " + m[1],
-			Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}, Size: new(uint64(affinityClients)),
-		})
+	for _, p := range protocols {
+		remembering := func(version int, name, keyAndData string) {
+			l = append(l, &knftables.Map{
+				Name: of(p.word, version, name), TypeOf: fmt.Sprintf("iif . %s dport . ", p.word) + keyAndData,
+				Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}, Size: new(uint64(affinityClients)),
+			})
+		}
+		remembering(4, affinity, fmt.Sprintf("ip saddr : ip daddr . %s dport", p.word))
+		remembering(6, affinity, client6+" : ip6 daddr")
+		remembering(6, affinityPort, fmt.Sprintf(client6+" : %s dport", p.word))
 	}
 	// Without a size: room for as many as there can be would be made at once. They
 	// are as many as doors have backends, whoever sends what.
@@ -255,14 +262,14 @@ func (l *list) srcnat() {
 	l.rule(chain, "to a backend", "meta l4proto vmap { %s }", strings.Join(to, ", "))
 }
 
-var madeWhenNeeded = regexp.MustCompile(`^(tcp|udp|sctp)([46])-(random|source|affinity)-([1-9][0-9]*)$|^remember-([1-9][0-9]*m?s)$`)
+var madeWhenNeeded = regexp.MustCompile(`^(tcp|udp|sctp)([46])-(random|source|affinity)-([1-9][0-9]*)$|^(tcp|udp|sctp)-remember-([1-9][0-9]*m?s)$`)
 
 // rememberChain is the name of the chain that remembers clients for a time.
-func rememberChain(timeout time.Duration) string {
+func rememberChain(protocol string, timeout time.Duration) string {
 	if timeout%time.Second == 0 {
-		return fmt.Sprintf("remember-%ds", timeout/time.Second)
+		return fmt.Sprintf("%s-remember-%ds", protocol, timeout/time.Second)
 	}
-	return fmt.Sprintf("remember-%dms", max(timeout/time.Millisecond, 1))
+	return fmt.Sprintf("%s-remember-%dms", protocol, max(timeout/time.Millisecond, 1))
 }
 
 // next is the chain that another goes to; empty: none.
@@ -288,11 +295,10 @@ func chainObjects(name string) []knftables.Object {
 		return nil
 	}
 	l := list{&knftables.Chain{Name: name}}
-	protocol, version, kind, slots, timeout := m[1], m[2], m[3], m[4], m[5]
+	protocol, version, kind, slots := m[1], m[2], m[3], m[4]
 	ip, client := "ip", "ip saddr"
 	if version == "6" {
-		// All of a client's /64 is the same client; the rest it makes up.
-		ip, client = "ip6", "@nh,64,64"
+		ip, client = "ip6", client6
 	}
 	switch kind {
 	case "random":
@@ -300,22 +306,22 @@ func chainObjects(name string) []knftables.Object {
 	case "source":
 		l.rule(name, "by client", "dnat %s to iifname . %s dport . jhash %s mod %s seed %#x map @%s%s-%s", ip, protocol, client, slots, hashSeed, protocol, version, backends)
 	case "affinity":
-		key := fmt.Sprintf("iif . meta l4proto . %s dport . %s saddr", protocol, ip)
+		key := fmt.Sprintf("iif . %s dport . %s", protocol, client)
 		if version == "4" {
-			l.rule(name, "as the last time", "dnat ip to %s map @%s4", key, affinity)
+			l.rule(name, "as the last time", "dnat ip to %s map @%s", key, of(protocol, 4, affinity))
 		} else {
-			l.rule(name, "as the last time", "dnat ip6 to %s map @%s6 : %s map @%s", key, affinity, key, affinityPort)
+			l.rule(name, "as the last time", "dnat ip6 to %s map @%s : %s map @%s", key, of(protocol, 6, affinity), key, of(protocol, 6, affinityPort))
 		}
 		l.rule(name, "for the first time", "goto %s", next(name))
 	default:
-		for _, p := range protocols {
-			key := func(ip string) string {
-				return fmt.Sprintf("iif . meta l4proto . ct original proto-dst . %s saddr timeout %s", ip, timeout)
-			}
-			l.rule(name, "IPv4", "meta l4proto %s update @%s4 { %s : ip daddr . th dport }", p.word, affinity, key("ip"))
-			l.rule(name, "IPv6", "meta l4proto %s update @%s6 { %s : ip6 daddr }", p.word, affinity, key("ip6"))
-			l.rule(name, "IPv6", "meta l4proto %s update @%s { %s : th dport }", p.word, affinityPort, key("ip6"))
+		protocol, timeout := m[5], m[6]
+		remember := func(version int, to, client, backend string) {
+			l.rule(name, "remember the client", "meta nfproto ipv%d meta l4proto %s update @%s { iif . ct original proto-dst . %s timeout %s : %s }",
+				version, protocol, of(protocol, version, to), client, timeout, backend)
 		}
+		remember(4, affinity, "ip saddr", "ip daddr . th dport")
+		remember(6, affinity, client6, "ip6 daddr")
+		remember(6, affinityPort, client6, "th dport")
 	}
 	return l
 }

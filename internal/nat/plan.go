@@ -149,7 +149,7 @@ func rowOf(protocol edge.Protocol, s spec) row {
 	word := wordOf(protocol)
 	r.v4, r.v6 = s.way(v4, word, 4), s.way(v6, word, 6)
 	if s.affinity > 0 && len(s.backends) > 0 {
-		r.remember = rememberChain(s.affinity)
+		r.remember = rememberChain(word, s.affinity)
 	}
 	return r
 }
