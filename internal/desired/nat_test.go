@@ -103,6 +103,7 @@ func TestScenariosOfTheKernel(t *testing.T) {
 			in.Cluster.Services = []edge.Service{
 				service("a/header-expected", 9, at(80), nat), service("b/no-header", 8, at(81), nat, annotate("send-proxy-protocol", "none")),
 				service("c/udp", 7, nat, dns, func(s *edge.Service) { s.Ports = s.Ports[1:] }),
+				service("c/udp-header", 7, nat, annotate("send-proxy-protocol", "v2"), dns, func(s *edge.Service) { s.Ports = s.Ports[1:]; s.Ports[0].Port = 54 }),
 				service("d/own-times", 6, at(82), nat, annotate("send-proxy-protocol", "none"), annotate("idle-timeout", "5m"), annotate("balance", "source")),
 				service("e/names", 5, at(83), nat, annotate("hostnames", "git.example.org")),
 				service("f/header", 4, at(84), nat, annotate("send-proxy-protocol", "v1")),
