@@ -39,8 +39,9 @@ func CheckIn() (io.Closer, error) {
 	return os.NewFile(uintptr(fd), "running"), nil
 }
 
-// Running returns the processes that have checked in, by the numbers that they
-// have for themselves, sorted.
+// Running returns the processes that have checked in, sorted. Anybody can take a
+// name, so that one counts as 0 whose process is not seen to hold it: that is in
+// another container, or of a user whose descriptors cannot be seen, or a lie.
 func Running() (pids []int, err error) {
 	// By way of thread-self: /proc/net is the namespace of the main thread.
 	text, err := os.ReadFile("/proc/thread-self/net/unix")
@@ -49,12 +50,40 @@ func Running() (pids []int, err error) {
 	}
 	// Num       RefCount Protocol Flags    Type St Inode Path
 	for line := range strings.Lines(string(text)) {
-		_, name, _ := strings.Cut(strings.TrimSpace(line), " "+runName)
-		number, _, ok := strings.Cut(name, "/")
-		if pid, err := strconv.Atoi(number); ok && err == nil {
-			pids = append(pids, pid)
+		before, name, ok := strings.Cut(strings.TrimSpace(line), " "+runName)
+		f := strings.Fields(before)
+		if !ok || len(f) != 7 {
+			continue
 		}
+		number, _, _ := strings.Cut(name, "/")
+		pid, err := strconv.Atoi(number)
+		if err != nil || !holds(pid, "socket:["+f[6]+"]") {
+			pid = 0
+		}
+		pids = append(pids, pid)
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids), nil
+}
+
+// holds reads a few descriptors at a time: there may be many thousands, and the
+// one that was opened first thing is among the first.
+func holds(pid int, socket string) bool {
+	path := fmt.Sprintf("/proc/%d/fd", pid)
+	dir, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(64)
+		for _, name := range names {
+			if target, err := os.Readlink(path + "/" + name); err == nil && target == socket {
+				return true
+			}
+		}
+		if err != nil {
+			return false
+		}
+	}
 }

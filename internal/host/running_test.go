@@ -2,11 +2,14 @@ package host
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/netnstest"
 )
@@ -61,6 +64,16 @@ func TestNetnsRunning(t *testing.T) {
 		for lines := bufio.NewScanner(out); lines.Scan() && lines.Text() != "ready"; {
 		}
 		are("the next one beside it", os.Getpid(), next.Process.Pid)
+		// Anybody can say that another is one.
+		liar, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Bind(liar, &unix.SockaddrUnix{Name: fmt.Sprintf("@gatehouse/%d/0", os.Getppid())}); err != nil {
+			t.Fatal(err)
+		}
+		are("somebody", 0, os.Getpid(), next.Process.Pid)
+		unix.Close(liar)
 		second.Close()
 		are("the next one alone", next.Process.Pid)
 		elsewhere.Do(t, func() { are("in another namespace") })
