@@ -29,7 +29,8 @@ func TestNetnsDown(t *testing.T) {
 				t.Errorf("got %q, want %q", got, want)
 			}
 		}
-		netnstest.NewSite(t)
+		site := netnstest.NewSite(t)
+		netnstest.Mirror(t, site.Pod, 9000)
 		expect("nothing to remove\nexit code 0")
 		file := filepath.Join(t.TempDir(), "gatehouse.yaml")
 		const text = `apiVersion: gatehouse.e13.dev/v1
@@ -48,13 +49,20 @@ frontends:
 		netnstest.Eventually(t, 10*time.Second, "gatehouse runs", func() bool {
 			return strings.HasPrefix(called("status", "-c", file), "gatehouse      ready")
 		})
+		if seen, err := netnstest.LookIn(t, site.Home, "tcp", "10.11.12.32:80"); err != nil || seen != "10.11.12.7" {
+			t.Errorf("the backend sees %q, %v; want the client's own address", seen, err)
+		}
+		moved := regexp.MustCompile(`web +nat +@eth1:80 +open +[01] +1 +\d+ B +\d+ B\n +10\.244\.1\.5:9000 +up +1 +100\.0% +[01] +1 +\d+ B +\d+ B\n`)
+		netnstest.Eventually(t, 10*time.Second, "status shows what the kernel has moved", func() bool {
+			return moved.MatchString(called("status", "-c", file))
+		})
 		expect(fmt.Sprintf("gatehouse: gatehouse runs here \\(process %d\\); stop it first, with systemctl stop gatehouse or a signal\nexit code 1", gatehouse.Process.Pid))
 		if err := gatehouse.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		_ = gatehouse.Wait()
 
-		expect("removed nftables table inet gatehouse, which had TCP @eth1:80\nexit code 0")
+		expect("removed nftables table inet gatehouse, which had TCP @eth1:80\nremoved 1 connection that the kernel followed\nexit code 0")
 		expect("nothing to remove\nexit code 0")
 	})
 }

@@ -65,7 +65,11 @@ func Run(ctx context.Context, delivery host.Delivery) (removed []string, err err
 	note(tableOf(nat.Table)+doorsOf(doors), was, err)
 	if err == nil { // else the kernel would make new ones
 		n, err := forget(ctx, backends)
-		note(fmt.Sprintf("%d connections that the kernel followed", n), n > 0, err)
+		followed := "1 connection that the kernel followed"
+		if n > 1 {
+			followed = fmt.Sprintf("%d connections that the kernel followed", n)
+		}
+		note(followed, n > 0, err)
 	}
 
 	var routes host.Routes
