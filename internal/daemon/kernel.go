@@ -21,10 +21,11 @@ import (
 )
 
 const (
-	// How often connections are looked for that nobody answers, and how long a
-	// backend has to answer before it is asked whether it is still there.
-	kernelPace   = 500 * time.Millisecond
-	kernelAnswer = 250 * time.Millisecond
+	// How often the counters are looked at for backends that do not answer, if
+	// reading them takes no longer than a twentieth of that. Who has not answered for
+	// so long is known to the prober, and need not be asked about any more.
+	kernelPace   = 250 * time.Millisecond
+	kernelSilent = 10 * time.Second
 	// How soon it is noticed that the rules are not ours any more, if nobody says
 	// so; likewise who else is in the way, and how full conntrack is.
 	kernelInterval = 10 * time.Second
@@ -53,61 +54,32 @@ type kernel struct {
 	once    sync.Once
 	lacks   sync.Once // it was said what this machine lacks
 
-	mu       sync.Mutex
-	nat      *nat.Applier
-	routes   host.Routes
-	watcher  conntrack.Watcher
-	adopted  bool      // the kernel was asked what there is from before
-	there    bool      // there is a table
-	holding  bool      // it is what a process before has left
-	retired  bool      // another process has taken over
-	known    time.Time // since when the cluster has been read, while holding
-	wanted   nat.State // what was decided last, without what is taken
-	applied  nat.State // what the kernel has
-	taken    map[edge.Door]string
-	failure  string         // why there is no nat data plane
-	problems []edge.Problem // of applying
-	around   []edge.Problem // of the machine, when last looked at
-	routed   []edge.Problem // of routes
-	wantsVia []edge.Route   // the routes that were applied last
-	settled  bool           // they are as they should be, as far as is known
-	behind   map[service]backing
-	stale    map[service]bool      // the relay had them; its UDP flows are to come to the kernel
-	own      map[netip.Addr]string // this machine's addresses, and their interfaces
-	purges   int                   // so many looks still purge
-	counted  time.Time
-	counts   map[edge.Door]map[netip.AddrPort]flows
-	past     map[edge.Door]nat.Count // of backends whose counters were deleted
-}
-
-// service is what a client has connected to, as far as conntrack tells: not by
-// which interface.
-type service struct {
-	protocol edge.Protocol
-	port     uint16
-}
-
-// backing are the backends of a service, and how connections to them end.
-type backing struct {
-	backends map[netip.AddrPort]keeping
-	left     map[netip.AddrPort]time.Time // those that are gone, since when
-	drain    time.Duration                // 0: their connections end by themselves
-	closed   time.Time                    // the service itself is gone, since then
-}
-
-// keeping says what becomes of the flows of a backend that is there.
-type keeping int
-
-const (
-	keepAll  keeping = iota
-	keepOpen         // it is down: what has not begun, and what is UDP, goes elsewhere
-	keepNone         // likewise, and what is open is cut
-)
-
-// flows is what went to a backend, and how much of it is there now.
-type flows struct {
-	nat.Count
-	active uint64
+	mu         sync.Mutex
+	nat        *nat.Applier
+	routes     host.Routes
+	lastCounts []nat.Count // as the last look had them
+	heard      map[edge.Door]map[netip.AddrPort]answers
+	adopted    bool      // the kernel was asked what there is from before
+	there      bool      // there is a table
+	holding    bool      // it is what a process before has left
+	retired    bool      // another process has taken over
+	known      time.Time // since when the cluster has been read, while holding
+	wanted     nat.State // what was decided last, without what is taken
+	applied    nat.State // what the kernel has
+	taken      map[edge.Door]string
+	failure    string         // why there is no nat data plane
+	problems   []edge.Problem // of applying
+	around     []edge.Problem // of the machine, when last looked at
+	routed     []edge.Problem // of routes
+	wantsVia   []edge.Route   // the routes that were applied last
+	settled    bool           // they are as they should be, as far as is known
+	behind     map[service]backing
+	stale      map[service]bool      // the relay had them; its UDP flows are to come to the kernel
+	own        map[netip.Addr]string // this machine's addresses, and their interfaces
+	purges     int                   // so many looks still purge
+	counted    time.Time
+	counts     map[edge.Door]map[netip.AddrPort]flows
+	past       map[edge.Door]nat.Count // of backends whose counters were deleted
 }
 
 func newKernel(log *slog.Logger, suspect func(edge.Protocol, netip.AddrPort)) *kernel {
@@ -182,10 +154,6 @@ func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
 	}
 	return doors, nil
 }
-
-func serviceOf(d edge.Door) service { return service{d.Protocol, d.Listen.Port} }
-
-func serviceAt(f conntrack.Flow) service { return service{f.Protocol, f.Front.Port()} }
 
 func (k *kernel) backingLocked(s service) backing {
 	b, ok := k.behind[s]
@@ -308,119 +276,6 @@ func (k *kernel) sayLackingLocked(ctx context.Context) {
 	}
 }
 
-// followLocked notes which backends are gone, so that flows to them are
-// forgotten. What moves to the relay is no longer the kernel's, and its flows
-// end by themselves.
-func (k *kernel) followLocked(moving map[edge.Door]bool) {
-	now := time.Now()
-	next := map[service]backing{}
-	for _, f := range k.wanted.Frontends {
-		s := serviceOf(f.Door)
-		b, ok := next[s]
-		if !ok {
-			b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
-		}
-		b.drain = max(b.drain, f.DrainTimeout)
-		for _, backend := range f.Backends {
-			keep := keepAll
-			switch {
-			case backend.State != edge.Down || backend.Share > 0:
-			case f.CloseWhenDown:
-				keep = keepNone
-			default:
-				keep = keepOpen
-			}
-			if before, ok := b.backends[backend.Addr]; !ok || keep < before { // in another zone
-				b.backends[backend.Addr] = keep
-			}
-		}
-		for _, addr := range f.Terminating {
-			b.backends[addr] = keepAll
-		}
-		next[s] = b
-	}
-	gone := map[service]bool{}
-	for door := range moving {
-		gone[serviceOf(door)] = true
-	}
-	for s, before := range k.behind {
-		b, ok := next[s]
-		switch {
-		case !ok && gone[s]:
-			continue
-		case !ok:
-			b = before
-			if b.closed.IsZero() {
-				b.closed, k.purges = now, purgeLooks
-			}
-			next[s] = b
-			continue
-		}
-		for addr, since := range before.left {
-			if _, back := b.backends[addr]; !back {
-				b.left[addr] = since
-			}
-		}
-		for addr, kept := range before.backends {
-			keep, ok := b.backends[addr]
-			if !ok {
-				b.left[addr] = now
-			}
-			if !ok || keep > kept {
-				k.purges = purgeLooks
-			}
-		}
-	}
-	k.behind = next
-}
-
-// purgeLooks is for how many looks flows to backends that have gone are still
-// purged at once: some begin while the rules change, and a client may send its
-// SYN again.
-const purgeLooks = 4
-
-// doomed says whether a flow is to be forgotten.
-func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
-	b, ours := k.behind[serviceAt(f)]
-	if !ours || k.own[f.Front.Addr()] == "" {
-		return false
-	}
-	open := isOpen(f)
-	if !b.closed.IsZero() {
-		return !open || b.drain > 0 && now.Sub(b.closed) >= b.drain
-	}
-	keep, there := b.backends[f.Backend]
-	if there {
-		return keep == keepNone || keep == keepOpen && !open
-	}
-	since, left := b.left[f.Backend]
-	if !left { // of a process before
-		b.left[f.Backend] = now
-		since = now
-	}
-	return !open || b.drain > 0 && now.Sub(since) >= b.drain
-}
-
-// isOpen says whether a flow is a connection that has begun and not ended. What
-// has no connections, and what is only an attempt or a leftover, pins a client
-// to its backend for nothing.
-func isOpen(f conntrack.Flow) bool {
-	return f.Protocol == edge.TCP && f.State != conntrack.SynSent && f.State != conntrack.SynSent2 && f.State != conntrack.SynRecv && f.State != conntrack.Close
-}
-
-// isOver says whether a flow is what is left of a connection.
-func isOver(f conntrack.Flow) bool {
-	return f.State == conntrack.TimeWait || f.State == conntrack.Close
-}
-
-func add(to *nat.Count, c nat.Count) {
-	to.Connections += c.Connections
-	to.PacketsToBackend += c.PacketsToBackend
-	to.BytesToBackend += c.BytesToBackend
-	to.PacketsToClient += c.PacketsToClient
-	to.BytesToClient += c.BytesToClient
-}
-
 // retire leaves the kernel to another process.
 func (k *kernel) retire() {
 	k.mu.Lock()
@@ -489,7 +344,7 @@ func (k *kernel) run(ctx context.Context, changed func()) error {
 	defer pace.Stop()
 	verify := time.NewTicker(kernelInterval)
 	defer verify.Stop()
-	var mended time.Time
+	var mended, rested time.Time
 	for {
 		again := lost
 		if time.Since(mended) < kernelMendPace {
@@ -498,8 +353,10 @@ func (k *kernel) run(ctx context.Context, changed func()) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-pace.C:
-			k.look(ctx, time.Now())
+		case now := <-pace.C:
+			if now.After(rested) {
+				rested = now.Add(k.look(ctx, now))
+			}
 		case <-again:
 			if k.verify(ctx) {
 				mended = time.Now()
@@ -511,88 +368,6 @@ func (k *kernel) run(ctx context.Context, changed func()) error {
 			}
 		}
 	}
-}
-
-// look finds who does not answer, and forgets flows to who is gone.
-func (k *kernel) look(ctx context.Context, now time.Time) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.there || k.holding || k.retired {
-		return
-	}
-	waiting, err := k.watcher.Unanswered(ctx, now, kernelAnswer)
-	for _, f := range waiting {
-		b, ours := k.behind[serviceAt(f)]
-		if ours && k.own[f.Front.Addr()] != "" {
-			if _, there := b.backends[f.Backend]; there {
-				k.suspect(f.Protocol, f.Backend)
-			}
-		}
-	}
-	if err == nil && k.purges > 0 {
-		k.purges--
-		err = errors.Join(k.purgeUntranslatedLocked(ctx), k.purgeLocked(ctx, now))
-	}
-	if err != nil && ctx.Err() == nil {
-		k.log.Warn("conntrack not read", "err", err)
-	}
-}
-
-func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
-	all, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
-	if err != nil {
-		return err
-	}
-	var doomed []conntrack.Flow
-	ours := false
-	for _, f := range all {
-		if k.doomedLocked(f, now) {
-			doomed = append(doomed, f)
-		} else if _, known := k.behind[serviceAt(f)]; known {
-			ours = true
-		}
-	}
-	n, err := conntrack.Delete(ctx, doomed)
-	if n > 0 {
-		k.log.Info("flows to backends that are gone were forgotten", "flows", n)
-	}
-	if !ours && err == nil && len(k.wanted.Frontends) == 0 && len(k.applied.Frontends) == 0 {
-		if removed, err := k.nat.Remove(ctx); err != nil {
-			return err
-		} else if removed {
-			k.log.Info("data plane nat taken down: nothing needs it")
-		}
-		k.there = false
-		clear(k.behind)
-	}
-	return err
-}
-
-// purgeUntranslated forgets, at the next look, the UDP flows of a door that the
-// relay has given up: they would lead to nobody for as long as their client
-// goes on.
-func (k *kernel) purgeUntranslated(door edge.Door) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if door.Protocol == edge.UDP {
-		k.stale[serviceOf(door)], k.purges = true, purgeLooks
-	}
-}
-
-func (k *kernel) purgeUntranslatedLocked(ctx context.Context) error {
-	if len(k.stale) == 0 {
-		return nil
-	}
-	all, err := conntrack.List(ctx, conntrack.Filter{Protocol: edge.UDP})
-	if err != nil {
-		return err
-	}
-	stale := slices.DeleteFunc(all, func(f conntrack.Flow) bool {
-		return f.DNAT || !k.stale[serviceAt(f)] || k.own[f.Front.Addr()] == ""
-	})
-	clear(k.stale)
-	_, err = conntrack.Delete(ctx, stale)
-	return err
 }
 
 // verify mends what somebody has changed.
@@ -639,10 +414,14 @@ func (k *kernel) lookAround(ctx context.Context) (news bool) {
 			Remedy: "raise the sysctl net.netfilter.nf_conntrack_max",
 		})
 	}
-	if err := k.purgeLocked(ctx, time.Now()); err != nil && ctx.Err() == nil {
-		k.log.Warn("conntrack not read", "err", err)
+	if k.dueLocked() {
+		if err := k.purgeLocked(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			k.log.Warn("conntrack not read", "err", err)
+		}
 	}
-	k.forgetLocked(ctx)
+	if err := k.forgetLocked(ctx); err != nil && ctx.Err() == nil {
+		k.log.Warn("counters not deleted", "err", err)
+	}
 	return !slices.Equal(before, k.around)
 }
 
@@ -656,111 +435,4 @@ func explainKernel(err error) edge.Problem {
 		p.Remedy = "it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"
 	}
 	return p
-}
-
-// traffic is what went through each door to each backend, not older than a
-// second; and whether there is a nat data plane.
-func (k *kernel) traffic(ctx context.Context) (m moved, inUse bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.countLocked(ctx, kernelCountAge)
-	return moved{k.counts, maps.Clone(k.past)}, k.there
-}
-
-func (k *kernel) countLocked(ctx context.Context, age time.Duration) {
-	if !k.there || time.Since(k.counted) < age {
-		return
-	}
-	k.counted = time.Now()
-	counts, err := k.nat.Counters(ctx)
-	if err != nil {
-		k.log.Warn("counters not read", "err", err)
-		return
-	}
-	rows := map[edge.Door]map[netip.AddrPort]flows{}
-	at := func(d edge.Door) map[netip.AddrPort]flows {
-		if rows[d] == nil {
-			rows[d] = map[netip.AddrPort]flows{}
-		}
-		return rows[d]
-	}
-	doors := map[service][]edge.Door{}
-	for _, f := range k.applied.Frontends {
-		s := serviceOf(f.Door)
-		doors[s] = append(doors[s], f.Door)
-	}
-	for _, c := range counts {
-		if slices.Contains(doors[serviceOf(c.Door)], c.Door) {
-			at(c.Door)[c.Backend] = flows{Count: c}
-		}
-	}
-	// A new map each time: whoever has the last one may still read it.
-	k.counts = rows
-	live, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
-	if err != nil {
-		k.log.Warn("conntrack not read", "err", err)
-		return
-	}
-	for _, f := range live {
-		of := doors[serviceAt(f)]
-		device := k.own[f.Front.Addr()]
-		if len(of) == 0 || device == "" || isOver(f) {
-			continue
-		}
-		// Clients may use any address of this machine at any interface. Most use the
-		// interface's own.
-		door := of[0]
-		if i := slices.IndexFunc(of, func(d edge.Door) bool { return d.Listen.Device == device }); i >= 0 {
-			door = of[i]
-		}
-		row := at(door)[f.Backend]
-		row.active++
-		at(door)[f.Backend] = row
-	}
-}
-
-// forgetLocked deletes the counters of backends that are gone with their last
-// flow. What they had counted still belongs to the door.
-func (k *kernel) forgetLocked(ctx context.Context) {
-	k.countLocked(ctx, 0)
-	needed := map[edge.Door]map[netip.AddrPort]bool{}
-	for _, f := range k.applied.Frontends {
-		needed[f.Door] = map[netip.AddrPort]bool{}
-		for _, b := range f.Backends {
-			needed[f.Door][b.Addr] = true
-		}
-		for _, addr := range f.Terminating {
-			needed[f.Door][addr] = true
-		}
-	}
-	idle := map[edge.Door]map[netip.AddrPort]bool{}
-	for door, row := range k.counts {
-		for addr, f := range row {
-			if !needed[door][addr] && f.active == 0 {
-				if idle[door] == nil {
-					idle[door] = map[netip.AddrPort]bool{}
-				}
-				idle[door][addr] = true
-			}
-		}
-	}
-	keep := func(d edge.Door, addr netip.AddrPort) bool { return needed[d] != nil && !idle[d][addr] }
-	if err := k.nat.Forget(ctx, keep); err != nil {
-		if ctx.Err() == nil {
-			k.log.Warn("counters not deleted", "err", err)
-		}
-		return
-	}
-	for door, addrs := range idle {
-		sum := k.past[door]
-		for addr := range addrs {
-			add(&sum, k.counts[door][addr].Count)
-		}
-		k.past[door] = sum
-	}
-	for door := range k.past {
-		if needed[door] == nil {
-			delete(k.past, door)
-		}
-	}
 }

@@ -194,3 +194,61 @@ func TestWhatTheKernelHasMoved(t *testing.T) {
 		t.Errorf("backends\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+// A backend that gets packets and gives none is suspected, as long as it gets
+// some and that is news; one that answers, or is left alone, is not.
+func TestWhoDoesNotAnswerIsSuspected(t *testing.T) {
+	var suspects []netip.AddrPort
+	k := newTestKernel(t)
+	k.suspect = func(_ edge.Protocol, backend netip.AddrPort) { suspects = append(suspects, backend) }
+	k.wants(translated(homeDoor, up(pod1), up(pod2)))
+	now := time.Now()
+	counts := map[netip.AddrPort]nat.Count{pod1: {PacketsToBackend: 10}, pod2: {PacketsToBackend: 10, PacketsToClient: 10}}
+	look := func(after time.Duration) []netip.AddrPort {
+		suspects, now = nil, now.Add(after)
+		var list []nat.Count
+		for addr, c := range counts {
+			c.Door, c.Backend = homeDoor, addr
+			list = append(list, c)
+		}
+		k.listenLocked(list, now)
+		return suspects
+	}
+	got := func(addr netip.AddrPort, toBackend, toClient uint64) {
+		c := counts[addr]
+		c.PacketsToBackend += toBackend
+		c.PacketsToClient += toClient
+		counts[addr] = c
+	}
+	if s := look(0); s != nil {
+		t.Errorf("at the first look %v", s)
+	}
+	for range 3 {
+		got(pod1, 1, 0)
+		got(pod2, 5, 1)
+		if s := look(kernelPace); !slices.Equal(s, []netip.AddrPort{pod1}) {
+			t.Errorf("suspected %v, want the one that has not answered", s)
+		}
+	}
+	if s := look(kernelPace); s != nil {
+		t.Errorf("nothing was sent, and suspected %v", s)
+	}
+	got(pod1, 1, 0)
+	if s := look(kernelSilent); s != nil {
+		t.Errorf("that it is silent is no news, and suspected %v", s)
+	}
+	got(pod1, 1, 1)
+	if s := look(kernelPace); s != nil {
+		t.Errorf("it has answered, and suspected %v", s)
+	}
+	got(pod1, 1, 0)
+	if s := look(kernelPace); len(s) != 1 {
+		t.Errorf("suspected %v, want the one that answers no more", s)
+	}
+	// One that comes later is heard of from the start.
+	k.wants(translated(homeDoor, up(pod1), up(pod2), up(netip.MustParseAddrPort("10.244.3.2:8080"))))
+	counts = map[netip.AddrPort]nat.Count{netip.MustParseAddrPort("10.244.3.2:8080"): {PacketsToBackend: 1}}
+	if s := look(kernelPace); len(s) != 1 {
+		t.Errorf("suspected %v, want the one that has never answered", s)
+	}
+}

@@ -1,0 +1,386 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"e13.dev/gatehouse/internal/conntrack"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nat"
+)
+
+// service is what a client has connected to, as far as conntrack tells: not by
+// which interface.
+type service struct {
+	protocol edge.Protocol
+	port     uint16
+}
+
+// backing are the backends of a service, and how connections to them end.
+type backing struct {
+	backends map[netip.AddrPort]keeping
+	left     map[netip.AddrPort]time.Time // those that are gone, since when
+	drain    time.Duration                // 0: their connections end by themselves
+	closed   time.Time                    // the service itself is gone, since then
+}
+
+// keeping says what becomes of the flows of a backend that is there.
+type keeping int
+
+const (
+	keepAll  keeping = iota
+	keepOpen         // it is down: what has not begun, and what is UDP, goes elsewhere
+	keepNone         // likewise, and what is open is cut
+)
+
+// flows is what went to a backend, and how much of it is there now.
+type flows struct {
+	nat.Count
+	active uint64
+}
+
+// answers is what a backend had got and given when it was last looked at.
+type answers struct {
+	toBackend, toClient uint64    // packets
+	silent              time.Time // since when it got some and gave none; zero: it is not
+}
+
+func serviceOf(d edge.Door) service { return service{d.Protocol, d.Listen.Port} }
+
+func serviceAt(f conntrack.Flow) service { return service{f.Protocol, f.Front.Port()} }
+
+// followLocked notes which backends are gone, so that flows to them are
+// forgotten. What moves to the relay is no longer the kernel's, and its flows
+// end by themselves.
+func (k *kernel) followLocked(moving map[edge.Door]bool) {
+	now := time.Now()
+	next := map[service]backing{}
+	for _, f := range k.wanted.Frontends {
+		s := serviceOf(f.Door)
+		b, ok := next[s]
+		if !ok {
+			b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
+		}
+		b.drain = max(b.drain, f.DrainTimeout)
+		for _, backend := range f.Backends {
+			keep := keepAll
+			switch {
+			case backend.State != edge.Down || backend.Share > 0:
+			case f.CloseWhenDown:
+				keep = keepNone
+			default:
+				keep = keepOpen
+			}
+			if before, ok := b.backends[backend.Addr]; !ok || keep < before { // in another zone
+				b.backends[backend.Addr] = keep
+			}
+		}
+		for _, addr := range f.Terminating {
+			b.backends[addr] = keepAll
+		}
+		next[s] = b
+	}
+	gone := map[service]bool{}
+	for door := range moving {
+		gone[serviceOf(door)] = true
+	}
+	for s, before := range k.behind {
+		b, ok := next[s]
+		switch {
+		case !ok && gone[s]:
+			continue
+		case !ok:
+			b = before
+			if b.closed.IsZero() {
+				b.closed, k.purges = now, purgeLooks
+			}
+			next[s] = b
+			continue
+		}
+		for addr, since := range before.left {
+			if _, back := b.backends[addr]; !back {
+				b.left[addr] = since
+			}
+		}
+		for addr, kept := range before.backends {
+			keep, ok := b.backends[addr]
+			if !ok {
+				b.left[addr] = now
+			}
+			if !ok || keep > kept {
+				k.purges = purgeLooks
+			}
+		}
+	}
+	k.behind = next
+}
+
+// purgeLooks is for how many looks flows to backends that have gone are still
+// purged at once: some begin while the rules change, and a client may send its
+// SYN again.
+const purgeLooks = 8
+
+// doomed says whether a flow is to be forgotten.
+func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
+	b, ours := k.behind[serviceAt(f)]
+	if !ours || k.own[f.Front.Addr()] == "" {
+		return false
+	}
+	open := isOpen(f)
+	if !b.closed.IsZero() {
+		return !open || b.drain > 0 && now.Sub(b.closed) >= b.drain
+	}
+	keep, there := b.backends[f.Backend]
+	if there {
+		return keep == keepNone || keep == keepOpen && !open
+	}
+	since, left := b.left[f.Backend]
+	if !left { // of a process before
+		b.left[f.Backend] = now
+		since = now
+	}
+	return !open || b.drain > 0 && now.Sub(since) >= b.drain
+}
+
+// isOpen says whether a flow is a connection that has begun and not ended. What
+// has no connections, and what is only an attempt or a leftover, pins a client
+// to its backend for nothing.
+func isOpen(f conntrack.Flow) bool {
+	return f.Protocol == edge.TCP && f.State != conntrack.SynSent && f.State != conntrack.SynSent2 && f.State != conntrack.SynRecv && f.State != conntrack.Close
+}
+
+// isOver says whether a flow is what is left of a connection.
+func isOver(f conntrack.Flow) bool {
+	return f.State == conntrack.TimeWait || f.State == conntrack.Close
+}
+
+func add(to *nat.Count, c nat.Count) {
+	to.Connections += c.Connections
+	to.PacketsToBackend += c.PacketsToBackend
+	to.BytesToBackend += c.BytesToBackend
+	to.PacketsToClient += c.PacketsToClient
+	to.BytesToClient += c.BytesToClient
+}
+
+// look finds who does not answer, and forgets flows to who is gone. It says how
+// long to wait before the next look, at least.
+func (k *kernel) look(ctx context.Context, now time.Time) (pause time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.there || k.holding || k.retired {
+		return 0
+	}
+	counts, err := k.nat.Counters(ctx)
+	pause = 20 * time.Since(now)
+	if err == nil {
+		k.lastCounts = counts
+		k.listenLocked(counts, now)
+	}
+	if err == nil && k.purges > 0 {
+		if k.purges--; k.purges%2 == 1 { // at once, and at every other look
+			err = errors.Join(k.purgeUntranslatedLocked(ctx), k.purgeLocked(ctx, now))
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		k.log.Warn("the kernel's counters and connections not read", "err", err)
+	}
+	return pause
+}
+
+// listenLocked finds the backends that got packets since the last look, and gave
+// none. It is the counters that tell, and not conntrack: to look for what is not
+// answered there, the kernel walks through all of it, and forwards nothing
+// meanwhile on that processor, some milliseconds each time.
+func (k *kernel) listenLocked(counts []nat.Count, now time.Time) {
+	heard := map[edge.Door]map[netip.AddrPort]answers{}
+	for _, c := range counts {
+		last, known := k.heard[c.Door][c.Backend]
+		next := answers{toBackend: c.PacketsToBackend, toClient: c.PacketsToClient}
+		switch {
+		case !known && k.heard == nil:
+			// Who has been silent so far is not known.
+		case c.PacketsToClient != last.toClient:
+		case c.PacketsToBackend != last.toBackend && last.silent.IsZero():
+			next.silent = now
+		default:
+			next.silent = last.silent
+		}
+		if heard[c.Door] == nil {
+			heard[c.Door] = map[netip.AddrPort]answers{}
+		}
+		heard[c.Door][c.Backend] = next
+		_, there := k.behind[serviceOf(c.Door)].backends[c.Backend]
+		if there && !next.silent.IsZero() && c.PacketsToBackend != last.toBackend && now.Sub(next.silent) < kernelSilent {
+			k.suspect(c.Door.Protocol, c.Backend)
+		}
+	}
+	k.heard = heard
+}
+
+// dueLocked says whether there may be flows that are to be forgotten some time.
+func (k *kernel) dueLocked() bool {
+	for _, b := range k.behind {
+		if !b.closed.IsZero() || len(b.left) > 0 {
+			return true
+		}
+	}
+	return len(k.wanted.Frontends) == 0
+}
+
+func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
+	all, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
+	if err != nil {
+		return err
+	}
+	var doomed []conntrack.Flow
+	ours := false
+	for _, f := range all {
+		if k.doomedLocked(f, now) {
+			doomed = append(doomed, f)
+		} else if _, known := k.behind[serviceAt(f)]; known {
+			ours = true
+		}
+	}
+	n, err := conntrack.Delete(ctx, doomed)
+	if n > 0 {
+		k.log.Info("flows to backends that are gone were forgotten", "flows", n)
+	}
+	if !ours && err == nil && len(k.wanted.Frontends) == 0 && len(k.applied.Frontends) == 0 {
+		if removed, err := k.nat.Remove(ctx); err != nil {
+			return err
+		} else if removed {
+			k.log.Info("data plane nat taken down: nothing needs it")
+		}
+		k.there = false
+		clear(k.behind)
+	}
+	return err
+}
+
+// purgeUntranslated forgets, at the next look, the UDP flows of a door that the
+// relay has given up: they would lead to nobody for as long as their client
+// goes on.
+func (k *kernel) purgeUntranslated(door edge.Door) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if door.Protocol == edge.UDP {
+		k.stale[serviceOf(door)], k.purges = true, purgeLooks
+	}
+}
+
+func (k *kernel) purgeUntranslatedLocked(ctx context.Context) error {
+	if len(k.stale) == 0 {
+		return nil
+	}
+	all, err := conntrack.List(ctx, conntrack.Filter{Protocol: edge.UDP})
+	if err != nil {
+		return err
+	}
+	stale := slices.DeleteFunc(all, func(f conntrack.Flow) bool {
+		return f.DNAT || !k.stale[serviceAt(f)] || k.own[f.Front.Addr()] == ""
+	})
+	clear(k.stale)
+	_, err = conntrack.Delete(ctx, stale)
+	return err
+}
+
+// traffic is what went through each door to each backend, not older than a
+// second; and whether there is a nat data plane.
+func (k *kernel) traffic(ctx context.Context) (m moved, inUse bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.there && time.Since(k.counted) >= kernelCountAge {
+		k.counted = time.Now()
+		if counts, err := k.countLocked(ctx); err != nil {
+			k.log.Warn("the kernel's counters and connections not read", "err", err)
+		} else {
+			k.counts = counts
+		}
+	}
+	return moved{k.counts, maps.Clone(k.past)}, k.there
+}
+
+// countLocked reads the counters of the doors that there are, and which flows
+// live.
+func (k *kernel) countLocked(ctx context.Context) (map[edge.Door]map[netip.AddrPort]flows, error) {
+	rows := map[edge.Door]map[netip.AddrPort]flows{}
+	doors := map[service][]edge.Door{}
+	for _, f := range k.applied.Frontends {
+		rows[f.Door] = map[netip.AddrPort]flows{}
+		s := serviceOf(f.Door)
+		doors[s] = append(doors[s], f.Door)
+	}
+	counts, err := k.nat.Counters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range counts {
+		if row := rows[c.Door]; row != nil {
+			row[c.Backend] = flows{Count: c}
+		}
+	}
+	live, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range live {
+		of, device := doors[serviceAt(f)], k.own[f.Front.Addr()]
+		if len(of) == 0 || device == "" || isOver(f) {
+			continue
+		}
+		// Clients may use any address of this machine at any interface. Most use the
+		// interface's own.
+		door := of[0]
+		if i := slices.IndexFunc(of, func(d edge.Door) bool { return d.Listen.Device == device }); i >= 0 {
+			door = of[i]
+		}
+		n := rows[door][f.Backend]
+		n.active++
+		rows[door][f.Backend] = n
+	}
+	return rows, nil
+}
+
+// forgetLocked deletes the counters of backends that are gone with their last
+// flow. What they had counted still belongs to the door.
+func (k *kernel) forgetLocked(ctx context.Context) error {
+	needed := map[edge.Door]map[netip.AddrPort]bool{}
+	for _, f := range k.applied.Frontends {
+		needed[f.Door] = map[netip.AddrPort]bool{}
+		for _, b := range f.Backends {
+			needed[f.Door][b.Addr] = true
+		}
+		for _, addr := range f.Terminating {
+			needed[f.Door][addr] = true
+		}
+	}
+	maps.DeleteFunc(k.past, func(d edge.Door, _ nat.Count) bool { return needed[d] == nil })
+	idle := func(d edge.Door, addr netip.AddrPort) bool { return !needed[d][addr] }
+	if !slices.ContainsFunc(k.lastCounts, func(c nat.Count) bool { return idle(c.Door, c.Backend) }) {
+		return nil
+	}
+	rows, err := k.countLocked(ctx)
+	if err != nil {
+		return err
+	}
+	done := func(d edge.Door, addr netip.AddrPort) bool { return idle(d, addr) && rows[d][addr].active == 0 }
+	if err := k.nat.Forget(ctx, func(d edge.Door, addr netip.AddrPort) bool { return !done(d, addr) }); err != nil {
+		return err
+	}
+	for door, row := range rows {
+		for addr, n := range row {
+			if done(door, addr) {
+				sum := k.past[door]
+				add(&sum, n.Count)
+				k.past[door] = sum
+				delete(row, addr)
+			}
+		}
+	}
+	k.counts = rows
+	return nil
+}
