@@ -427,7 +427,7 @@ func TestStoppingIsShown(t *testing.T) {
 	if code := statusCode(t, "http://"+admin+"/readyz"); code != http.StatusServiceUnavailable {
 		t.Errorf("/readyz answers %d while stopping", code)
 	}
-	if metrics := fetch(t, "http://"+admin+"/metrics"); !strings.Contains(metrics, `gatehouse_frontend_connections_active{frontend="f0",listen="`+front+`",protocol="TCP",zone=""} 1`) {
+	if metrics := fetch(t, "http://"+admin+"/metrics"); !strings.Contains(metrics, `gatehouse_frontend_connections_active{data_plane="proxy",frontend="f0",listen="`+front+`",protocol="TCP",zone=""} 1`) {
 		t.Errorf("the metrics do not count the connection that drains:\n%s", metrics)
 	}
 	if s := d.Status(); len(s.Frontends) != 1 || !s.Frontends[0].Draining || len(s.Exposures) != 0 {

@@ -45,7 +45,7 @@ var (
 
 	// One that came through a shared door is a frontend's once its name is known:
 	// it has then been accepted by both.
-	ofFrontend = newTrafficDescs("frontend", "frontend")
+	ofFrontend = newTrafficDescs("frontend", "frontend", "data_plane")
 	ofListener = newTrafficDescs("listener")
 	routed     = ofListener.desc("connections_routed_total", "Connections given to the frontend that has their name, which counts them as accepted, too.")
 
@@ -57,7 +57,7 @@ var (
 	idleTimeout     = ofFrontend.desc("idle_timeout_seconds", "After how long without a byte a connection is closed; no series: never.")
 	drainTimeout    = ofFrontend.desc("drain_timeout_seconds", "How long connections outlive a backend or frontend that is removed; no series: until they end by themselves.")
 	affinityTimeout = ofFrontend.desc("affinity_timeout_seconds", "How long a client keeps its backend after its last connection has begun; no series: not for a time.")
-	frontendInfo    = ofFrontend.desc("info", "Always 1; what moves the bytes, and how backends are chosen and told the client's address, are labels.", "data_plane", "balance", "send_proxy_protocol", "transparent")
+	frontendInfo    = ofFrontend.desc("info", "Always 1; how backends are chosen and told the client's address are labels.", "balance", "send_proxy_protocol", "transparent")
 
 	backendUp       = backendDesc("up", "1 when the backend is up, or counts as up because nothing asks it.")
 	backendDraining = backendDesc("draining", "1 when the backend is gone, or has weight 0, and has connections left.")
@@ -113,7 +113,7 @@ func (d trafficDescs) all() []*prometheus.Desc {
 }
 
 func backendDesc(name, help string) *prometheus.Desc {
-	return desc("backend_"+name, help, "frontend", "zone", "protocol", "listen", "backend")
+	return desc("backend_"+name, help, "frontend", "data_plane", "zone", "protocol", "listen", "backend")
 }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
@@ -190,7 +190,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	for _, f := range s.Frontends {
-		labels := []string{f.Name, f.Zone, string(f.Protocol), f.Listen}
+		// One that has moved to the kernel has two rows while the relay still has
+		// connections.
+		dataPlane := string(cmp.Or(f.DataPlane, edge.DataPlaneProxy))
+		labels := []string{f.Name, dataPlane, f.Zone, string(f.Protocol), f.Listen}
 		set := func(d *prometheus.Desc, v float64) { // 0 is: not set
 			if v > 0 {
 				gauge(d, v, labels...)
@@ -209,8 +212,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		set(affinityTimeout, time.Duration(f.AffinityTimeout).Seconds())
 		if f.Balance != "" { // else it is removed
 			proxyProtocol := string(cmp.Or(f.SendProxyProtocol, edge.ProxyProtocolNone))
-			dataPlane := string(cmp.Or(f.DataPlane, edge.DataPlaneProxy))
-			gauge(frontendInfo, 1, slices.Concat(labels, []string{dataPlane, string(f.Balance), proxyProtocol, strconv.FormatBool(f.Transparent)})...)
+			gauge(frontendInfo, 1, slices.Concat(labels, []string{string(f.Balance), proxyProtocol, strconv.FormatBool(f.Transparent)})...)
 		}
 		for _, b := range f.Backends {
 			labels := append(labels, b.Addr)
