@@ -129,7 +129,7 @@ func (s *stage) await(ctx context.Context, target netip.AddrPort, answers bool) 
 
 // rest waits until a program has nothing to do, and returns what it and all that it has run have used so far.
 func rest(ctx context.Context, p *process) (time.Duration, error) {
-	const quiet = 400 * time.Millisecond
+	const quiet = 300 * time.Millisecond
 	deadline := time.Now().Add(20 * time.Second)
 	before, err := p.used()
 	for since := time.Now(); err == nil; {

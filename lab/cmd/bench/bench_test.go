@@ -149,6 +149,27 @@ func TestOrderTakesTurnsAndKeepsWhatIsComparedTogether(t *testing.T) {
 	}
 }
 
+func TestManyFrontendsAreMeasuredLessOften(t *testing.T) {
+	s := settings{repeat: 5}
+	counts := map[string]int{}
+	contenders := []contender{
+		{Contender: report.Contender{Name: "one", Frontends: 1}, columns: natColumns},
+		{Contender: report.Contender{Name: "many", Frontends: 1000}, columns: sizeColumns},
+		{Contender: report.Contender{Name: report.ByHand}, columns: referenceColumns},
+	}
+	for _, turn := range s.order(report.Columns, contenders) {
+		counts[turn.contender.Name+" "+turn.column.Name]++
+	}
+	want := map[string]int{
+		"one tcp-pingpong-1": 5, "one tcp-pingpong-64": 5, "one tcp-download": 5, "one tcp-upload": 5, "one tcp-conn": 5, "one udp-64": 5, "one udp-1200": 5, "one nat-apply": 2,
+		"many tcp-pingpong-64": 3, "many tcp-conn": 3, "many udp-64": 3, "many nat-apply": 2,
+		"dnat tcp-pingpong-64": 5, "dnat tcp-download": 5, "dnat tcp-conn": 5, "dnat udp-64": 5,
+	}
+	if !maps.Equal(counts, want) {
+		t.Errorf("%v, want %v", counts, want)
+	}
+}
+
 func TestFlagsNameColumnsAndContenders(t *testing.T) {
 	s, err := parse([]string{"--only", "pingpong,tcp-conn"})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -120,7 +121,7 @@ func parse(args []string) (settings, error) {
 	if s.output != "" && s.output != "json" {
 		return s, fmt.Errorf("-o %s: only json is known", s.output)
 	}
-	s.warm, s.settle, s.idle, s.changes = 500*time.Millisecond, 3*time.Second, 5000, 4
+	s.warm, s.settle, s.idle, s.changes = 500*time.Millisecond, 3*time.Second, 5000, 3
 	if s.quick {
 		s.repeat, s.window, s.warm, s.settle, s.idle, s.changes = 1, 300*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond, 500, 2
 	}
@@ -349,7 +350,7 @@ func (s settings) order(columns []report.Column, contenders []contender) []turn 
 			for i := range contenders {
 				for j := range group {
 					t := turn{group[(j+rep)%len(group)], contenders[(i+rep)%len(contenders)], rep}
-					if runs(t.contender, t.column) {
+					if runs(t.contender, t.column) && rep < most(t.contender, t.column) {
 						out = append(out, t)
 					}
 				}
@@ -357,6 +358,17 @@ func (s settings) order(columns []report.Column, contenders []contender) []turn 
 		}
 	}
 	return out
+}
+
+// most is how often at most a contender is measured: many frontends take seconds to start.
+func most(c contender, col report.Column) int {
+	switch {
+	case col.Name == report.Apply:
+		return 2
+	case c.Frontends > 1:
+		return 3
+	}
+	return math.MaxInt
 }
 
 // together returns the columns in groups of those that are compared with each other.

@@ -43,7 +43,7 @@ func (r *Result) Markdown() string {
 		b.WriteString("\nMoved by the kernel. CPU is that of the whole machine, client and backend included, since the kernel counts the work\non a packet for whoever happens to run:\n\n" + k)
 	}
 	if s := r.Sizes(); s != "" {
-		b.WriteString("\nMoved by the kernel, by the number of frontends, each with six backends:\n\n" + s)
+		b.WriteString("\nMoved by the kernel, by the number of frontends, each with six backends, of fewer runs:\n\n" + s)
 	}
 	if a := r.Additions(); a != "" {
 		b.WriteString("\nWhat it adds to look at the ClientHello and to choose the backend by its server name, as the difference to relaying\nthe same to any backend, within a repetition; median (least to greatest):\n\n" + a)
