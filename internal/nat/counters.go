@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
-
-	"github.com/google/nftables"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -28,12 +28,7 @@ type Count struct {
 // come through others' DNAT is there as well: the caller knows its doors. Of
 // interfaces that are not there any more there is nothing.
 func (a *Applier) Counters(context.Context) ([]Count, error) {
-	k, err := openKernel()
-	if err != nil {
-		return nil, fmt.Errorf("nat: read counters: %w", explain(err))
-	}
-	defer k.close()
-	if exists, err := k.exists(); err != nil || !exists {
+	if exists, err := tableExists(); err != nil || !exists {
 		return nil, err
 	}
 	type flow struct {
@@ -41,8 +36,8 @@ func (a *Applier) Counters(context.Context) ([]Count, error) {
 		backend netip.AddrPort
 	}
 	counts := map[flow]*Count{}
-	err = k.counted(func(_, what string, d edge.Door, backend netip.AddrPort, e nftables.SetElement) {
-		if d.Listen.Device == "" || e.Counter == nil {
+	err := visitCounted(func(_, what string, d edge.Door, backend netip.AddrPort, e element) {
+		if d.Listen.Device == "" || !e.counted {
 			return
 		}
 		c := counts[flow{d, backend}]
@@ -54,11 +49,11 @@ func (a *Applier) Counters(context.Context) ([]Count, error) {
 		// set grows, is one.
 		switch what {
 		case connections:
-			c.Connections = e.Counter.Packets
+			c.Connections = e.packets
 		case toBackends:
-			c.PacketsToBackend, c.BytesToBackend = e.Counter.Packets, e.Counter.Bytes
+			c.PacketsToBackend, c.BytesToBackend = e.packets, e.bytes
 		case toClients:
-			c.PacketsToClient, c.BytesToClient = e.Counter.Packets, e.Counter.Bytes
+			c.PacketsToClient, c.BytesToClient = e.packets, e.bytes
 		}
 	})
 	if err != nil {
@@ -85,9 +80,9 @@ func (a *Applier) Forget(_ context.Context, keep func(edge.Door, netip.AddrPort)
 	if exists, err := k.exists(); err != nil || !exists {
 		return err
 	}
-	err = k.remove(func() (map[string][]nftables.SetElement, error) {
-		unwanted := map[string][]nftables.SetElement{}
-		err := k.counted(func(set, _ string, d edge.Door, backend netip.AddrPort, e nftables.SetElement) {
+	err = k.remove(func() (map[string][]element, error) {
+		unwanted := map[string][]element{}
+		err := visitCounted(func(set, _ string, d edge.Door, backend netip.AddrPort, e element) {
 			if d.Listen.Device == "" || !keep(d, backend) {
 				unwanted[set] = append(unwanted[set], e)
 			}
@@ -102,7 +97,7 @@ func (a *Applier) Forget(_ context.Context, keep func(edge.Door, netip.AddrPort)
 
 // counted visits what is in the sets that count. The door of an interface that is
 // gone has no device.
-func (k kernel) counted(visit func(set, what string, d edge.Door, backend netip.AddrPort, e nftables.SetElement)) error {
+func visitCounted(visit func(set, what string, d edge.Door, backend netip.AddrPort, e element)) error {
 	names, err := interfaceNames()
 	if err != nil {
 		return err
@@ -111,20 +106,23 @@ func (k kernel) counted(visit func(set, what string, d edge.Door, backend netip.
 		for _, v := range versions {
 			for _, what := range []string{connections, toBackends, toClients} {
 				set := of(p.word, v.number, what)
-				elements, err := k.elements(set)
+				elements, err := elementsOf(set)
+				if errors.Is(err, os.ErrNotExist) { // of another layout
+					continue
+				}
 				if err != nil {
 					return err
 				}
 				for _, e := range elements {
 					// The interface, the port that the client used, and the backend.
-					if len(e.Key) != 3*partBytes+v.bytes {
+					if len(e.key) != 3*partBytes+v.bytes {
 						continue
 					}
 					door := edge.Door{Protocol: p.protocol, Listen: edge.Listen{
-						Device: names[binary.NativeEndian.Uint32(e.Key)],
-						Port:   binary.BigEndian.Uint16(e.Key[partBytes:]),
+						Device: names[binary.NativeEndian.Uint32(e.key)],
+						Port:   binary.BigEndian.Uint16(e.key[partBytes:]),
 					}}
-					visit(set, what, door, decodeAddrPort(e.Key[2*partBytes:], v.bytes), e)
+					visit(set, what, door, decodeAddrPort(e.key[2*partBytes:], v.bytes), e)
 				}
 			}
 		}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
@@ -43,17 +42,22 @@ func (k kernel) close() { _ = k.conn.CloseLasting() }
 func (k kernel) exists() (bool, error) {
 	tables, err := k.conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("list tables: %w", err)
 	}
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == Table }), nil
 }
 
-func (k kernel) elements(set string) ([]nftables.SetElement, error) {
-	elements, err := k.conn.GetSetElements(&nftables.Set{Table: k.table, Name: set})
+func tableExists() (bool, error) {
+	k, err := openKernel()
 	if err != nil {
-		return nil, fmt.Errorf("the elements of %s: %w", set, err)
+		return false, fmt.Errorf("nat: %w", explain(err))
 	}
-	return elements, nil
+	defer k.close()
+	exists, err := k.exists()
+	if err != nil {
+		return false, fmt.Errorf("nat: %w", explain(err))
+	}
+	return exists, nil
 }
 
 // readKernel reads the table.
@@ -69,7 +73,7 @@ func readKernel() (found, error) {
 	}
 	f.chains, err = k.chains()
 	if err == nil {
-		f.rows, f.hairpins, err = k.rows()
+		f.rows, f.hairpins, err = readRows()
 	}
 	if errors.Is(err, errLayout) {
 		return found{exists: true, other: true}, nil
@@ -88,7 +92,7 @@ func (k kernel) chains() (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules, err := k.rules()
+	rules, err := readRules()
 	if err != nil {
 		return nil, err
 	}
@@ -119,48 +123,23 @@ func (k kernel) chains() (map[string]bool, error) {
 }
 
 // rules returns a line for each rule of the table, in their order in each chain.
-// The nftables module's GetRules fails at an expression that it does not know
-// (v0.3.0: "ct original proto-dst"), and only the comments matter here.
-func (k kernel) rules() ([]string, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	ours, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(Table), 0)}})
-	if err != nil {
-		return nil, err
-	}
-	const header = 4 // bytes of struct nfgenmsg, which begins with the family
-	messages, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
-		Data:   append([]byte{unix.NFPROTO_INET, 0, 0, 0}, ours...),
-	})
+func readRules() ([]string, error) {
+	messages, err := dump(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, attribute{unix.NFTA_RULE_TABLE, Table})
 	if err != nil {
 		return nil, fmt.Errorf("list rules: %w", err)
 	}
 	var lines []string
 	for _, m := range messages {
-		if len(m.Data) < header {
-			continue
-		}
-		attributes, err := netlink.NewAttributeDecoder(m.Data[header:])
-		if err != nil {
-			return nil, fmt.Errorf("list rules: %w", err)
-		}
 		var table, chain, comment string
-		for attributes.Next() {
-			switch attributes.Type() {
+		for kind, value := range attributes(m) {
+			switch kind {
 			case unix.NFTA_RULE_TABLE:
-				table = attributes.String()
+				table = text(value)
 			case unix.NFTA_RULE_CHAIN:
-				chain = attributes.String()
+				chain = text(value)
 			case unix.NFTA_RULE_USERDATA:
-				comment, _ = userdata.GetString(attributes.Bytes(), userdata.TypeComment)
+				comment, _ = userdata.GetString(value, userdata.TypeComment)
 			}
-		}
-		if err := attributes.Err(); err != nil {
-			return nil, fmt.Errorf("list rules: %w", err)
 		}
 		if table == Table { // a kernel may list all
 			lines = append(lines, "rule "+chain+" "+comment)
@@ -195,7 +174,7 @@ func head(line string) string {
 }
 
 // rows reads the elements.
-func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
+func readRows() (map[edge.Door]row, map[[2]string]bool, error) {
 	rows, pairs := map[edge.Door]*row{}, map[[2]string]bool{}
 	at := func(d edge.Door) *row {
 		if rows[d] == nil {
@@ -203,18 +182,15 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 		}
 		return rows[d]
 	}
-	each := func(set string, visit func(edge.Door, element) error) error {
-		elements, err := k.elements(set)
+	each := func(set string, visit func(edge.Door, doorElement) error) error {
+		elements, err := elementsOf(set)
 		if err != nil {
 			return err
 		}
 		for _, e := range elements {
-			if e.IntervalEnd {
-				continue
-			}
-			door, rest, err := decodeDoor(e.Key)
+			door, rest, err := decodeDoor(e.key)
 			if err == nil {
-				err = visit(door, element{rest: rest, SetElement: e})
+				err = visit(door, doorElement{e, rest})
 			}
 			if err != nil {
 				return err
@@ -231,11 +207,11 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 			return &r.v6
 		}
 		for _, err := range []error{
-			each(doors+version, func(d edge.Door, e element) (err error) {
-				way(at(d)).chain, err = decodeVerdict(e.Val)
+			each(doors+version, func(d edge.Door, e doorElement) (err error) {
+				way(at(d)).chain, err = decodeVerdict(e.value)
 				return err
 			}),
-			each(sources+version, func(d edge.Door, e element) error {
+			each(sources+version, func(d edge.Door, e doorElement) error {
 				prefix, err := decodePrefix(e, v.bytes)
 				at(d).sources = append(at(d).sources, prefix)
 				return err
@@ -248,7 +224,7 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 	}
 	for _, p := range protocols {
 		for _, v := range versions {
-			elements, err := k.elements(of(p.word, v.number, backends))
+			elements, err := elementsOf(of(p.word, v.number, backends))
 			if err != nil {
 				return nil, nil, err
 			}
@@ -269,11 +245,11 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 		}
 	}
 	for _, err := range []error{
-		each(frontends, func(d edge.Door, _ element) error { at(d).open = true; return nil }),
-		each(restricted, func(d edge.Door, _ element) error { at(d).restricted = true; return nil }),
-		each(masqueraded, func(d edge.Door, _ element) error { at(d).masqueraded = true; return nil }),
-		each(remembered, func(d edge.Door, e element) (err error) {
-			at(d).remember, err = decodeVerdict(e.Val)
+		each(frontends, func(d edge.Door, _ doorElement) error { at(d).open = true; return nil }),
+		each(restricted, func(d edge.Door, _ doorElement) error { at(d).restricted = true; return nil }),
+		each(masqueraded, func(d edge.Door, _ doorElement) error { at(d).masqueraded = true; return nil }),
+		each(remembered, func(d edge.Door, e doorElement) (err error) {
+			at(d).remember, err = decodeVerdict(e.value)
 			return err
 		}),
 	} {
@@ -281,15 +257,15 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 			return nil, nil, err
 		}
 	}
-	elements, err := k.elements(hairpins)
+	elements, err := elementsOf(hairpins)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, e := range elements {
-		if len(e.Key) != 2*nameBytes {
+		if len(e.key) != 2*nameBytes {
 			return nil, nil, errLayout
 		}
-		pairs[[2]string{decodeName(e.Key), decodeName(e.Key[nameBytes:])}] = true
+		pairs[[2]string{decodeName(e.key), decodeName(e.key[nameBytes:])}] = true
 	}
 	decoded := make(map[edge.Door]row, len(rows))
 	for door, r := range rows {
@@ -299,10 +275,10 @@ func (k kernel) rows() (map[edge.Door]row, map[[2]string]bool, error) {
 	return decoded, pairs, nil
 }
 
-// element is one whose key begins with a door.
-type element struct {
+// doorElement is one whose key begins with a door.
+type doorElement struct {
+	element
 	rest []byte // of the key
-	nftables.SetElement
 }
 
 // Each part of a key takes a multiple of 4 bytes; what is shorter comes first.
@@ -336,35 +312,28 @@ func decodeProtocol(number byte) (edge.Protocol, error) {
 	return "", errLayout
 }
 
-// decodeVerdict returns the chain that a verdict goes or jumps to. Its attributes
-// are the code and the name of the chain.
+// decodeVerdict returns the chain that a verdict goes or jumps to.
 func decodeVerdict(b []byte) (string, error) {
-	const chain = 2 // NFTA_VERDICT_CHAIN
-	for len(b) >= 4 {
-		size, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
-		if size < 4 || size > len(b) {
-			break
+	for kind, value := range attributes(b) {
+		if kind == unix.NFTA_VERDICT_CHAIN {
+			return text(value), nil
 		}
-		if kind == chain {
-			return strings.TrimRight(string(b[4:size]), "\x00"), nil
-		}
-		b = b[min((size+3)&^3, len(b)):]
 	}
 	return "", errLayout
 }
 
 // decodeSlot takes apart an element of a map of backends: the interface, the port
 // and the slot.
-func decodeSlot(protocol edge.Protocol, e nftables.SetElement, addrBytes int) (edge.Door, int, netip.AddrPort, error) {
-	if len(e.Key) != nameBytes+2*partBytes || len(e.Val) != addrBytes+partBytes {
+func decodeSlot(protocol edge.Protocol, e element, addrBytes int) (edge.Door, int, netip.AddrPort, error) {
+	if len(e.key) != nameBytes+2*partBytes || len(e.value) != addrBytes+partBytes {
 		return edge.Door{}, 0, netip.AddrPort{}, errLayout
 	}
-	slot := binary.NativeEndian.Uint32(e.Key[nameBytes+partBytes:])
+	slot := binary.NativeEndian.Uint32(e.key[nameBytes+partBytes:])
 	if slot >= mostSlots {
 		return edge.Door{}, 0, netip.AddrPort{}, errLayout
 	}
-	door := edge.Door{Protocol: protocol, Listen: edge.Listen{Device: decodeName(e.Key), Port: binary.BigEndian.Uint16(e.Key[nameBytes:])}}
-	return door, int(slot), decodeAddrPort(e.Val, addrBytes), nil
+	door := edge.Door{Protocol: protocol, Listen: edge.Listen{Device: decodeName(e.key), Port: binary.BigEndian.Uint16(e.key[nameBytes:])}}
+	return door, int(slot), decodeAddrPort(e.value, addrBytes), nil
 }
 
 // decodeAddrPort decodes an address and the port behind it, from a slice that is
@@ -377,16 +346,16 @@ func decodeAddrPort(b []byte, addrBytes int) netip.AddrPort {
 // decodePrefix makes a prefix of the interval from the key to its end. The
 // kernel has an end for all of a concatenation; those of the door are no
 // intervals.
-func decodePrefix(e element, addrBytes int) (netip.Prefix, error) {
+func decodePrefix(e doorElement, addrBytes int) (netip.Prefix, error) {
 	if len(e.rest) != addrBytes {
 		return netip.Prefix{}, errLayout
 	}
 	last := e.rest
-	if e.KeyEnd != nil {
-		if len(e.KeyEnd) != len(e.Key) || !slices.Equal(e.KeyEnd[:len(e.Key)-addrBytes], e.Key[:len(e.Key)-addrBytes]) {
+	if e.end != nil {
+		if len(e.end) != len(e.key) || !slices.Equal(e.end[:len(e.key)-addrBytes], e.key[:len(e.key)-addrBytes]) {
 			return netip.Prefix{}, errLayout
 		}
-		last = e.KeyEnd[len(e.KeyEnd)-addrBytes:]
+		last = e.end[len(e.end)-addrBytes:]
 	}
 	from, _ := netip.AddrFromSlice(e.rest)
 	to, _ := netip.AddrFromSlice(last)
@@ -438,37 +407,37 @@ func forgetClients(rows map[edge.Door]row) error {
 		_, found := slices.BinarySearchFunc(serving[door], backend, netip.AddrPort.Compare)
 		return found
 	}
-	return k.remove(func() (map[string][]nftables.SetElement, error) {
-		stale := map[string][]nftables.SetElement{}
+	return k.remove(func() (map[string][]element, error) {
+		stale := map[string][]element{}
 		for _, p := range protocols {
 			set4, set6, setPort := of(p.word, 4, affinity), of(p.word, 6, affinity), of(p.word, 6, affinityPort)
-			v4, err4 := k.elements(set4)
-			v6, err6 := k.elements(set6)
-			ports, errPort := k.elements(setPort)
+			v4, err4 := elementsOf(set4)
+			v6, err6 := elementsOf(set6)
+			ports, errPort := elementsOf(setPort)
 			if err := errors.Join(err4, err6, errPort); err != nil {
 				return nil, err
 			}
 			for _, e := range v4 {
-				if len(e.Key) < 2*partBytes || len(e.Val) != 4+partBytes || !serves(p.protocol, e.Key, decodeAddrPort(e.Val, 4)) {
+				if len(e.key) < 2*partBytes || len(e.value) != 4+partBytes || !serves(p.protocol, e.key, decodeAddrPort(e.value, 4)) {
 					stale[set4] = append(stale[set4], e)
 				}
 			}
 			// A backend of IPv6 is in two maps, by the same key.
 			addrs := map[string][]byte{}
 			for _, e := range v6 {
-				addrs[string(e.Key)] = e.Val
+				addrs[string(e.key)] = e.value
 			}
 			sound := map[string]bool{}
 			for _, e := range ports {
-				addr := addrs[string(e.Key)]
-				if len(e.Key) >= 2*partBytes && len(addr) == 16 && len(e.Val) >= 2 && serves(p.protocol, e.Key, decodeAddrPort(slices.Concat(addr, e.Val), 16)) {
-					sound[string(e.Key)] = true
+				addr := addrs[string(e.key)]
+				if len(e.key) >= 2*partBytes && len(addr) == 16 && len(e.value) >= 2 && serves(p.protocol, e.key, decodeAddrPort(slices.Concat(addr, e.value), 16)) {
+					sound[string(e.key)] = true
 				} else {
 					stale[setPort] = append(stale[setPort], e)
 				}
 			}
 			for _, e := range v6 {
-				if !sound[string(e.Key)] {
+				if !sound[string(e.key)] {
 					stale[set6] = append(stale[set6], e)
 				}
 			}
@@ -480,7 +449,7 @@ func forgetClients(rows map[edge.Door]row) error {
 // remove deletes the elements of sets that find has found. Those that have timed
 // out, or were deleted by somebody else, in the meantime make all of it fail: it
 // is tried again.
-func (k kernel) remove(find func() (map[string][]nftables.SetElement, error)) (err error) {
+func (k kernel) remove(find func() (map[string][]element, error)) (err error) {
 	const (
 		attempts = 5
 		together = 500 // elements, in a message of at most 64 KiB
@@ -495,7 +464,7 @@ func (k kernel) remove(find func() (map[string][]nftables.SetElement, error)) (e
 			for part := range slices.Chunk(elements, together) {
 				keys := make([]nftables.SetElement, len(part))
 				for i := range part {
-					keys[i].Key = part[i].Key
+					keys[i].Key = part[i].key
 				}
 				e := k.conn.SetDeleteElements(&nftables.Set{Table: k.table, Name: name}, keys)
 				if e == nil {

@@ -56,7 +56,10 @@ type State struct {
 // the network namespace of the caller.
 type Applier struct {
 	open func() (knftables.Interface, error)
-	read func() (found, error)
+	// What the kernel has is read by netlink: the nft command would print each
+	// element as text.
+	exists func() (bool, error)
+	read   func() (found, error)
 	// prune deletes what the kernel remembers of clients that is not so any more.
 	prune func(map[edge.Door]row) error
 
@@ -85,10 +88,11 @@ type content struct {
 // New returns an Applier. It does nothing yet: nft may be installed later.
 func New() *Applier {
 	return &Applier{
-		open:  func() (knftables.Interface, error) { return knftables.New(family, Table) },
-		read:  readKernel,
-		prune: forgetClients,
-		most:  transactionCommands,
+		open:   func() (knftables.Interface, error) { return knftables.New(family, Table) },
+		exists: tableExists,
+		read:   readKernel,
+		prune:  forgetClients,
+		most:   transactionCommands,
 	}
 }
 
@@ -138,16 +142,13 @@ func (a *Applier) Adopt(context.Context) ([]edge.Door, map[edge.Door][]netip.Add
 	return doors, backends, nil
 }
 
-// Remove removes the table, and says whether there was one.
+// Remove removes the table, and says whether there was one. What goes through it
+// ends, unless others have the kernel translate addresses as well.
 func (a *Applier) Remove(ctx context.Context) (removed bool, err error) {
 	a.want, a.specs, a.known = nil, nil, false
-	if err := a.look(); err != nil {
+	if exists, err := a.exists(); err != nil || !exists {
 		return false, err
 	}
-	if !a.have.exists {
-		return false, nil
-	}
-	a.known = false
 	if err := a.prepare(); err != nil {
 		return false, err
 	}

@@ -1,0 +1,197 @@
+package nat
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// element is one of a set or map, as the kernel has it.
+type element struct {
+	key, end       []byte // end is of an interval
+	value          []byte // of a map; of a verdict, its attributes
+	counted        bool
+	packets, bytes uint64
+}
+
+// elementsOf reads those of a set or map of the table. It is not done by the
+// nftables module, whose way to read makes the kernel walk the set from its
+// beginning for each 4 KiB: 60,000 elements take 1.2 s, and 0.1 s by 32 KiB.
+func elementsOf(set string) ([]element, error) {
+	messages, err := dump(unix.NFT_MSG_GETSETELEM, unix.NFT_MSG_NEWSETELEM,
+		attribute{unix.NFTA_SET_ELEM_LIST_TABLE, Table}, attribute{unix.NFTA_SET_ELEM_LIST_SET, set})
+	if err != nil {
+		return nil, fmt.Errorf("the elements of %s: %w", set, err)
+	}
+	var elements []element
+	for _, m := range messages {
+		for kind, list := range attributes(m) {
+			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				continue
+			}
+			for _, one := range attributes(list) {
+				elements = append(elements, parseElement(one))
+			}
+		}
+	}
+	return elements, nil
+}
+
+func parseElement(b []byte) (e element) {
+	const keyEnd = 10 // NFTA_SET_ELEM_KEY_END, Linux 5.6
+	for kind, value := range attributes(b) {
+		switch kind {
+		case unix.NFTA_SET_ELEM_KEY:
+			e.key = only(value)
+		case keyEnd:
+			e.end = only(value)
+		case unix.NFTA_SET_ELEM_DATA:
+			e.value = only(value)
+		case unix.NFTA_SET_ELEM_EXPR:
+			e.counted, e.packets, e.bytes = parseCounter(value)
+		}
+	}
+	return e
+}
+
+// only returns what is in the one attribute of a struct nft_data.
+func only(b []byte) []byte {
+	for _, value := range attributes(b) {
+		return value
+	}
+	return nil
+}
+
+func parseCounter(b []byte) (is bool, packets, bytes uint64) {
+	for kind, value := range attributes(b) {
+		switch kind {
+		case unix.NFTA_EXPR_NAME:
+			is = text(value) == "counter"
+		case unix.NFTA_EXPR_DATA:
+			for kind, value := range attributes(value) {
+				if len(value) != 8 {
+					continue
+				}
+				switch kind {
+				case unix.NFTA_COUNTER_PACKETS:
+					packets = binary.BigEndian.Uint64(value)
+				case unix.NFTA_COUNTER_BYTES:
+					bytes = binary.BigEndian.Uint64(value)
+				}
+			}
+		}
+	}
+	return is, packets, bytes
+}
+
+// attributes are those of a netlink message, or in one of them.
+func attributes(b []byte) iter.Seq2[uint16, []byte] {
+	const typeMask = 0x3fff // NLA_TYPE_MASK: above it are flags
+	return func(yield func(uint16, []byte) bool) {
+		for len(b) >= unix.NLA_HDRLEN {
+			size, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
+			if size < unix.NLA_HDRLEN || size > len(b) {
+				return
+			}
+			if !yield(kind&typeMask, b[unix.NLA_HDRLEN:size]) {
+				return
+			}
+			b = b[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(b)):]
+		}
+	}
+}
+
+func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
+
+// attribute is one of a request, with the name of something.
+type attribute struct {
+	kind uint16
+	name string
+}
+
+var errInterrupted = errors.New("it has changed in the meantime, each time")
+
+// dump lists something of nftables, of the family inet, and returns the
+// attributes of each answer.
+func dump(request, answer uint16, of ...attribute) ([][]byte, error) {
+	const attempts = 10
+	for range attempts {
+		answers, err := dumpOnce(request, answer, of)
+		if !errors.Is(err, errInterrupted) {
+			return answers, err
+		}
+	}
+	return nil, errInterrupted
+}
+
+func dumpOnce(request, answer uint16, of []attribute) ([][]byte, error) {
+	const (
+		header   = 4        // bytes of struct nfgenmsg, which begins with the family
+		most     = 64 << 10 // the kernel sends half of it at a time at most
+		patience = 10       // seconds
+		nfnl     = unix.NFNL_SUBSYS_NFTABLES << 8
+		room     = 128 // for a request
+	)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience}); err != nil {
+		return nil, err
+	}
+	m := make([]byte, unix.NLMSG_HDRLEN+header, room)
+	binary.NativeEndian.PutUint16(m[4:], nfnl|request)
+	binary.NativeEndian.PutUint16(m[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	m[unix.NLMSG_HDRLEN] = unix.NFPROTO_INET
+	for _, a := range of {
+		value := a.name + "\x00"
+		m = binary.NativeEndian.AppendUint16(m, uint16(unix.NLA_HDRLEN+len(value))) //nolint:gosec // names are short
+		m = binary.NativeEndian.AppendUint16(m, a.kind)
+		m = append(m, value...)
+		for len(m)%unix.NLA_ALIGNTO != 0 {
+			m = append(m, 0)
+		}
+	}
+	binary.NativeEndian.PutUint32(m, uint32(len(m))) //nolint:gosec // likewise
+	if err := unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, err
+	}
+	var answers [][]byte
+	for {
+		buffer := make([]byte, most)
+		n, _, err := unix.Recvfrom(fd, buffer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		messages, err := syscall.ParseNetlinkMessage(buffer[:n])
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range messages {
+			if m.Header.Flags&unix.NLM_F_DUMP_INTR != 0 {
+				return nil, errInterrupted
+			}
+			switch {
+			case m.Header.Type == unix.NLMSG_DONE || m.Header.Type == unix.NLMSG_ERROR:
+				// Both begin with an error number, which is negative.
+				if len(m.Data) >= 4 {
+					if e := int32(binary.NativeEndian.Uint32(m.Data)); e < 0 { //nolint:gosec // it is one
+						return nil, syscall.Errno(-e)
+					}
+				}
+				return answers, nil
+			case m.Header.Type == nfnl|answer && len(m.Data) >= header:
+				answers = append(answers, m.Data[header:])
+			}
+		}
+	}
+}
