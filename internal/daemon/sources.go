@@ -156,6 +156,8 @@ func Look(ctx context.Context, c *config.Config, log *slog.Logger) (desired.Inpu
 		return in, err
 	}
 	in.Interfaces = interfaces
+	ipv4, ipv6 := host.Forwarding()
+	in.NoForwarding4, in.NoForwarding6 = !ipv4, !ipv6
 	if names := hostNames(c); len(names) > 0 {
 		n := resolve.New(log)
 		n.Follow(names)

@@ -15,6 +15,9 @@ type asked struct {
 	// healthCheckNodePort and healthz are where kube-proxy tells of the Service
 	// on its node, and of its node; zero: it is not asked.
 	healthCheckNodePort, healthz netip.AddrPort
+	// alive is the healthz of the node of a pod that is not asked itself. kube-proxy
+	// is not in its way: only that nobody answers there says something of the pod.
+	alive netip.AddrPort
 }
 
 // probed registers the probes of a backend and takes its state from what they
@@ -32,6 +35,13 @@ func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, how asked
 	if p, ok := probeOf(backend, protocol, how); ok {
 		own = b.ask(p)
 		backend.Probe, backend.State, backend.Error = p.Addr, own.State, own.Error
+	}
+	if k := b.in.Config.Kubernetes; how.alive.IsValid() && k.Health.Interval > 0 {
+		p := edge.Probe{Kind: edge.ProbeHealthz, Addr: how.alive, HealthCheck: plain(k.Health)}
+		backend.Probe = p.Addr
+		if h := b.ask(p); h.State == edge.Down && h.Silent {
+			backend.State, backend.Error = edge.Down, "its node does not answer: "+h.Error
+		}
 	}
 	if k := b.in.Config.Kubernetes; how.healthz.IsValid() && k.Health.Interval > 0 {
 		// Whatever the Service wants checked: it is one probe for the whole node.
@@ -236,6 +246,10 @@ func (b *builder) podBackends(endpoints []edge.Endpoint, protocol edge.Protocol,
 		backend := edge.Backend{Addr: e.Addr, Weight: 1, Target: edge.TargetPod, Node: e.Node}
 		if pods[i] = e.Pod; e.Pod != "" {
 			backend.Pods = pods[i : i+1 : i+1]
+		}
+		how := how
+		if n, k := b.nodes[e.Node], b.in.Config.Kubernetes; protocol != edge.TCP && n != nil && len(n.Addrs) > 0 && k.HealthzPort != 0 {
+			how.alive = netip.AddrPortFrom(n.Addrs[0], k.HealthzPort)
 		}
 		backends = append(backends, b.probed(backend, protocol, how))
 	}

@@ -780,7 +780,10 @@ func TestProbesOfUDP(t *testing.T) {
 			"healthz 10.0.0.101:10256 through nothing", "healthz 10.0.0.102:10256 through nothing", "healthz 10.0.0.103:10256 through nothing",
 		}},
 		"node port, Cluster, no probes wanted": {func(s *edge.Service) { cluster(s); annotate("health-interval", "0")(s) }, nil},
-		"pods":                                 {annotate("target", "pod"), nil},
+		"pods": {annotate("target", "pod"), []string{
+			"healthz 10.0.0.101:10256 through nothing", "healthz 10.0.0.102:10256 through nothing", "healthz 10.0.0.103:10256 through nothing",
+		}},
+		"pods, no probes wanted": {func(s *edge.Service) { annotate("target", "pod")(s); annotate("health-interval", "0")(s) }, nil},
 		"address": {func(s *edge.Service) {
 			s.Class, s.Ingress = "metallb.io/metallb", []edge.Ingress{{IP: netip.MustParseAddr("10.0.0.240")}}
 		}, nil},
@@ -805,7 +808,8 @@ func TestProbesOfUDP(t *testing.T) {
 			}
 			udp := state.Frontends[slices.IndexFunc(state.Frontends, func(f edge.Frontend) bool { return f.Protocol == edge.UDP })]
 			for _, b := range udp.Backends {
-				if state, probe := b.State, b.Probe.IsValid(); probe != (len(tc.want) > 0) || probe == (state == edge.Up) {
+				waits := b.Probe.IsValid() && b.Target != edge.TargetPod // of a pod's node only the silence counts
+				if state, probe := b.State, b.Probe.IsValid(); probe != (len(tc.want) > 0) || waits == (state == edge.Up) {
 					t.Errorf("%s is %s, probed: %t", b.Addr, state, probe)
 				}
 			}
@@ -1200,5 +1204,46 @@ func BenchmarkBuild(b *testing.B) {
 				})
 			}
 		}
+	}
+}
+
+// A pod that is not asked itself is down when its node is: when nobody there
+// answers, not when kube-proxy there is behind, which is not in the pod's way.
+func TestUDPPodsOfASilentNodeAreDown(t *testing.T) {
+	for name, tc := range map[string]struct {
+		health edge.Health
+		want   edge.BackendState
+	}{
+		"silent":               {edge.Health{State: edge.Down, Error: "timeout", Silent: true}, edge.Down},
+		"kube-proxy is behind": {edge.Health{State: edge.Down, Error: "healthz answers 503"}, edge.Up},
+		"not known yet":        {edge.Health{State: edge.Pending}, edge.Up},
+		"well":                 {edge.Health{State: edge.Up, Confirmed: true}, edge.Up},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := site()
+			in.Cluster.Services = []edge.Service{service("dns/dns", 0, dns, annotate("target", "pod"))}
+			state, _ := Build(in)
+			in.Health = map[edge.Probe]edge.Health{}
+			for _, p := range state.Probes {
+				if p.Kind == edge.ProbeHealthz && p.Addr.Addr() == netip.MustParseAddr("10.0.0.101") {
+					in.Health[p] = tc.health
+				}
+			}
+			state, _ = Build(in)
+			for _, f := range state.Frontends {
+				if f.Protocol != edge.UDP {
+					continue
+				}
+				for _, b := range f.Backends {
+					want := edge.Up
+					if b.Node == "w1" {
+						want = tc.want
+					}
+					if b.State != want {
+						t.Errorf("%s on %s is %s, want %s", b.Addr, b.Node, b.State, want)
+					}
+				}
+			}
+		})
 	}
 }
