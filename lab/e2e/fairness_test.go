@@ -3,31 +3,21 @@ package e2e
 import (
 	"fmt"
 	"maps"
-	"math"
 	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"e13.dev/gatehouse/lab/internal/fairness"
 )
 
-// chiSquare returns how far the counts are from equal shares, and the bound
-// that equal shares exceed once in 10,000 times (Wilson and Hilferty's
-// approximation of the quantile).
+// chiSquare is fairness.ChiSquare of so many pods, some of which may have got
+// nothing.
 func chiSquare(counts map[string]int, pods int) (statistic, bound float64) {
-	total := 0
-	for _, n := range counts {
-		total += n
-	}
-	expected := float64(total) / float64(pods)
-	for _, n := range counts {
-		statistic += (float64(n) - expected) * (float64(n) - expected) / expected
-	}
-	statistic += float64(pods-len(counts)) * expected // pods that got nothing
-	const z = 3.719
-	k := float64(pods - 1)
-	return statistic, k * math.Pow(1-2/(9*k)+z*math.Sqrt(2/(9*k)), 3)
+	all := make([]int, max(pods-len(counts), 0), pods)
+	return fairness.ChiSquare(slices.AppendSeq(all, maps.Values(counts)))
 }
 
 // spread makes connections in parallel and counts which pod answered each.
