@@ -18,6 +18,7 @@ import (
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/nft"
 	"e13.dev/gatehouse/internal/ports"
+	"e13.dev/gatehouse/internal/status"
 )
 
 const (
@@ -40,8 +41,6 @@ const (
 	lingerTime = 2 * time.Second
 	// The counters are read at most this often.
 	kernelCountAge = time.Second
-	// Conntrack is nearly full from here on.
-	conntrackFull = 0.9
 )
 
 // kernel is the nat data plane: rules and routes that outlive this process, and
@@ -408,9 +407,9 @@ func (k *kernel) lookAround(ctx context.Context) (news bool) {
 			Remedy: "have it accept translated connections (ct status dnat accept; for Docker: iptables -I DOCKER-USER -m conntrack --ctstate DNAT -j ACCEPT, and answers with --ctstate ESTABLISHED)",
 		})
 	}
-	if entries, most, err := conntrack.Usage(); err == nil && most > 0 && float64(entries) > conntrackFull*float64(most) {
+	if entries, most, err := conntrack.Usage(); err == nil && most > 0 && (status.Conntrack{Entries: entries, Max: most}).Full() {
 		k.around = append(k.around, edge.Problem{
-			Object: "nat", What: fmt.Sprintf("conntrack is nearly full: more than %.0f %% of %d entries; new connections are dropped when it is", 100*conntrackFull, most),
+			Object: "nat", What: fmt.Sprintf("conntrack is nearly full, of %d entries; new connections are dropped when it is", most),
 			Remedy: "raise the sysctl net.netfilter.nf_conntrack_max",
 		})
 	}
