@@ -228,13 +228,18 @@ func (m *measurement) measure(bin, mode string) (spreads []fairness.Spread, err 
 	}
 	for _, w := range m.ways {
 		for _, p := range protocols {
-			if err := m.await(w, p); err != nil {
+			said, err := m.await(w, p)
+			if err != nil {
 				return nil, err
 			}
 			s, err := m.spread(w, p)
 			if err != nil {
 				return nil, fmt.Errorf("%s, %s: %w", w.label, p.name, err)
 			}
+			if saw := s.Clients[own] == m.connections; saw != said.own {
+				return nil, fmt.Errorf("%s, %s: the pods see the client's own address: %t, but gatehouse says %q", w.label, p.name, saw, said.text)
+			}
+			s.Said = said.text
 			spreads = append(spreads, s)
 			fmt.Fprint(os.Stderr, fairness.Table([]fairness.Spread{s}))
 		}
@@ -306,33 +311,39 @@ spec:
 	return text
 }
 
+// promise is what gatehouse says beforehand of whom the pods will take for the client.
+type promise struct {
+	text string
+	own  bool // the client's own address
+}
+
 // await waits until gatehouse has all nodes or pods of a way up: before, some would get less than their share.
-func (m *measurement) await(w way, p protocol) error {
+func (m *measurement) await(w way, p protocol) (promise, error) {
 	name := w.name + "-" + p.image
 	const limit = 30 * time.Second
 	deadline := time.Now().Add(limit)
 	for {
-		err := m.up(name)
+		said, err := m.up(name)
 		if err == nil {
-			return nil
+			return said, nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s: not all backends are up after %s: %w", name, limit, err)
+			return said, fmt.Errorf("%s: not all backends are up after %s: %w", name, limit, err)
 		}
 		select {
 		case <-m.ctx.Done():
-			return m.ctx.Err()
+			return said, m.ctx.Err()
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
 
 // up tells what a frontend or Service still lacks.
-func (m *measurement) up(name string) error {
+func (m *measurement) up(name string) (promise, error) {
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: m.lab.Dialer("edge")}}
 	resp, err := client.Get("http://127.0.0.1:9180/status.json")
 	if err != nil {
-		return err
+		return promise{}, err
 	}
 	defer resp.Body.Close()
 	var status struct {
@@ -346,33 +357,35 @@ func (m *measurement) up(name string) error {
 				State string `json:"state"`
 				Error string `json:"error"`
 			} `json:"backends"`
-			Shares []json.RawMessage `json:"shares"`
+			Shares     []json.RawMessage `json:"shares"`
+			Client     string            `json:"clientAddress"`
+			ClientSeen bool              `json:"clientAddressSeen"`
 		} `json:"exposures"`
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&status); err != nil {
-		return err
+		return promise{}, err
 	}
 	for _, e := range status.Exposures {
 		if e.Name != name && e.Service != namespace+"/"+name {
 			continue
 		}
 		if !e.Open {
-			return fmt.Errorf("not open: %s", e.Reason)
+			return promise{}, fmt.Errorf("not open: %s", e.Reason)
 		}
 		if len(e.Backends) < len(nodes) {
-			return fmt.Errorf("%d backends", len(e.Backends))
+			return promise{}, fmt.Errorf("%d backends", len(e.Backends))
 		}
 		if e.Service != "" && len(e.Shares) != pods() {
-			return fmt.Errorf("%d pods have a share", len(e.Shares))
+			return promise{}, fmt.Errorf("%d pods have a share", len(e.Shares))
 		}
 		for _, b := range e.Backends {
 			if b.State != "up" {
-				return fmt.Errorf("backend %s is %s: %s", b.Addr, b.State, b.Error)
+				return promise{}, fmt.Errorf("backend %s is %s: %s", b.Addr, b.State, b.Error)
 			}
 		}
-		return nil
+		return promise{text: e.Client, own: e.ClientSeen}, nil
 	}
-	return errors.New("gatehouse does not know it")
+	return promise{}, errors.New("gatehouse does not know it")
 }
 
 // pods is how many there are of each kind: 1, 2, 3.
@@ -420,12 +433,14 @@ func (m *measurement) spread(w way, p protocol) (fairness.Spread, error) {
 	return s, nil
 }
 
+const own = "the client's own address"
+
 // whose says whom an address is of, as the pods see it.
 func whose(address string) string {
 	host, _, _ := strings.Cut(address, ":")
 	switch {
 	case host == clientAddr:
-		return "the client's own address"
+		return own
 	case host == site.EdgeCluster:
 		return "gatehouse's address"
 	case strings.HasPrefix(host, "10.0.0.10") || strings.HasPrefix(host, "10.244."):

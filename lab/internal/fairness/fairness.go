@@ -16,6 +16,7 @@ type Spread struct {
 	Protocol string         `json:"protocol"`
 	Nodes    []Node         `json:"nodes"`
 	Clients  map[string]int `json:"clients"` // whom the pods took for the client, in words
+	Said     string         `json:"said"`    // and what gatehouse had said of it
 }
 
 // Node is a node with the connections that each of its pods got.
@@ -90,14 +91,17 @@ func Table(spreads []Spread) string {
 		fmt.Fprintf(&b, " %s%s |", name, n.Name)
 		line += "---|"
 	}
-	b.WriteString(" chi-square | the pods saw |\n" + line + "---|---|\n")
-	before := ""
+	b.WriteString(" chi-square | the pods saw | gatehouse had said |\n" + line + "---|---|---|\n")
+	var before Spread
 	for _, s := range spreads {
-		way := s.Way
-		if way == before {
-			way = "" // said in the row above
+		way, said := s.Way, s.Said
+		if way == before.Way { // it is in the row above
+			way = ""
+			if said == before.Said {
+				said = ""
+			}
 		}
-		before = s.Way
+		before = s
 		fmt.Fprintf(&b, "| %s | %s |", way, s.Protocol)
 		for _, n := range s.Nodes {
 			var shares []string
@@ -112,7 +116,7 @@ func Table(spreads []Spread) string {
 		if !s.Fair() {
 			text = "**" + text + "**"
 		}
-		fmt.Fprintf(&b, " %s | %s |\n", text, s.saw())
+		fmt.Fprintf(&b, " %s | %s | %s |\n", text, s.saw(), said)
 	}
 	return b.String()
 }

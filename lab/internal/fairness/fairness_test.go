@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 var nodes = []string{"w1", "w2", "w3"}
 
 func spread(way, protocol, client string, counts ...int) Spread {
-	s := Spread{Way: way, Protocol: protocol, Clients: map[string]int{client: 1}}
+	s := Spread{Way: way, Protocol: protocol, Clients: map[string]int{client: 1}, Said: "told: " + client}
 	for i, name := range nodes {
 		s.Nodes = append(s.Nodes, Node{Name: name, Pods: counts[i*(i+1)/2 : (i+1)*(i+2)/2]})
 	}
