@@ -234,3 +234,11 @@ func losesClients(have, want map[edge.Door]row) bool {
 	}
 	return false
 }
+
+func commands(steps []step) int {
+	n := 0
+	for _, s := range steps {
+		n += len(s.commands)
+	}
+	return n
+}

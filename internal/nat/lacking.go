@@ -51,7 +51,7 @@ var features = []struct{ what, needs, rules string }{
 		chain c { type nat hook postrouting priority 90; ct status & dnat == 0 return; meta l4proto tcp iifname . meta l4proto . ct original proto-dst @s return; }`},
 	{"counters that packets add to sets", "Linux 5.7, nftables 0.9.4", `
 		set s { type iface_index . inet_service . ipv6_addr . inet_service; flags dynamic; }
-		chain c { type filter hook forward priority -10; meta l4proto sctp add @s { oif . ct original proto-dst . ip6 saddr . th sport counter }; }`},
+		chain c { type filter hook forward priority -10; meta l4proto sctp update @s { oif . ct original proto-dst . ip6 saddr . th sport counter }; }`},
 	{"maps that packets add to", "Linux 4.3, nftables 0.9.4", `
 		map m { typeof iif . tcp dport . ip saddr : ip daddr . tcp dport; flags dynamic,timeout; size 16; }
 		chain c { type nat hook postrouting priority 90; meta l4proto tcp update @m { iif . ct original proto-dst . ip saddr timeout 1s : ip daddr . th dport }; }

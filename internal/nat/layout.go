@@ -109,6 +109,9 @@ func stamp(o knftables.Object, sum string) {
 	}
 }
 
+// separator of verdicts; knftables.Fake takes a comma for the end of a chain's name.
+const separator = " , "
+
 // list collects objects in the order in which nft has to see them.
 type list []knftables.Object
 
@@ -225,16 +228,16 @@ func (l *list) forward() {
 		for _, v := range versions {
 			name := of(p.word, v.number, toBackends)
 			l.chain(name)
-			l.rule(name, "count", "meta l4proto %s add @%s { iif . ct original proto-dst . %s daddr . th dport counter }", p.word, name, v.word)
+			l.rule(name, "count", "meta l4proto %s update @%s { iif . ct original proto-dst . %s daddr . th dport counter }", p.word, name, v.word)
 			to = append(to, fmt.Sprintf("original . ipv%d . %s : goto %s", v.number, p.word, name))
 			name = of(p.word, v.number, toClients)
 			l.chain(name)
-			l.rule(name, "count", "meta l4proto %s add @%s { oif . ct original proto-dst . %s saddr . th sport counter }", p.word, name, v.word)
+			l.rule(name, "count", "meta l4proto %s update @%s { oif . ct original proto-dst . %s saddr . th sport counter }", p.word, name, v.word)
 			to = append(to, fmt.Sprintf("reply . ipv%d . %s : goto %s", v.number, p.word, name))
 		}
 	}
 	l.rule(chain, "not to a backend", "ct status & dnat == 0 return")
-	l.rule(chain, "count", "ct direction . meta nfproto . meta l4proto vmap { %s }", strings.Join(to, ", "))
+	l.rule(chain, "count", "ct direction . meta nfproto . meta l4proto vmap { %s }", strings.Join(to, separator))
 }
 
 // srcnat sees the first packet of a connection once more, on its way out: it is
@@ -251,7 +254,7 @@ func (l *list) srcnat() {
 		l.chain(name)
 		l.rule(name, "no door", "%s %s != @%s return", word, doorCT, frontends)
 		for _, v := range versions {
-			l.rule(name, "count", "%s add @%s { iif . ct original proto-dst . %s daddr . th dport counter }", word, of(p.word, v.number, connections), v.word)
+			l.rule(name, "count", "%s update @%s { iif . ct original proto-dst . %s daddr . th dport counter }", word, of(p.word, v.number, connections), v.word)
 		}
 		l.rule(name, "remember the client", "%s %s vmap @%s", word, doorCT, remembered)
 		l.rule(name, "in one network", "iifname . oifname @%s masquerade", hairpins)
@@ -259,7 +262,7 @@ func (l *list) srcnat() {
 		to = append(to, fmt.Sprintf("%s : goto %s", p.word, name))
 	}
 	l.rule(chain, "not to a backend", "ct status & dnat == 0 return")
-	l.rule(chain, "to a backend", "meta l4proto vmap { %s }", strings.Join(to, ", "))
+	l.rule(chain, "to a backend", "meta l4proto vmap { %s }", strings.Join(to, separator))
 }
 
 var madeWhenNeeded = regexp.MustCompile(`^(tcp|udp|sctp)([46])-(random|source|affinity)-([1-9][0-9]*)$|^(tcp|udp|sctp)-remember-([1-9][0-9]*m?s)$`)
