@@ -1,6 +1,7 @@
 // Command measure brings up a lab and prints the numbers of docs/benchmarks.md:
 // how soon a Service is reachable and closed, and what gatehouse needs with
-// 1,000 Services and 10,000 endpoints. Nothing is mocked: the objects are in
+// 1,000 Services and 10,000 endpoints, and how soon the kernel has what changes
+// of those. Nothing is mocked: the objects are in
 // the API server, kube-proxy serves them too.
 package main
 
@@ -39,14 +40,17 @@ admin: {listen: "127.0.0.1:9180"}
 const (
 	homeAddr = "10.11.12.32"
 	class    = "gatehouse.e13.dev/edge"
+	// All that one change brings about has come after this time without anything.
+	quietTime = 300 * time.Millisecond
 )
 
 func main() {
 	bin := flag.String("bin", "bin", "folder with gatehouse, lab and labkube")
 	rounds := flag.Int("rounds", 50, "how often each latency is measured")
 	services := flag.Int("services", 1000, "Services of the memory measurement, with ten endpoints each")
+	changes := flag.Bool("changes", false, "measure only how soon the kernel has a change")
 	flag.Parse()
-	if err := run(*bin, *rounds, *services); err != nil {
+	if err := run(*bin, *rounds, *services, *changes); err != nil {
 		fmt.Fprintln(os.Stderr, "measure:", err)
 		os.Exit(1)
 	}
@@ -56,9 +60,15 @@ type measurement struct {
 	lab  *site.Site
 	kube *kubernetes.Clientset
 	ctx  context.Context
+	// kernel has the many Services be the kernel's from the start.
+	kernel bool
 }
 
-func run(bin string, rounds, services int) (err error) {
+// ofKernel are the annotations of a Service that the kernel moves. That its pods
+// are not there is not to be noticed.
+var ofKernel = []string{"gatehouse.e13.dev/data-plane=nat", "gatehouse.e13.dev/target=pod", "gatehouse.e13.dev/health-interval=0"}
+
+func run(bin string, rounds, services int, changesOnly bool) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -98,10 +108,20 @@ func run(bin string, rounds, services int) (err error) {
 		return err
 	}
 	fmt.Printf("RSS of gatehouse with an empty cluster: %.1f MB\n", empty)
+	if changesOnly {
+		m.kernel = true
+		if err := m.createAll(services); err != nil {
+			return err
+		}
+		return m.changes(services, 4*rounds)
+	}
 	if err := m.latencies(rounds); err != nil {
 		return err
 	}
-	return m.memory(services)
+	if err := m.memory(services); err != nil {
+		return err
+	}
+	return m.changes(services, 4*rounds)
 }
 
 // gatehouse returns the resident memory in MB and the CPU time used so far.
@@ -220,9 +240,9 @@ func quantile(all []time.Duration, percent int) time.Duration {
 	return sorted[min(len(sorted)*percent/100, len(sorted)-1)].Round(time.Millisecond)
 }
 
-// memory makes the Services and their endpoints in the API, waits until
-// gatehouse has all of them, and looks at it at rest.
-func (m measurement) memory(services int) error {
+// createAll makes the Services and their endpoints in the API, and waits until
+// gatehouse has all of them.
+func (m measurement) createAll(services int) error {
 	var wait sync.WaitGroup
 	failed := make(chan error, services)
 	limit := make(chan struct{}, 16)
@@ -257,6 +277,14 @@ func (m measurement) memory(services int) error {
 		time.Sleep(500 * time.Millisecond)
 	}
 	fmt.Printf("%d Services, %d endpoints: all open %s after the first was made\n", services, 10*services, time.Since(start).Round(time.Second))
+	return nil
+}
+
+// memory looks at gatehouse at rest, with all those.
+func (m measurement) memory(services int) error {
+	if err := m.createAll(services); err != nil {
+		return err
+	}
 	fmt.Fprintln(os.Stderr, "waiting 60 s, then looking at it for 30 s")
 	time.Sleep(time.Minute)
 	_, before, err := m.gatehouse()
@@ -275,6 +303,12 @@ func (m measurement) memory(services int) error {
 func (m measurement) create(i int) error {
 	name := fmt.Sprintf("many-%04d", i)
 	meta := metav1.ObjectMeta{Name: name, Namespace: "default", Annotations: map[string]string{"gatehouse.e13.dev/zones": "home"}}
+	if m.kernel {
+		for _, a := range ofKernel {
+			key, value, _ := strings.Cut(a, "=")
+			meta.Annotations[key] = value
+		}
+	}
 	lbClass := class
 	_, err := m.kube.CoreV1().Services(meta.Namespace).Create(m.ctx, &corev1.Service{
 		ObjectMeta: meta,
