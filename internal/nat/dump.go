@@ -141,7 +141,7 @@ func dumpOnce(request, answer uint16, of []attribute) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience}); err != nil {
 		return nil, err
 	}
@@ -151,14 +151,14 @@ func dumpOnce(request, answer uint16, of []attribute) ([][]byte, error) {
 	m[unix.NLMSG_HDRLEN] = unix.NFPROTO_INET
 	for _, a := range of {
 		value := a.name + "\x00"
-		m = binary.NativeEndian.AppendUint16(m, uint16(unix.NLA_HDRLEN+len(value))) //nolint:gosec // names are short
+		m = binary.NativeEndian.AppendUint16(m, uint16(unix.NLA_HDRLEN+len(value)))
 		m = binary.NativeEndian.AppendUint16(m, a.kind)
 		m = append(m, value...)
 		for len(m)%unix.NLA_ALIGNTO != 0 {
 			m = append(m, 0)
 		}
 	}
-	binary.NativeEndian.PutUint32(m, uint32(len(m))) //nolint:gosec // likewise
+	binary.NativeEndian.PutUint32(m, uint32(len(m)))
 	if err := unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ func dumpOnce(request, answer uint16, of []attribute) ([][]byte, error) {
 			case m.Header.Type == unix.NLMSG_DONE || m.Header.Type == unix.NLMSG_ERROR:
 				// Both begin with an error number, which is negative.
 				if len(m.Data) >= 4 {
-					if e := int32(binary.NativeEndian.Uint32(m.Data)); e < 0 { //nolint:gosec // it is one
+					if e := int32(binary.NativeEndian.Uint32(m.Data)); e < 0 {
 						return nil, syscall.Errno(-e)
 					}
 				}

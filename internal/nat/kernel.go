@@ -490,7 +490,7 @@ func interfaceNames() (map[uint32]string, error) {
 	}
 	names := map[uint32]string{}
 	for _, i := range interfaces {
-		names[uint32(i.Index)] = i.Name //nolint:gosec // the kernel's are positive
+		names[uint32(i.Index)] = i.Name
 	}
 	return names, nil
 }

@@ -197,9 +197,14 @@ func TestOutermost(t *testing.T) {
 
 func TestDecodePrefix(t *testing.T) {
 	for _, c := range []struct{ from, to, want string }{
-		{"10.0.0.0", "10.255.255.255", "10.0.0.0/8"}, {"192.0.2.1", "192.0.2.1", "192.0.2.1/32"}, {"0.0.0.0", "255.255.255.255", "0.0.0.0/0"},
-		{"10.0.0.0", "10.0.127.255", "10.0.0.0/17"}, {"10.0.0.1", "10.0.0.2", ""}, {"10.0.0.1", "10.0.0.0", ""},
-		{"2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db8::/32"}, {"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::/0"},
+		{"10.0.0.0", "10.255.255.255", "10.0.0.0/8"},
+		{"192.0.2.1", "192.0.2.1", "192.0.2.1/32"},
+		{"0.0.0.0", "255.255.255.255", "0.0.0.0/0"},
+		{"10.0.0.0", "10.0.127.255", "10.0.0.0/17"},
+		{"10.0.0.1", "10.0.0.2", ""},
+		{"10.0.0.1", "10.0.0.0", ""},
+		{"2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db8::/32"},
+		{"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::/0"},
 	} {
 		from, to := netip.MustParseAddr(c.from).AsSlice(), netip.MustParseAddr(c.to).AsSlice()
 		p, err := decodePrefix(doorElement{element{key: from, end: to}, from}, len(from))

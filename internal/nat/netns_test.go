@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
@@ -455,10 +456,14 @@ func TestNetnsMasquerades(t *testing.T) {
 				ns       *netnstest.NS
 				to, want string
 			}{
-				{site.Home, edge4 + ":80", "10.11.12.7"}, {site.Home, "[" + edge6 + "]:80", "fd12::7"},
-				{site.Node, "10.0.0.1:80", "10.0.0.1"}, {site.Node, "[fd00::1]:80", "fd00::1"},
-				{site.Pod, "10.0.0.1:80", "10.0.0.1"}, {site.Pod, "[fd00::1]:80", "fd00::1"},
-				{site.Home, edge4 + ":81", "10.0.0.1"}, {site.Home, "[" + edge6 + "]:81", "fd00::1"},
+				{site.Home, edge4 + ":80", "10.11.12.7"},
+				{site.Home, "[" + edge6 + "]:80", "fd12::7"},
+				{site.Node, "10.0.0.1:80", "10.0.0.1"},
+				{site.Node, "[fd00::1]:80", "fd00::1"},
+				{site.Pod, "10.0.0.1:80", "10.0.0.1"},
+				{site.Pod, "[fd00::1]:80", "fd00::1"},
+				{site.Home, edge4 + ":81", "10.0.0.1"},
+				{site.Home, "[" + edge6 + "]:81", "fd00::1"},
 			} {
 				if got := ask(t, c.ns, network, "", c.to); got.client != c.want {
 					t.Errorf("%s to %s: the backend sees %s, want %s", network, c.to, got.client, c.want)
@@ -527,6 +532,31 @@ func TestNetnsEstablishedSurvive(t *testing.T) {
 		}
 		if rules := nftCommand(t, "list ruleset"); strings.TrimSpace(rules) != "" {
 			t.Errorf("left behind:\n%s", rules)
+		}
+	})
+}
+
+// A connection of the relay, which the kernel takes up in the middle once it has
+// forgotten it, is not sent to a backend.
+func TestNetnsConnectionsOfTheRelayAreItsOwn(t *testing.T) {
+	netnstest.Run(t, func() {
+		site := newSite(t, 8001)
+		tell(t, nil, ":80")
+		relayed, err := dial(t, site.Home, "tcp", "", edge4+":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []State{
+			{Frontends: []edge.Frontend{frontend(edge.TCP, 80, at(8001))}},
+			{Frontends: []edge.Frontend{frontend(edge.TCP, 80)}},
+		} {
+			if _, err := New().Apply(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+				t.Fatal(err)
+			}
+			lives(t, relayed)
 		}
 	})
 }
