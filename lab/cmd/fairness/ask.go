@@ -16,8 +16,9 @@ import (
 const patience = 5 * time.Second
 
 // overTCP asks over a new connection which pod is there, and whom it takes for the client.
-func overTCP(address string, _ int) (pod, client string, err error) {
-	conn, err := net.DialTimeout("tcp", address, patience)
+func overTCP(from, to string, _ int) (pod, client string, err error) {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
+	conn, err := dialer.Dial("tcp", to)
 	if err != nil {
 		return "", "", err
 	}
@@ -25,7 +26,7 @@ func overTCP(address string, _ int) (pod, client string, err error) {
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return "", "", err
 	}
-	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.0\r\nHost: %s\r\n\r\n", address); err != nil {
+	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.0\r\nHost: %s\r\n\r\n", to); err != nil {
 		return "", "", err
 	}
 	text, err := io.ReadAll(conn)
@@ -42,10 +43,10 @@ func overTCP(address string, _ int) (pod, client string, err error) {
 
 // overUDP does so over a new flow. Its port is one that it has not used: conntrack would take two of the same port for
 // one flow, which goes where it went before.
-func overUDP(address string, number int) (pod, client string, err error) {
+func overUDP(from, to string, number int) (pod, client string, err error) {
 	const first = 20000
-	dialer := net.Dialer{LocalAddr: &net.UDPAddr{Port: first + number}}
-	conn, err := dialer.Dial("udp", address)
+	dialer := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from), Port: first + number}}
+	conn, err := dialer.Dial("udp", to)
 	if err != nil {
 		return "", "", err
 	}

@@ -57,7 +57,7 @@ var ways = []way{
 // protocol is what is spoken, and with which pods.
 type protocol struct {
 	name, image, probe string
-	ask                func(address string, number int) (pod, client string, err error)
+	ask                func(from, to string, number int) (pod, client string, err error)
 }
 
 var protocols = []protocol{
@@ -70,8 +70,11 @@ const (
 	nodePorts  = 30100 // of the way without gatehouse's Service: TCP, and UDP after it
 	namespace  = "fairness"
 	clientHost = "home1"
-	clientAddr = "10.11.12.101"
 )
+
+// clients are the addresses that connections come from, in turn: the relay has 2,000 UDP sessions of one at a time, and
+// these outlive their question. The first one is the host's anyway.
+var clients = []string{"10.11.12.101", "10.11.12.111", "10.11.12.112", "10.11.12.113"}
 
 // nodes have as many pods as their number.
 var nodes = site.Workers
@@ -169,7 +172,7 @@ func (m *measurement) heading(mode string) string {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // it has no way to fail
 	_, bound := fairness.ChiSquare(make([]int, 6))
-	return fmt.Sprintf(`%s, Linux %s, %d cores, kube-proxy in %s mode: %s new connections from one client over each way, by TCP and by UDP.
+	return fmt.Sprintf(`%s, Linux %s, %d cores, kube-proxy in %s mode: %s new connections over each way, by TCP and by UDP.
 Chi-square is at most %.1f in all but one of 10,000 cases if the pods have equal shares; in bold, they have not.
 `, time.Now().Format(time.DateOnly), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), mode, thousands(m.connections), bound)
 }
@@ -215,6 +218,11 @@ func (m *measurement) measure(bin, mode string) (spreads []fairness.Spread, err 
 	}
 	if err != nil {
 		return nil, err
+	}
+	for _, a := range clients[1:] {
+		if _, err := m.lab.Exec(m.ctx, clientHost, "ip", "addr", "add", a+"/24", "dev", "eth0"); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.lab.Apply(m.ctx, manifests(m.ways)); err != nil {
 		return nil, err
@@ -401,12 +409,13 @@ func (m *measurement) spread(w way, p protocol) (fairness.Spread, error) {
 			if err := m.ctx.Err(); err != nil {
 				return err
 			}
-			pod, client, err := p.ask(address, i)
+			from := clients[i%len(clients)]
+			pod, seen, err := p.ask(from, address, i)
 			if err != nil {
 				return fmt.Errorf("connection %d: %w", i, err)
 			}
 			counts[pod]++
-			s.Clients[whose(client)]++
+			s.Clients[whose(seen, from)]++
 		}
 		return nil
 	})
@@ -435,11 +444,11 @@ func (m *measurement) spread(w way, p protocol) (fairness.Spread, error) {
 
 const own = "the client's own address"
 
-// whose says whom an address is of, as the pods see it.
-func whose(address string) string {
-	host, _, _ := strings.Cut(address, ":")
+// whose says whom the address is of that a pod saw, of a connection from the client's.
+func whose(seen, client string) string {
+	host, _, _ := strings.Cut(seen, ":")
 	switch {
-	case host == clientAddr:
+	case host == client:
 		return own
 	case host == site.EdgeCluster:
 		return "gatehouse's address"
