@@ -97,6 +97,7 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 			b = before
 			if b.closed.IsZero() {
 				b.closed, k.purges = now, purgeLooks
+				k.drainLocked(now, b.drain)
 			}
 			next[s] = b
 			continue
@@ -110,6 +111,7 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 			keep, ok := b.backends[addr]
 			if !ok {
 				b.left[addr] = now
+				k.drainLocked(now, b.drain)
 			}
 			if !ok || keep > kept {
 				k.purges = purgeLooks
@@ -117,6 +119,13 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 		}
 	}
 	k.behind = next
+}
+
+// drainLocked has flows purged when the drain timeout is over that begins now.
+func (k *kernel) drainLocked(now time.Time, timeout time.Duration) {
+	if timeout > 0 {
+		k.drained = append(k.drained, now.Add(timeout))
+	}
 }
 
 // purgeLooks is for how many looks flows to backends that have gone are still
@@ -179,6 +188,11 @@ func (k *kernel) look(ctx context.Context, now time.Time) (pause time.Duration) 
 	if err == nil {
 		k.lastCounts = counts
 		k.listenLocked(counts, now)
+	}
+	if n := len(k.drained); n > 0 {
+		if k.drained = slices.DeleteFunc(k.drained, now.After); len(k.drained) < n {
+			k.purges = max(k.purges, 2)
+		}
 	}
 	if err == nil && k.purges > 0 {
 		if k.purges--; k.purges%2 == 1 { // at once, and at every other look
@@ -262,11 +276,15 @@ func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
 }
 
 // purgeUntranslated forgets, at the next look, the UDP flows of a door that the
-// relay has given up: they would lead to nobody for as long as their client
-// goes on.
+// relay has given up, or that nobody had: they would lead to nobody for as long
+// as their client goes on.
 func (k *kernel) purgeUntranslated(door edge.Door) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.purgeDoorLocked(door)
+}
+
+func (k *kernel) purgeDoorLocked(door edge.Door) {
 	if door.Protocol == edge.UDP {
 		k.stale[serviceOf(door)], k.purges = true, purgeLooks
 	}

@@ -73,9 +73,10 @@ type kernel struct {
 	wantsVia   []edge.Route   // the routes that were applied last
 	settled    bool           // they are as they should be, as far as is known
 	behind     map[service]backing
-	stale      map[service]bool      // the relay had them; its UDP flows are to come to the kernel
+	stale      map[service]bool      // the relay had them, or nobody; their UDP flows are to come to the kernel
 	own        map[netip.Addr]string // this machine's addresses, and their interfaces
 	purges     int                   // so many looks still purge
+	drained    []time.Time           // when drain timeouts are over
 	counted    time.Time
 	counts     map[edge.Door]map[netip.AddrPort]flows
 	past       map[edge.Door]nat.Count // of backends whose counters were deleted
@@ -196,6 +197,16 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	}
 	for _, f := range k.wanted.Frontends {
 		delete(moving, f.Door)
+	}
+	isNew := map[edge.Door]bool{}
+	for _, f := range k.wanted.Frontends {
+		isNew[f.Door] = true
+	}
+	for _, f := range k.applied.Frontends {
+		delete(isNew, f.Door)
+	}
+	for door := range isNew {
+		k.purgeDoorLocked(door) // of who has asked in vain, and goes on
 	}
 	both := k.wanted
 	both.Frontends = slices.Clone(k.wanted.Frontends)
