@@ -176,8 +176,7 @@ func badAnnotations(t *testing.T, plane string) {
 	}
 	if plane == nat { // what only the relay can do
 		table = append(table,
-			bad{"balance", "leastConnections", "leastConnections"},
-			bad{"idle-timeout", "1h", "gatehouse.e13.dev/idle-timeout"},
+			bad{"balance", "leastConnections", "gatehouse.e13.dev/balance with annotation gatehouse.e13.dev/data-plane: nat"},
 			bad{"send-proxy-protocol", "v2", "gatehouse.e13.dev/send-proxy-protocol"},
 			bad{"transparent", "true", "gatehouse.e13.dev/transparent"},
 			bad{"hostnames", "git.example.org", "gatehouse.e13.dev/hostnames"},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,8 +23,8 @@ func leftOnEdge(t *testing.T) string {
 	for what, argv := range map[string][]string{
 		"routes":    {"ip", "route", "show", "table", "all", "proto", "91"},
 		"routes v6": {"ip", "-6", "route", "show", "table", "all", "proto", "91"},
-		"rules":     {"ip", "rule", "show", "proto", "91"},
-		"rules v6":  {"ip", "-6", "rule", "show", "proto", "91"},
+		"rules":     {"ip", "-details", "rule", "show"},
+		"rules v6":  {"ip", "-6", "-details", "rule", "show"},
 		"tables":    {"nft", "list", "tables"},
 	} {
 		out, err := lab.Exec(t.Context(), "edge", argv...)
@@ -31,9 +32,11 @@ func leftOnEdge(t *testing.T) string {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(out) {
-			if line = strings.TrimSpace(line); line != "" && (what != "tables" || strings.Contains(line, "gatehouse")) {
-				there = append(there, what+": "+line)
+			line = strings.TrimSpace(line)
+			if strings.HasPrefix(what, "rules") && !strings.Contains(line, "proto 91") || what == "tables" && !strings.Contains(line, "gatehouse") {
+				continue // others'
 			}
+			there = append(there, what+": "+line)
 		}
 	}
 	slices.Sort(there)
@@ -203,7 +206,10 @@ func TestMovesBetweenDataPlanes(t *testing.T) {
 	l := startLoad("home1", at, perSecond)
 	all := []*conversation{converse(t, "home1", at)}
 	var slowest time.Duration
+	pace := time.NewTicker(300 * time.Millisecond)
+	defer pace.Stop()
 	for i := range moves {
+		<-pace.C
 		plane, sees := nat, home1Addr
 		if i%2 == 1 {
 			plane, sees = proxy, clusterAddr
@@ -307,7 +313,7 @@ table ip nat {
 		fib daddr type local jump DOCKER
 	}
 	chain OUTPUT {
-		type nat hook output priority dstnat; policy accept;
+		type nat hook output priority -100; policy accept;
 		ip daddr != 127.0.0.0/8 fib daddr type local jump DOCKER
 	}
 	chain POSTROUTING {
@@ -338,7 +344,7 @@ table ip kube-proxy {
 		meta mark & 0x4000 != 0 meta mark set mark xor 0x4000 masquerade fully-random
 	}
 	chain filter-forward {
-		type filter hook forward priority dstnat - 10; policy accept;
+		type filter hook forward priority -110; policy accept;
 		ct state new jump services-endpoints
 	}
 	chain services-endpoints {
@@ -354,7 +360,10 @@ table inet firewalld {
 		jump nat_PREROUTING_ZONES
 	}
 	chain nat_PREROUTING_ZONES {
-		iifname "wlan0" goto nat_PREROUTING_ZONES
+		iifname "wlan0" goto nat_PRE_public
+	}
+	chain nat_PRE_public {
+		tcp dport 8898 redirect to :80
 	}
 	chain nat_POSTROUTING {
 		type nat hook postrouting priority srcnat + 10; policy accept;
@@ -509,6 +518,22 @@ func TestUDPClientOfANodeThatDies(t *testing.T) {
 		}
 		eventually(t, 30*time.Second, "the node is back", func() error { return errors.Join(allUp(t, ns+"/node-port", 3), allUp(t, ns+"/pod", 3)) })
 	})
+	var others sync.WaitGroup // who begin to ask meanwhile; that they hear nothing is what is noticed
+	stop := make(chan struct{})
+	others.Go(func() {
+		pace := time.NewTicker(50 * time.Millisecond)
+		defer pace.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-pace.C:
+				others.Go(func() { _, _, _ = whence("home2", fmt.Sprintf("%s:%d", homeAddr, port+i%2)) })
+			}
+		}
+	})
+	defer others.Wait()
+	defer close(stop)
 	if err := lab.LinkDown("w3", "eth0"); err != nil {
 		t.Fatal(err)
 	}

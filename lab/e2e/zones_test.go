@@ -33,6 +33,8 @@ type plan struct {
 		Open    bool   `json:"open"`
 		Reason  string `json:"reason"`
 
+		Notes []string `json:"notes"`
+
 		Client       string `json:"clientAddress"`
 		ClientSeen   bool   `json:"clientAddressSeen"`
 		ClientRemedy string `json:"clientAddressRemedy"`
@@ -129,7 +131,7 @@ func zonesAreWalls(t *testing.T, plane string) {
 	})
 
 	p := planNow(t)
-	open := map[string][]int{} // by zone
+	open, openTo6 := map[string][]int{}, map[string][]int{} // by zone; to IPv6 clients
 	ports := []int{22, 80, 8000, 9180, 10250, 10256}
 	for _, e := range p.Exposures {
 		if e.Port != 0 && !slices.Contains(ports, e.Port) {
@@ -138,6 +140,12 @@ func zonesAreWalls(t *testing.T, plane string) {
 		if e.Open {
 			open[e.Zone] = append(open[e.Zone], e.Port)
 		}
+		if e.Open && !slices.Contains(e.Notes, "IPv6 clients are refused: it has no IPv6 backend") {
+			openTo6[e.Zone] = append(openTo6[e.Zone], e.Port)
+		}
+	}
+	if n := len(openTo6["home"]); (n == 0) != (plane == nat) {
+		t.Errorf("plan says that IPv6 clients from home get to %v; the pods have IPv4 addresses", openTo6["home"])
 	}
 	for port := 8001; port <= 8008; port++ {
 		if !slices.Contains(ports, port) {
@@ -174,7 +182,11 @@ func zonesAreWalls(t *testing.T, plane string) {
 				defer func() { <-limit; tried.Done() }()
 				address := net.JoinHostPort(r.address, strconv.Itoa(port))
 				_, err := get(r.host, address, 2*time.Second)
-				switch should := slices.Contains(open[r.zone], port); {
+				is := open
+				if strings.Contains(r.address, ":") {
+					is = openTo6
+				}
+				switch should := slices.Contains(is[r.zone], port); {
 				case should && err != nil:
 					t.Errorf("%s (zone %s) does not reach %s, which is open there: %v", r.host, r.zone, address, err)
 				case !should && err == nil:
