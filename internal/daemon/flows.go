@@ -28,6 +28,13 @@ type backing struct {
 	closed   time.Time                    // the service itself is gone, since then
 }
 
+// has says whether an address is that of a backend, or was.
+func (b backing) has(addr netip.AddrPort) bool {
+	_, there := b.backends[addr]
+	_, left := b.left[addr]
+	return there || left
+}
+
 // keeping says what becomes of the flows of a backend that is there.
 type keeping int
 
@@ -140,17 +147,15 @@ func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
 		return false
 	}
 	open := isOpen(f)
-	if !b.closed.IsZero() {
-		return !open || b.drain > 0 && now.Sub(b.closed) >= b.drain
-	}
 	keep, there := b.backends[f.Backend]
-	if there {
-		return keep == keepNone || keep == keepOpen && !open
-	}
 	since, left := b.left[f.Backend]
-	if !left { // of a process before
-		b.left[f.Backend] = now
-		since = now
+	switch {
+	case !there && !left:
+		return false // somebody else's, who has the port at another interface
+	case !b.closed.IsZero():
+		since = b.closed
+	case there:
+		return keep == keepNone || keep == keepOpen && !open
 	}
 	return !open || b.drain > 0 && now.Sub(since) >= b.drain
 }
@@ -183,8 +188,9 @@ func (k *kernel) look(ctx context.Context, now time.Time) (pause time.Duration) 
 	if !k.there || k.holding || k.retired {
 		return 0
 	}
+	began := time.Now()
 	counts, err := k.nat.Counters(ctx)
-	pause = 20 * time.Since(now)
+	pause = 20 * time.Since(began)
 	if err == nil {
 		k.lastCounts = counts
 		k.listenLocked(counts, now)
@@ -206,33 +212,68 @@ func (k *kernel) look(ctx context.Context, now time.Time) (pause time.Duration) 
 }
 
 // listenLocked finds the backends that got packets since the last look, and gave
-// none. It is the counters that tell, and not conntrack: to look for what is not
-// answered there, the kernel walks through all of it, and forwards nothing
-// meanwhile on that processor, some milliseconds each time.
+// none, through whichever interface. It is the counters that tell, and not
+// conntrack: to look for what is not answered there, the kernel walks through
+// all of it, and forwards nothing meanwhile on that processor, some milliseconds
+// each time.
 func (k *kernel) listenLocked(counts []nat.Count, now time.Time) {
-	heard := map[edge.Door]map[netip.AddrPort]answers{}
+	heard := map[server]answers{}
+	var asked []server
 	for _, c := range counts {
-		last, known := k.heard[c.Door][c.Backend]
-		next := answers{toBackend: c.PacketsToBackend, toClient: c.PacketsToClient}
+		b, ours := k.behind[serviceOf(c.Door)]
+		if _, there := b.backends[c.Backend]; !ours || !there {
+			continue
+		}
+		at := server{c.Door.Protocol, c.Backend}
+		n, again := heard[at]
+		if !again {
+			asked = append(asked, at)
+		}
+		n.toBackend += c.PacketsToBackend
+		n.toClient += c.PacketsToClient
+		heard[at] = n
+	}
+	for _, at := range asked {
+		n, last := heard[at], k.heard[at]
+		isSent, isAnswered := n.toBackend != last.toBackend, n.toClient != last.toClient
 		switch {
-		case !known && k.heard == nil:
-			// Who has been silent so far is not known.
-		case c.PacketsToClient != last.toClient:
-		case c.PacketsToBackend != last.toBackend && last.silent.IsZero():
-			next.silent = now
+		case k.heard == nil || isAnswered: // who has been silent so far is not known
+		case isSent && last.silent.IsZero():
+			n.silent = now
 		default:
-			next.silent = last.silent
+			n.silent = last.silent
 		}
-		if heard[c.Door] == nil {
-			heard[c.Door] = map[netip.AddrPort]answers{}
-		}
-		heard[c.Door][c.Backend] = next
-		_, there := k.behind[serviceOf(c.Door)].backends[c.Backend]
-		if there && !next.silent.IsZero() && c.PacketsToBackend != last.toBackend && now.Sub(next.silent) < kernelSilent {
-			k.suspect(c.Door.Protocol, c.Backend)
+		heard[at] = n
+		if isSent && !n.silent.IsZero() && now.Sub(n.silent) < kernelSilent {
+			k.suspect(at.protocol, at.addr)
 		}
 	}
 	k.heard = heard
+}
+
+// forgetBackendsLocked is for backends that are gone, and services, once the
+// last flow is. As long as some may begin, they are kept.
+func (k *kernel) forgetBackendsLocked(flows []conntrack.Flow) {
+	if k.purges > 0 || len(k.problems) > 0 {
+		return
+	}
+	has := map[service]map[netip.AddrPort]bool{}
+	for _, f := range flows {
+		s := serviceAt(f)
+		if has[s] == nil {
+			has[s] = map[netip.AddrPort]bool{}
+		}
+		has[s][f.Backend] = true
+	}
+	for s, b := range k.behind {
+		maps.DeleteFunc(b.left, func(addr netip.AddrPort, _ time.Time) bool { return !has[s][addr] })
+		if !b.closed.IsZero() {
+			maps.DeleteFunc(b.backends, func(addr netip.AddrPort, _ keeping) bool { return !has[s][addr] })
+			if len(b.left)+len(b.backends) == 0 {
+				delete(k.behind, s)
+			}
+		}
+	}
 }
 
 // dueLocked says whether there may be flows that are to be forgotten some time.
@@ -255,7 +296,7 @@ func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
 	for _, f := range all {
 		if k.doomedLocked(f, now) {
 			doomed = append(doomed, f)
-		} else if _, known := k.behind[serviceAt(f)]; known {
+		} else if k.behind[serviceAt(f)].has(f.Backend) {
 			ours = true
 		}
 	}
@@ -263,6 +304,7 @@ func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
 	if n > 0 {
 		k.log.Info("flows to backends that are gone were forgotten", "flows", n)
 	}
+	k.forgetBackendsLocked(all)
 	if !ours && err == nil && len(k.wanted.Frontends) == 0 && len(k.applied.Frontends) == 0 {
 		if removed, err := k.nat.Remove(ctx); err != nil {
 			return err
@@ -338,7 +380,15 @@ func (k *kernel) countLocked(ctx context.Context) (map[edge.Door]map[netip.AddrP
 	}
 	for _, c := range counts {
 		if row := rows[c.Door]; row != nil {
-			row[c.Backend] = flows{Count: c}
+			n := row[c.Backend]
+			add(&n.Count, c)
+			row[c.Backend] = n
+		} else if of := doors[serviceOf(c.Door)]; len(of) == 1 {
+			// Answers that leave by another interface than clients come in by (a MACVLAN
+			// and its parent in one network) are of the only door that there is.
+			n := rows[of[0]][c.Backend]
+			add(&n.Count, nat.Count{PacketsToClient: c.PacketsToClient, BytesToClient: c.BytesToClient})
+			rows[of[0]][c.Backend] = n
 		}
 	}
 	live, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})

@@ -57,7 +57,7 @@ type kernel struct {
 	nat        *nat.Applier
 	routes     host.Routes
 	lastCounts []nat.Count // as the last look had them
-	heard      map[edge.Door]map[netip.AddrPort]answers
+	heard      map[server]answers
 	adopted    bool      // the kernel was asked what there is from before
 	there      bool      // there is a table
 	holding    bool      // it is what a process before has left
@@ -75,11 +75,15 @@ type kernel struct {
 	behind     map[service]backing
 	stale      map[service]bool      // the relay had them, or nobody; their UDP flows are to come to the kernel
 	own        map[netip.Addr]string // this machine's addresses, and their interfaces
-	purges     int                   // so many looks still purge
-	drained    []time.Time           // when drain timeouts are over
-	counted    time.Time
-	counts     map[edge.Door]map[netip.AddrPort]flows
-	past       map[edge.Door]nat.Count // of backends whose counters were deleted
+	passed     struct {
+		nat.Count
+		yes bool
+	}
+	purges  int         // so many looks still purge
+	drained []time.Time // when drain timeouts are over
+	counted time.Time
+	counts  map[edge.Door]map[netip.AddrPort]flows
+	past    map[edge.Door]nat.Count // of backends whose counters were deleted
 }
 
 func newKernel(log *slog.Logger, suspect func(edge.Protocol, netip.AddrPort)) *kernel {
@@ -142,14 +146,24 @@ func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
 		return nil, err
 	}
 	for _, door := range doors {
-		k.there = true
 		k.applied.Frontends = append(k.applied.Frontends, edge.Frontend{Door: door, DataPlane: edge.DataPlaneNAT})
 		b := k.backingLocked(serviceOf(door))
 		for _, addr := range backends[door] {
 			b.backends[addr] = keepAll
 		}
 	}
-	if len(doors) > 0 {
+	// What it had counted tells which backends it had besides, if they were given
+	// connections and not only others' packets.
+	counts, err := k.nat.Counters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range counts {
+		if b := k.backingLocked(serviceOf(c.Door)); c.Connections > 0 {
+			b.backends[c.Backend] = keepAll
+		}
+	}
+	if k.there = len(doors)+len(counts) > 0; k.there {
 		k.once.Do(func() { close(k.needed) })
 	}
 	return doors, nil
@@ -355,6 +369,7 @@ func (k *kernel) run(ctx context.Context, changed func()) error {
 	verify := time.NewTicker(kernelInterval)
 	defer verify.Stop()
 	var mended, rested time.Time
+	ipv4, ipv6 := host.Forwarding()
 	for {
 		again := lost
 		if time.Since(mended) < kernelMendPace {
@@ -366,6 +381,10 @@ func (k *kernel) run(ctx context.Context, changed func()) error {
 		case now := <-pace.C:
 			if now.After(rested) {
 				rested = now.Add(k.look(ctx, now))
+			}
+			before4, before6 := ipv4, ipv6
+			if ipv4, ipv6 = host.Forwarding(); ipv4 != before4 || ipv6 != before6 {
+				changed()
 			}
 		case <-again:
 			if k.verify(ctx) {
@@ -412,10 +431,13 @@ func (k *kernel) lookAround(ctx context.Context) (news bool) {
 	if err != nil && ctx.Err() == nil {
 		k.log.Warn("rules of others not read", "err", err)
 	}
+	if k.passLocked() {
+		obstacles = nil // they let it through
+	}
 	for _, o := range obstacles {
 		k.around = append(k.around, edge.Problem{
 			Object: "nat", What: o + " drops what none of its rules accepts: it may drop what data plane nat forwards",
-			Remedy: "have it accept translated connections (ct status dnat accept; for Docker: iptables -I DOCKER-USER -m conntrack --ctstate DNAT -j ACCEPT, and answers with --ctstate ESTABLISHED)",
+			Remedy: "have it accept translated connections (ct status dnat accept; for Docker: iptables -I DOCKER-USER -m conntrack --ctstate DNAT -j ACCEPT)",
 		})
 	}
 	if entries, most, err := conntrack.Usage(); err == nil && most > 0 && (status.Conntrack{Entries: entries, Max: most}).Full() {
@@ -433,6 +455,28 @@ func (k *kernel) lookAround(ctx context.Context) (news bool) {
 		k.log.Warn("counters not deleted", "err", err)
 	}
 	return !slices.Equal(before, k.around)
+}
+
+// passLocked says whether connections get through what others have in the
+// forward path. They are counted behind that, and their packets before it: when
+// packets came for backends since the last look and no connection was made, and
+// nothing was answered, they do not.
+func (k *kernel) passLocked() bool {
+	var sum nat.Count
+	for _, c := range k.lastCounts {
+		if _, ours := k.behind[serviceOf(c.Door)]; ours {
+			add(&sum, c)
+		}
+	}
+	last := k.passed
+	k.passed.Count = sum
+	switch {
+	case sum.Connections > last.Connections || sum.PacketsToClient > last.PacketsToClient:
+		k.passed.yes = true
+	case sum.PacketsToBackend > last.PacketsToBackend:
+		k.passed.yes = false
+	}
+	return k.passed.yes
 }
 
 // explainKernel says what would be right.

@@ -209,7 +209,11 @@ func TestWhoDoesNotAnswerIsSuspected(t *testing.T) {
 		var list []nat.Count
 		for addr, c := range counts {
 			c.Door, c.Backend = homeDoor, addr
-			list = append(list, c)
+			// Answers may leave by another interface.
+			out := nat.Count{Door: homeDoor, Backend: addr, PacketsToClient: c.PacketsToClient}
+			out.Door.Listen.Device = "eth0"
+			c.PacketsToClient = 0
+			list = append(list, c, out)
 		}
 		k.listenLocked(list, now)
 		return suspects
@@ -250,5 +254,29 @@ func TestWhoDoesNotAnswerIsSuspected(t *testing.T) {
 	counts = map[netip.AddrPort]nat.Count{netip.MustParseAddrPort("10.244.3.2:8080"): {PacketsToBackend: 1}}
 	if s := look(kernelPace); len(s) != 1 {
 		t.Errorf("suspected %v, want the one that has never answered", s)
+	}
+}
+
+// Others' rules that drop what is forwarded are told as long as they do: nothing
+// has got through since the last look, and something came.
+func TestObstaclesThatLetThrough(t *testing.T) {
+	k := newTestKernel(t)
+	k.wants(translated(homeDoor, up(pod1)))
+	for i, step := range []struct {
+		came, got, answered uint64
+		want                bool
+	}{
+		{0, 0, 0, false}, // not known: better told
+		{2, 0, 0, false},
+		{3, 1, 0, true},
+		{3, 1, 0, true}, // nobody came
+		{9, 1, 3, true}, // a connection goes on
+		{12, 1, 3, false},
+		{13, 2, 4, true},
+	} {
+		k.lastCounts = []nat.Count{{Door: homeDoor, Backend: pod1, Connections: step.got, PacketsToBackend: step.came, PacketsToClient: step.answered}}
+		if got := k.passLocked(); got != step.want {
+			t.Errorf("step %d: connections get through: %t, want %t", i, got, step.want)
+		}
 	}
 }
