@@ -114,12 +114,38 @@ func TestFlowsThatAreForgotten(t *testing.T) {
 				if k.doomedLocked(f, later) {
 					t.Errorf("a flow of somebody else is forgotten")
 				}
+				// Or Docker's, which publishes the port at another interface.
+				f.Front, f.Backend = frontAddr, netip.MustParseAddrPort("172.17.0.2:80")
+				if k.doomedLocked(f, later.Add(time.Hour)) {
+					t.Errorf("a flow to a backend of somebody else is forgotten")
+				}
 				f.Front, f.Backend = frontAddr, pod2
 				if k.doomedLocked(f, later) && c.now != nil {
 					t.Errorf("%s %s to a backend that is well is forgotten", f.Protocol, f.State)
 				}
 			}
 		})
+	}
+}
+
+// What is known of backends that are gone does not grow for months, nor is
+// conntrack walked through for their sake.
+func TestWhoIsGoneIsForgottenWithItsLastFlow(t *testing.T) {
+	k := newTestKernel(t)
+	other := homeDoor
+	other.Listen.Port = 81
+	k.wants(translated(homeDoor, up(pod1), up(pod2)), translated(other, up(pod1)))
+	k.wants(translated(homeDoor, up(pod2)))
+	open := []conntrack.Flow{{Protocol: edge.TCP, State: conntrack.Established, Front: frontAddr, Backend: pod1}}
+	if k.forgetBackendsLocked(nil); len(k.behind) != 2 || !k.dueLocked() {
+		t.Fatalf("forgotten at once, while flows may begin: %v", k.behind)
+	}
+	k.purges = 0
+	if k.forgetBackendsLocked(open); len(k.behind) != 1 || !k.dueLocked() || !k.behind[serviceOf(homeDoor)].has(pod1) {
+		t.Errorf("with a flow left there is %v", k.behind)
+	}
+	if k.forgetBackendsLocked(nil); k.dueLocked() || !k.behind[serviceOf(homeDoor)].has(pod2) {
+		t.Errorf("without, there is %v", k.behind)
 	}
 }
 
