@@ -19,7 +19,6 @@ type step struct{ commands []command }
 // command adds an element, or deletes it.
 type command struct {
 	remove bool
-	last   bool // of an addition: it opens the door
 	*knftables.Element
 }
 
@@ -102,11 +101,7 @@ func rowStep(d edge.Door, have, want row) step {
 	s.add(remembered, key, verdict("jump", have.remember), verdict("jump", want.remember))
 	s.set(frontends, key, have.open, want.open)
 	for _, w := range ways {
-		n := len(s.commands)
 		s.add(doors+w.version, key, verdict("goto", w.have.chain), verdict("goto", w.want.chain))
-		for i := range s.commands[n:] {
-			s.commands[n+i].last = true
-		}
 	}
 	return s
 }
@@ -133,29 +128,12 @@ func (s *step) add(name string, key, have, want []string) {
 	}
 }
 
-// apart makes of a step some of at most so many commands, with the door closed
-// in between if it leads elsewhere afterwards.
+// apart makes of a step some of at most so many commands. The order of the
+// commands has the door closed in between if it leads elsewhere afterwards.
 func (s step) apart(most int) []step {
-	var first, between, last step
-	for _, c := range s.commands {
-		to := &between
-		switch {
-		case c.last:
-			to = &last
-		case c.remove && strings.HasPrefix(c.Map, doors):
-			to = &first
-		}
-		to.commands = append(to.commands, c)
-	}
 	var steps []step
-	if len(first.commands) > 0 {
-		steps = append(steps, first)
-	}
-	for part := range slices.Chunk(between.commands, most) {
+	for part := range slices.Chunk(s.commands, most) {
 		steps = append(steps, step{part})
-	}
-	if len(last.commands) > 0 {
-		steps = append(steps, last)
 	}
 	return steps
 }

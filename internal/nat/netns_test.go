@@ -404,7 +404,8 @@ func TestNetnsRefuses(t *testing.T) {
 		}
 		var s State
 		for protocol := range networks {
-			s.Frontends = append(s.Frontends, frontend(protocol, 80), frontend(protocol, 82, at(8001), at6(8001)), frontend(protocol, 83, at(9), at6(9)))
+			s.Frontends = append(s.Frontends, frontend(protocol, 80), frontend(protocol, 82, at(8001), at6(8001)), frontend(protocol, 83, at(9), at6(9)),
+				frontend(protocol, 84, "10.0.0.1:80", "[fd00::1]:80"))
 		}
 		apply(t, New(), s, true)
 		for _, network := range networks {
@@ -414,9 +415,15 @@ func TestNetnsRefuses(t *testing.T) {
 				if a := ask(t, site.Home, network, "", addr+":81"); a.port != "81" {
 					t.Errorf("what is no door of ours went to %v", a)
 				}
+				// A backend on this machine is one, though there is a door at its port.
+				if network == "tcp" { // UDP would answer from another address
+					if a := ask(t, site.Home, network, "", addr+":84"); a.port != "80" {
+						t.Errorf("it went to %v", a)
+					}
+				}
 				// From the other side it is no door, at whatever address.
 				refused(t, site.Node, network, addr+":82")
-				if network == "tcp" { // UDP would answer from another address
+				if network == "tcp" { // likewise
 					if a := ask(t, site.Node, network, "", addr+":80"); a.port != "80" {
 						t.Errorf("from the other side it went to %v", a)
 					}
@@ -430,6 +437,21 @@ func TestNetnsRefuses(t *testing.T) {
 			if a := ask(t, site.Home, network, "", "10.0.0.1:82"); a.port != "8001" {
 				t.Errorf("at the other side's address it went to %v", a)
 			}
+		}
+		// What is for everybody in the network is not for the frontend either.
+		var all net.PacketConn
+		var err error
+		site.Home.Do(t, func() { all, err = net.ListenPacket("udp4", "10.11.12.7:0") })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer all.Close()
+		_ = all.SetDeadline(time.Now().Add(soon))
+		if _, err := all.WriteTo([]byte("who is there"), &net.UDPAddr{IP: net.IPv4(10, 11, 12, 255), Port: 80}); err != nil {
+			t.Fatal(err)
+		}
+		if _, from, err := all.ReadFrom(make([]byte, 100)); err != nil {
+			t.Errorf("to the network's broadcast address: %v, %v", from, err)
 		}
 		// What goes through this machine to somebody else is not for the frontend.
 		refused(t, site.Home, "tcp", pod4+":82")
@@ -776,6 +798,7 @@ func TestNetnsCounters(t *testing.T) {
 			ask(t, site.Home, "udp", "", "["+edge6+"]:80")
 		}
 		ask(t, site.Home, "udp", "", edge4+":81")
+		ask(t, site.Home, "udp", "", at(8001)) // past the frontends
 		ask(t, site.Pod, "udp", "", "10.0.0.1:80")
 		c, err := dial(t, site.Home, "tcp", "", edge4+":81")
 		if err != nil {
