@@ -169,16 +169,20 @@ func TestEveryPodGetsItsShare(t *testing.T) {
 }
 
 // counted says whether the status counts so many connections, as a whole and by
-// backend.
+// backend. The kernel counts a few twice: a pod that sees clients' own ports may
+// take one that was used lately, by way of another Service, for the connection of
+// before, and the client has to try again.
 func counted(t *testing.T, port int, connections uint64) error {
 	t.Helper()
 	f, _ := openAt(t, port)
 	var total uint64
+	var each []string
 	for _, b := range f.Backends {
 		total += b.Total
+		each = append(each, fmt.Sprintf("%s %d", b.Addr, b.Total))
 	}
-	if f.Accepted != connections || total != connections {
-		return fmt.Errorf("%d, and %d by backend; want %d", f.Accepted, total, connections)
+	if f.Accepted != total || total < connections || total > connections+connections/100 {
+		return fmt.Errorf("%d, and %d by backend, of %d: %v", f.Accepted, total, connections, each)
 	}
 	return nil
 }
