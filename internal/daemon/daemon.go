@@ -421,16 +421,26 @@ func (d *Daemon) toRelay(state desired.State, held bool) []edge.Frontend {
 		for _, f := range d.relayed {
 			had[f.Door] = append(had[f.Door], f)
 		}
-		taken, _ := d.kernel.state()
+		lingering := map[edge.Door]lingerer{}
 		for _, f := range translated {
-			if before := had[f.Door]; before != nil && taken[f.Door] == "" {
-				if d.lingering == nil {
-					d.lingering = map[edge.Door]lingerer{}
-				}
-				d.lingering[f.Door] = lingerer{before, time.Now().Add(lingerTime)}
+			l, lingers := d.lingering[f.Door]
+			before, moves := had[f.Door]
+			if !lingers && !moves {
+				continue
+			}
+			taken, refused := d.kernel.leave(f.Door)
+			if moves {
+				l.frontends = before
+			}
+			if moves && taken || refused {
+				l.until = time.Now().Add(lingerTime)
+			}
+			if lingers || taken || refused {
+				lingering[f.Door] = l
 			}
 		}
-		d.relayed = relayed
+		// What is neither plane's any more is closed at once.
+		d.lingering, d.relayed = lingering, relayed
 	}
 	all := slices.Clone(relayed)
 	for door, l := range d.lingering {

@@ -61,8 +61,8 @@ func serviceOf(d edge.Door) service { return service{d.Protocol, d.Listen.Port} 
 func serviceAt(f conntrack.Flow) service { return service{f.Protocol, f.Front.Port()} }
 
 // followLocked notes which backends are gone, so that flows to them are
-// forgotten. What moves to the relay is no longer the kernel's, and its flows
-// end by themselves.
+// forgotten. What moves to the relay is no longer the kernel's: connections end
+// by themselves, and UDP clients, who may go on for ever, come to the relay.
 func (k *kernel) followLocked(moving map[edge.Door]bool) {
 	now := time.Now()
 	next := map[service]backing{}
@@ -98,7 +98,7 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 	for s, before := range k.behind {
 		b, ok := next[s]
 		switch {
-		case !ok && gone[s]:
+		case !ok && gone[s] && s.protocol == edge.TCP:
 			continue
 		case !ok:
 			b = before

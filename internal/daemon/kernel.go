@@ -66,12 +66,13 @@ type kernel struct {
 	wanted     nat.State // what was decided last, without what is taken
 	applied    nat.State // what the kernel has
 	taken      map[edge.Door]string
-	failure    string         // why there is no nat data plane
-	problems   []edge.Problem // of applying
-	around     []edge.Problem // of the machine, when last looked at
-	routed     []edge.Problem // of routes
-	wantsVia   []edge.Route   // the routes that were applied last
-	settled    bool           // they are as they should be, as far as is known
+	refused    map[edge.Door]string // new doors that the kernel would not take, while it goes on with others
+	failure    string               // why there is no nat data plane
+	problems   []edge.Problem       // of applying
+	around     []edge.Problem       // of the machine, when last looked at
+	routed     []edge.Problem       // of routes
+	wantsVia   []edge.Route         // the routes that were applied last
+	settled    bool                 // they are as they should be, as far as is known
 	behind     map[service]backing
 	stale      map[service]bool      // the relay had them, or nobody; their UDP flows are to come to the kernel
 	own        map[netip.Addr]string // this machine's addresses, and their interfaces
@@ -188,7 +189,7 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	k.wanted = nat.State{Hairpins: state.Hairpins}
 	if !state.NAT && !k.there {
 		clear(k.taken)
-		k.failure, k.problems = "", nil
+		k.failure, k.problems, k.refused = "", nil, nil
 		return ""
 	}
 	k.once.Do(func() { close(k.needed) })
@@ -225,7 +226,8 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	both := k.wanted
 	both.Frontends = slices.Clone(k.wanted.Frontends)
 	for _, f := range k.applied.Frontends {
-		if moving[f.Door] {
+		// Of one that was adopted only the door is known: it would refuse clients.
+		if moving[f.Door] && f.Name != "" {
 			both.Frontends = append(both.Frontends, f)
 		}
 	}
@@ -238,7 +240,7 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 func (k *kernel) close(ctx context.Context) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.there && len(k.applied.Frontends) != len(k.wanted.Frontends) && k.failure == "" {
+	if k.there && len(k.applied.Frontends) != len(k.wanted.Frontends) && len(k.problems) == 0 {
 		k.applyLocked(ctx, k.wanted)
 	}
 }
@@ -248,7 +250,7 @@ func (k *kernel) applyLocked(ctx context.Context, s nat.State) {
 	if ctx.Err() != nil {
 		return // it is over: the error says nothing of the machine
 	}
-	k.failure, k.problems = "", nil
+	k.failure, k.problems, k.refused = "", nil, nil
 	if err == nil {
 		k.there = k.there || len(s.Frontends) > 0
 		k.applied = s
@@ -258,6 +260,13 @@ func (k *kernel) applyLocked(ctx context.Context, s nat.State) {
 	k.problems = []edge.Problem{p}
 	if k.there {
 		k.problems[0].What += "; what the kernel has goes on"
+		k.refused = map[edge.Door]string{}
+		for _, f := range k.wanted.Frontends {
+			k.refused[f.Door] = p.What
+		}
+		for _, f := range k.applied.Frontends {
+			delete(k.refused, f.Door)
+		}
 	} else {
 		k.failure = p.What
 	}
@@ -300,11 +309,11 @@ func (k *kernel) sayLackingLocked(ctx context.Context) {
 	}
 }
 
-// retire leaves the kernel to another process.
-func (k *kernel) retire() {
+// retire leaves the kernel to another process, or takes it back.
+func (k *kernel) retire(retired bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.retired = true
+	k.retired = retired
 }
 
 // setRoutes keeps the routes to pods.
@@ -331,10 +340,23 @@ func (k *kernel) unsettle() {
 
 // state is what there is to say: doors that could not be opened, and what is
 // wrong.
-func (k *kernel) state() (taken map[edge.Door]string, problems []edge.Problem) {
+func (k *kernel) state() (doors map[edge.Door]string, problems []edge.Problem) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return maps.Clone(k.taken), slices.Concat(k.problems, k.around, k.routed)
+	doors = maps.Clone(k.taken)
+	maps.Copy(doors, k.refused)
+	return doors, slices.Concat(k.problems, k.around, k.routed)
+}
+
+// leave says whether the relay is to keep a door for now that it had: one that
+// the kernel has taken, until its handshakes are over, and one that the kernel
+// would not take, which is not closed then.
+func (k *kernel) leave(door edge.Door) (taken, refused bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, refused = k.refused[door]
+	delete(k.refused, door)
+	return k.taken[door] == "" && !refused, refused
 }
 
 // run looks after the kernel until ctx ends, and calls changed when there is

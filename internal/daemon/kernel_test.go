@@ -149,15 +149,20 @@ func TestWhoIsGoneIsForgottenWithItsLastFlow(t *testing.T) {
 	}
 }
 
-// A door that the relay takes is nothing that has gone: what the kernel has of it
-// ends by itself.
-func TestFlowsOfADoorThatMovesAreKept(t *testing.T) {
-	k := newTestKernel(t)
-	k.wants(translated(homeDoor, up(pod1)))
-	k.wanted = nat.State{}
-	k.followLocked(map[edge.Door]bool{homeDoor: true})
-	if f := (conntrack.Flow{Protocol: edge.TCP, State: conntrack.SynSent, Front: frontAddr, Backend: pod1}); k.doomedLocked(f, time.Now()) {
-		t.Error("its flows are forgotten")
+// A door that the relay takes is nothing that has gone: connections that the
+// kernel has of it end by themselves. UDP clients may go on for ever, and would
+// with a backend that has died.
+func TestFlowsOfADoorThatMoves(t *testing.T) {
+	for protocol, forgotten := range map[edge.Protocol]bool{edge.TCP: false, edge.UDP: true} {
+		k, door := newTestKernel(t), homeDoor
+		door.Protocol = protocol
+		k.wants(translated(door, up(pod1)))
+		k.wanted = nat.State{}
+		k.followLocked(map[edge.Door]bool{door: true})
+		f := conntrack.Flow{Protocol: protocol, State: conntrack.SynSent, Front: frontAddr, Backend: pod1}
+		if got := k.doomedLocked(f, time.Now()); got != forgotten {
+			t.Errorf("its flows of %s are forgotten: %t", protocol, got)
+		}
 	}
 }
 
@@ -185,6 +190,13 @@ func TestDoorsLinger(t *testing.T) {
 	if got := d.toRelay(desired.State{Frontends: []edge.Frontend{before}}, false); len(got) != 1 || len(d.lingering) != 0 {
 		t.Errorf("the relay has %v, lingering %v", got, d.lingering)
 	}
+	// One that is closed is closed at once.
+	d.toRelay(desired.State{Frontends: []edge.Frontend{before}}, false)
+	d.toRelay(moved, false)
+	if got := d.toRelay(desired.State{}, false); len(got) != 0 {
+		t.Errorf("the relay keeps %v, which is closed", got)
+	}
+	d.toRelay(desired.State{Frontends: []edge.Frontend{before}}, false)
 	// A door that the kernel could not have stays nobody's.
 	d.kernel.taken[homeDoor] = "taken"
 	if got := d.toRelay(moved, false); len(got) != 0 {

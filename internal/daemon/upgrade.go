@@ -123,15 +123,16 @@ func (d *Daemon) give(ctx context.Context, next *handover.Next) error {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, serveTime, fmt.Errorf("it had the sockets and did not serve within %s", serveTime))
 		defer cancel()
+		d.kernel.retire(true) // or it would mend what the new program changes
 		err = next.Give(ctx, sockets)
 	}
 	if err != nil {
 		next.Abort() // first: nobody else may read from what is taken back
+		d.kernel.retire(false)
 		d.relay.Resume()
 		return err
 	}
 	d.handedOver = true
-	d.kernel.retire()
 	return nil
 }
 

@@ -48,6 +48,7 @@ func succeed(file string) {
 	if file == crashing {
 		sockets, err := previous.Take(ctx)
 		log.Info("crashing", "sockets", len(sockets), "err", err)
+		time.Sleep(time.Second) // to be looked at
 		os.Exit(1)
 	}
 	if err := New(Options{Files: []string{file}, Version: "successor", Log: log, Previous: previous}).Run(ctx); err != nil {
@@ -353,8 +354,13 @@ func TestUpgradeCrashes(t *testing.T) {
 	backend := whoAsks(t)
 	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
 	write(t, file, configFor(freeAddr(t), front, one)+fmt.Sprintf("  - {name: udp, protocol: UDP, listen: %q, backends: [{address: %q}]}\n", udp, backend))
-	_, log, _, stop := upgradable(t, file, crashing)
+	d, log, _, stop := upgradable(t, file, crashing)
 	eventually(t, "served", serves(front, "one"))
+	retired := func() bool {
+		d.kernel.mu.Lock()
+		defer d.kernel.mu.Unlock()
+		return d.kernel.retired
+	}
 	conn, err := net.Dial("udp", udp)
 	if err != nil {
 		t.Fatal(err)
@@ -365,7 +371,19 @@ func TestUpgradeCrashes(t *testing.T) {
 		t.Fatal(err)
 	}
 	signalSelf(t, syscall.SIGUSR2)
+	eventually(t, "left alone", func() error {
+		if !retired() {
+			return errors.New("two processes look after the kernel's rules")
+		}
+		return nil
+	})
 	eventually(t, "failed", log.has("ended without a word"))
+	eventually(t, "taken back", func() error {
+		if retired() {
+			return errors.New("nobody looks after the kernel's rules")
+		}
+		return nil
+	})
 	if after, err := ask(conn); err != nil || after != before {
 		t.Errorf("the backend saw %s before and sees %s now (%v)", before, after, err)
 	}

@@ -1,0 +1,117 @@
+package daemon
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/netnstest"
+)
+
+func realKernel(t *testing.T) *kernel {
+	return newKernel(slog.New(slog.NewTextHandler(t.Output(), nil)), func(edge.Protocol, netip.AddrPort) {})
+}
+
+func stateOf(frontends ...edge.Frontend) desired.State {
+	return desired.State{NAT: true, Frontends: frontends}
+}
+
+// stubbornNFT is an nft command that does nothing as long as fail is there.
+func stubbornNFT(t *testing.T) (fail string) {
+	t.Helper()
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	fail = filepath.Join(dir, "fail")
+	script := "#!/bin/sh\n[ ! -e " + fail + " ] || { echo no memory >&2; exit 1; }\nexec " + nft + ` "$@"` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "nft"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return fail
+}
+
+// A door that the kernel does not take stays the relay's, if it was, and else is
+// not told to be open.
+func TestNetnsDoorsThatTheKernelRefuses(t *testing.T) {
+	netnstest.Run(t, func() {
+		fail := stubbornNFT(t)
+		d := &Daemon{kernel: realKernel(t)}
+		at := func(port uint16) edge.Door {
+			return edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "eth1", Port: port}}
+		}
+		relayed := edge.Frontend{Door: at(80), Name: "web", Why: "before"}
+		decide := func(frontends ...edge.Frontend) (toRelay []edge.Frontend, closed map[edge.Door]string) {
+			if failure := d.kernel.open(t.Context(), stateOf(frontends...), nil); failure != "" {
+				t.Fatal(failure)
+			}
+			toRelay = d.toRelay(stateOf(frontends...), false)
+			d.kernel.close(t.Context())
+			closed, _ = d.kernel.state()
+			return toRelay, closed
+		}
+		if _, closed := decide(relayed, translated(at(443), up(pod1))); len(closed) != 0 {
+			t.Fatalf("not open: %v", closed)
+		}
+		if err := os.WriteFile(fail, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		all := []edge.Frontend{translated(at(80), up(pod1)), translated(at(81), up(pod1)), translated(at(443), up(pod1))}
+		for range 3 {
+			toRelay, closed := decide(all...)
+			if len(toRelay) != 1 || toRelay[0].Why != "before" {
+				t.Fatalf("the relay has %v, want the door that the kernel has not taken", toRelay)
+			}
+			if len(closed) != 1 || !strings.Contains(closed[at(81)], "no memory") {
+				t.Fatalf("not open: %v", closed)
+			}
+			time.Sleep(lingerTime * 3 / 5)
+		}
+		if err := os.Remove(fail); err != nil {
+			t.Fatal(err)
+		}
+		if _, closed := decide(all...); len(closed) != 0 {
+			t.Errorf("not open: %v", closed)
+		}
+		d.lingering[at(80)] = lingerer{d.lingering[at(80)].frontends, time.Now()}
+		if toRelay, _ := decide(all...); len(toRelay) != 0 {
+			t.Errorf("the relay still has %v", toRelay)
+		}
+	})
+}
+
+// A process after this one knows which backends had connections, and does not
+// refuse clients at a door that the relay has since.
+func TestNetnsAdoptedDoors(t *testing.T) {
+	netnstest.Run(t, func() {
+		site := netnstest.NewSite(t)
+		netnstest.Mirror(t, site.Pod, 8080)
+		before, former := realKernel(t), netip.MustParseAddrPort("10.244.1.5:8080")
+		before.open(t.Context(), stateOf(translated(homeDoor, up(former))), nil)
+		alive, hangUp := talk(t, site, "10.11.12.32:80")
+		defer hangUp()
+		alive()
+		before.open(t.Context(), stateOf(translated(homeDoor, up(pod1))), nil)
+
+		after := realKernel(t)
+		if after.hold(t.Context(), true, desired.State{}) {
+			t.Error("it waits for what it knows")
+		}
+		if b := after.behind[serviceOf(homeDoor)]; !b.has(pod1) || !b.has(former) {
+			t.Errorf("behind the door are %v", b)
+		}
+		after.open(t.Context(), desired.State{Frontends: []edge.Frontend{{Door: homeDoor, Name: "web"}}}, nil)
+		if set := sh(t, "nft list set inet gatehouse frontends"); strings.Contains(set, "eth1") {
+			t.Errorf("the kernel has a door that is the relay's, and nobody behind it:\n%s", set)
+		}
+	})
+}
