@@ -334,7 +334,8 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	}
 	// A kernel that goes on as before is not told what follows from half of what
 	// is to be known.
-	held := d.kernel.hold(ctx, synced || c.Kubernetes == nil, state)
+	read := synced || c.Kubernetes == nil
+	held := d.kernel.hold(ctx, read, c.Zones, state)
 	if !held {
 		// Before the relay closes a door: somebody takes each connection.
 		if in.NoNAT = d.kernel.open(ctx, state, in.Interfaces); in.NoNAT != "" {

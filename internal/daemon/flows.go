@@ -91,6 +91,19 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 		}
 		next[s] = b
 	}
+	for _, door := range k.wanted.Keep {
+		s := serviceOf(door)
+		b, ok := next[s]
+		if !ok {
+			b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
+			next[s] = b
+		}
+		for addr := range k.behind[s].backends {
+			if _, ok := b.backends[addr]; !ok {
+				b.backends[addr] = keepAll
+			}
+		}
+	}
 	gone := map[service]bool{}
 	for door := range moving {
 		gone[serviceOf(door)] = true

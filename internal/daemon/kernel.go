@@ -58,13 +58,16 @@ type kernel struct {
 	routes     host.Routes
 	lastCounts []nat.Count // as the last look had them
 	heard      map[server]answers
-	adopted    bool      // the kernel was asked what there is from before
-	there      bool      // there is a table
-	holding    bool      // it is what a process before has left
-	retired    bool      // another process has taken over
-	known      time.Time // since when the cluster has been read, while holding
-	wanted     nat.State // what was decided last, without what is taken
-	applied    nat.State // what the kernel has
+	adopted    bool        // the kernel was asked what there is from before
+	there      bool        // there is a table
+	inherits   bool        // not all is known that what a process before has left was made from
+	holding    bool        // the kernel goes on as it does
+	retired    bool        // another process has taken over
+	since      time.Time   // when that was adopted
+	known      time.Time   // since when the cluster has been read, while it inherits
+	keep       []edge.Door // of a process before, which may be Services'
+	wanted     nat.State   // what was decided last, without what is taken
+	applied    nat.State   // what the kernel has
 	taken      map[edge.Door]string
 	refused    map[edge.Door]string // new doors that the kernel would not take, while it goes on with others
 	failure    string               // why there is no nat data plane
@@ -108,32 +111,56 @@ func byDataPlane(all []edge.Frontend) (relayed, translated []edge.Frontend) {
 
 // hold says whether the kernel is to go on as it does, whatever was decided: a
 // process before has left rules, and not all is known yet that they were made
-// from.
-func (k *kernel) hold(ctx context.Context, read bool, state desired.State) bool {
+// from. If the cluster is not read for long, only doors stay as they are that no
+// frontend is for, in a zone, for a Service might be.
+func (k *kernel) hold(ctx context.Context, read bool, zones []edge.Zone, state desired.State) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	now := time.Now()
 	if !k.adopted {
-		k.adopted = true
+		k.adopted, k.since = true, now
 		doors, err := k.adoptLocked(ctx)
 		if err != nil {
 			k.log.Warn("rules of before not read", "err", err)
 		}
-		k.holding = len(doors) > 0
-		if k.holding {
+		k.inherits = len(doors) > 0
+		if k.inherits {
 			k.log.Info("the kernel forwards as before, until enough is known", "doors", len(doors))
 		}
 	}
-	if !k.holding {
+	k.keep = nil
+	if !k.inherits {
 		return false
 	}
-	if read && k.known.IsZero() {
-		k.known = time.Now()
+	since := k.since
+	if read {
+		if k.known.IsZero() {
+			k.known = now
+		}
+		since = k.known
 	}
 	pending := slices.ContainsFunc(state.Frontends, func(f edge.Frontend) bool {
 		return f.DataPlane == edge.DataPlaneNAT && slices.ContainsFunc(f.Backends, func(b edge.Backend) bool { return b.State == edge.Pending })
 	})
-	k.holding = !read || pending && time.Since(k.known) < kernelHold
+	k.holding = (!read || pending) && now.Sub(since) < kernelHold
+	k.inherits = k.holding || !read
+	if k.inherits && !k.holding {
+		k.keepLocked(zones, state)
+	}
 	return k.holding
+}
+
+func (k *kernel) keepLocked(zones []edge.Zone, state desired.State) {
+	known := map[edge.Door]bool{}
+	for _, f := range state.Frontends {
+		known[f.Door] = true
+	}
+	for _, f := range k.applied.Frontends {
+		inZone := slices.ContainsFunc(zones, func(z edge.Zone) bool { return slices.Contains(z.Interfaces, f.Listen.Device) })
+		if f.Name == "" && inZone && !known[f.Door] {
+			k.keep = append(k.keep, f.Door)
+		}
+	}
 }
 
 // adoptLocked reads what a process before has left. What connections there are
@@ -147,7 +174,7 @@ func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
 		return nil, err
 	}
 	for _, door := range doors {
-		k.applied.Frontends = append(k.applied.Frontends, edge.Frontend{Door: door, DataPlane: edge.DataPlaneNAT})
+		k.applied.Frontends = append(k.applied.Frontends, adopted(door))
 		b := k.backingLocked(serviceOf(door))
 		for _, addr := range backends[door] {
 			b.backends[addr] = keepAll
@@ -170,6 +197,11 @@ func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
 	return doors, nil
 }
 
+// adopted is the frontend of a door of which no more is known: it has no name.
+func adopted(door edge.Door) edge.Frontend {
+	return edge.Frontend{Door: door, DataPlane: edge.DataPlaneNAT}
+}
+
 func (k *kernel) backingLocked(s service) backing {
 	b, ok := k.behind[s]
 	if !ok {
@@ -186,7 +218,7 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	relayed, translated := byDataPlane(state.Frontends)
-	k.wanted = nat.State{Hairpins: state.Hairpins}
+	k.wanted = nat.State{Hairpins: state.Hairpins, Keep: k.keep}
 	if !state.NAT && !k.there {
 		clear(k.taken)
 		k.failure, k.problems, k.refused = "", nil, nil
@@ -240,7 +272,7 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 func (k *kernel) close(ctx context.Context) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.there && len(k.applied.Frontends) != len(k.wanted.Frontends) && len(k.problems) == 0 {
+	if k.there && len(k.applied.Frontends) != len(k.wanted.Frontends)+len(k.wanted.Keep) && len(k.problems) == 0 {
 		k.applyLocked(ctx, k.wanted)
 	}
 }
@@ -254,6 +286,9 @@ func (k *kernel) applyLocked(ctx context.Context, s nat.State) {
 	if err == nil {
 		k.there = k.there || len(s.Frontends) > 0
 		k.applied = s
+		for _, door := range s.Keep {
+			k.applied.Frontends = append(slices.Clip(k.applied.Frontends), adopted(door))
+		}
 		return
 	}
 	p := explainKernel(err)

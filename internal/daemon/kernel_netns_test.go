@@ -2,10 +2,12 @@ package daemon
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +105,7 @@ func TestNetnsAdoptedDoors(t *testing.T) {
 		before.open(t.Context(), stateOf(translated(homeDoor, up(pod1))), nil)
 
 		after := realKernel(t)
-		if after.hold(t.Context(), true, desired.State{}) {
+		if after.hold(t.Context(), true, nil, desired.State{}) {
 			t.Error("it waits for what it knows")
 		}
 		if b := after.behind[serviceOf(homeDoor)]; !b.has(pod1) || !b.has(former) {
@@ -113,5 +115,54 @@ func TestNetnsAdoptedDoors(t *testing.T) {
 		if set := sh(t, "nft list set inet gatehouse frontends"); strings.Contains(set, "eth1") {
 			t.Errorf("the kernel has a door that is the relay's, and nobody behind it:\n%s", set)
 		}
+	})
+}
+
+// While the cluster cannot be read, only what may be a Service's stays as it was.
+func TestNetnsTheClusterIsNotRead(t *testing.T) {
+	netnstest.Run(t, func() {
+		at := func(device string, port uint16) edge.Door {
+			return edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: device, Port: port}}
+		}
+		named := func(device string, port uint16, to netip.AddrPort) edge.Frontend {
+			f := translated(at(device, port), up(to))
+			f.Name = "web"
+			return f
+		}
+		before := realKernel(t)
+		before.open(t.Context(), stateOf(named("eth1", 80, pod1), named("eth1", 81, pod1), named("eth2", 82, pod1)), nil)
+		zones := []edge.Zone{{Name: "home", Interfaces: []string{"eth1"}}}
+		state := stateOf(named("eth1", 80, pod2), named("eth1", 83, pod2))
+
+		k := realKernel(t)
+		if !k.hold(t.Context(), false, zones, state) {
+			t.Fatal("it does not wait for the cluster")
+		}
+		k.since = k.since.Add(-kernelHold)
+		for range 2 {
+			if k.hold(t.Context(), false, zones, state) {
+				t.Fatal("it waits for the cluster forever")
+			}
+			k.open(t.Context(), state, nil)
+			k.close(t.Context())
+		}
+		has := func(when string, want map[edge.Door][]netip.AddrPort) {
+			t.Helper()
+			if _, got, err := realKernel(t).nat.Adopt(t.Context()); err != nil || !maps.EqualFunc(got, want, slices.Equal) {
+				t.Errorf("%s, the kernel has %v (%v), want %v", when, got, err, want)
+			}
+		}
+		has("unread", map[edge.Door][]netip.AddrPort{
+			at("eth1", 80): {pod2}, at("eth1", 81): {pod1}, at("eth1", 83): {pod2},
+		})
+		if _, err := k.nat.Verify(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if k.hold(t.Context(), true, zones, state) {
+			t.Fatal("it waits, and has all it needs")
+		}
+		k.open(t.Context(), state, nil)
+		k.close(t.Context())
+		has("read", map[edge.Door][]netip.AddrPort{at("eth1", 80): {pod2}, at("eth1", 83): {pod2}})
 	})
 }

@@ -49,6 +49,9 @@ type State struct {
 	// Hairpins are pairs of interfaces: what comes in through the first to a
 	// frontend and goes out through the second gets this machine's address.
 	Hairpins [][2]string
+	// Keep are doors that stay as the kernel has them, if it has, and no frontend is
+	// for them; while there are any, so do the hairpins.
+	Keep []edge.Door
 }
 
 // Applier makes the kernel have what a State says. It keeps what it has found
@@ -100,7 +103,14 @@ func New() *Applier {
 // change. It believes that the kernel has what it had after the last Apply; the
 // first one looks. With the zero State a table that is there stays, empty.
 func (a *Applier) Apply(ctx context.Context, s State) (changed bool, err error) {
-	a.want = a.plan(s)
+	want := a.plan(s)
+	if len(s.Keep) > 0 {
+		if err := a.look(); err != nil {
+			return false, err
+		}
+		want.keep(s.Keep, a.have.content)
+	}
+	a.want = want
 	changed, err = a.reconcile(ctx)
 	if err != nil && ctx.Err() == nil {
 		// Somebody may have changed what is there: it is read again.

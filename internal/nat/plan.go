@@ -3,6 +3,7 @@ package nat
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -100,18 +101,34 @@ func (a *Applier) plan(s State) *content {
 		}
 	}
 	for _, row := range want.rows {
-		for _, chain := range []string{row.v4.chain, row.v6.chain, row.remember} {
-			for chain != "" {
-				want.chains[chain] = true
-				chain = next(chain)
-			}
-		}
+		want.addChains(row)
 	}
 	for _, pair := range s.Hairpins {
 		want.hairpins[pair] = true
 	}
 	a.specs = specs
 	return want
+}
+
+func (c *content) addChains(r row) {
+	for _, chain := range []string{r.v4.chain, r.v6.chain, r.remember} {
+		for chain != "" {
+			c.chains[chain] = true
+			chain = next(chain)
+		}
+	}
+}
+
+// keep takes over what is said of doors in what there is.
+func (c *content) keep(doors []edge.Door, have content) {
+	for _, door := range doors {
+		row, there := have.rows[door]
+		if _, wanted := c.rows[door]; there && !wanted {
+			c.rows[door] = row
+			c.addChains(row)
+		}
+	}
+	maps.Copy(c.hairpins, have.hairpins)
 }
 
 func specOf(f *edge.Frontend) spec {
