@@ -103,14 +103,13 @@ func New() *Applier {
 // change. It believes that the kernel has what it had after the last Apply; the
 // first one looks. With the zero State a table that is there stays, empty.
 func (a *Applier) Apply(ctx context.Context, s State) (changed bool, err error) {
-	want := a.plan(s)
 	if len(s.Keep) > 0 {
 		if err := a.look(); err != nil {
 			return false, err
 		}
-		want.keep(s.Keep, a.have.content)
 	}
-	a.want = want
+	a.want = a.plan(s)
+	a.want.keep(s.Keep, a.have.content)
 	changed, err = a.reconcile(ctx)
 	if err != nil && ctx.Err() == nil {
 		// Somebody may have changed what is there: it is read again.

@@ -126,9 +126,9 @@ func (c *content) keep(doors []edge.Door, have content) {
 		if _, wanted := c.rows[door]; there && !wanted {
 			c.rows[door] = row
 			c.addChains(row)
+			maps.Copy(c.hairpins, have.hairpins)
 		}
 	}
-	maps.Copy(c.hairpins, have.hairpins)
 }
 
 func specOf(f *edge.Frontend) spec {
