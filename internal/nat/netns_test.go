@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/netnstest"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // The backends of these tests are ports of the site's pod.
@@ -902,6 +904,30 @@ func TestNetnsLacking(t *testing.T) {
 		}
 		if after := nftCommand(t, "list ruleset"); after != before {
 			t.Errorf("it has left\n%s", after)
+		}
+	})
+}
+
+// Without the right to it nothing is found out, and the error says why.
+func TestNetnsNotPermitted(t *testing.T) {
+	netnstest.Run(t, func() {
+		apply(t, New(), mix(), true)
+		runtime.LockOSThread() // and never unlocked: the thread is thrown away
+		none := [2]unix.CapUserData{}
+		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+			t.Fatal(err)
+		}
+		_, _, adopted := New().Adopt(t.Context())
+		_, applied := New().Apply(t.Context(), mix())
+		_, removed := New().Remove(t.Context())
+		_, counted := New().Counters(t.Context())
+		_, obstructed := Obstacles(t.Context())
+		for what, err := range map[string]error{
+			"Adopt": adopted, "Apply": applied, "Remove": removed, "Counters": counted, "Obstacles": obstructed,
+		} {
+			if !errors.Is(err, nft.ErrNotPermitted) {
+				t.Errorf("%s: %v", what, err)
+			}
 		}
 	})
 }
