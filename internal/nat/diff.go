@@ -139,12 +139,13 @@ func (s step) apart(most int) []step {
 }
 
 // addChains adds chains that are made when they are needed. One may go to
-// another.
+// another. They are flushed: another process may have made them in the meantime.
 func addChains(tx *knftables.Transaction, names []string) {
 	var rules []knftables.Object
 	for _, name := range names {
 		objects := chainOf(name)
 		tx.Add(objects[0])
+		tx.Flush(&knftables.Chain{Name: name})
 		rules = append(rules, objects[1:]...)
 	}
 	for _, o := range rules {

@@ -71,6 +71,7 @@ type Applier struct {
 	want  *content            // of the last Apply; nil: there was none
 	have  found               // of the kernel
 	known bool                // whether have is so
+	doubt bool                // whether clients may be remembered wrongly
 	most  int                 // commands that one transaction takes
 }
 
@@ -196,20 +197,18 @@ func (a *Applier) look() (err error) {
 	if a.have, err = a.read(); err != nil {
 		return fmt.Errorf("nat: read the table: %w", explain(err))
 	}
-	a.known = true
+	a.known, a.doubt = true, true
 	return nil
 }
 
 // reconcile makes the kernel have what is wanted.
 func (a *Applier) reconcile(ctx context.Context) (changed bool, err error) {
-	adopted := !a.known
 	if err := a.look(); err != nil {
 		return false, err
 	}
 	if !a.have.exists && len(a.want.rows) == 0 {
 		return false, nil
 	}
-	changed, lost := false, adopted && slices.ContainsFunc(slices.Collect(maps.Values(a.want.rows)), row.remembers)
 	a.known = false // until all has gone well
 	if !a.have.exists || a.have.other {
 		err = a.replace(ctx)
@@ -218,7 +217,7 @@ func (a *Applier) reconcile(ctx context.Context) (changed bool, err error) {
 		steps := difference(a.have.content, *a.want)
 		if len(steps) > 0 {
 			changed = true
-			lost = lost || losesClients(a.have.rows, a.want.rows)
+			a.doubt = a.doubt || losesClients(a.have.rows, a.want.rows)
 			err = a.take(ctx, steps, missing(a.have.chains, a.want.chains))
 		}
 	}
@@ -231,10 +230,11 @@ func (a *Applier) reconcile(ctx context.Context) (changed bool, err error) {
 	}
 	a.have = found{exists: true, content: content{rows: maps.Clone(a.want.rows), hairpins: a.want.hairpins, chains: chains}}
 	a.known = true
-	if lost {
+	if a.doubt {
 		if err := a.prune(a.want.rows); err != nil {
-			return changed, fmt.Errorf("nat: forget clients of former backends: %w", err)
+			return changed, fmt.Errorf("nat: forget clients of former backends: %w", explain(err))
 		}
+		a.doubt = false
 	}
 	return changed, nil
 }

@@ -423,6 +423,18 @@ func TestClientsAreForgottenWithTheirBackend(t *testing.T) {
 			t.Errorf("change %d: looked for clients to forget %d times, want %d", i, pruned, c.want)
 		}
 	}
+	// What a process before has remembered is looked at, also if Adopt was first.
+	before, there := a.have, New()
+	there.open, there.prune = a.open, a.prune
+	there.read = func() (found, error) { return before, nil }
+	if _, _, err := there.Adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pruned = 0
+	apply(t, there, State{}, false)
+	if pruned != 1 {
+		t.Errorf("after a restart: looked for clients to forget %d times", pruned)
+	}
 }
 
 // Bytes of the kernel are taken as they come.
