@@ -560,18 +560,23 @@ func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.
 
 // Status is what this daemon says of itself now.
 func (d *Daemon) Status() status.Status {
-	moved, inUse := d.kernel.traffic(context.Background())
+	kernel := d.kernel.tell(context.Background())
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	stats := d.relay.Stats()
-	errs, _ := d.notOpened()
+	errs := failed(d.relay.Doors())
+	for door, err := range kernel.closed {
+		if errs[door] == "" {
+			errs[door] = err
+		}
+	}
 	s := status.Status{
 		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
 		Config: d.files.status(), Exposures: d.state.Exposures,
-		Frontends: frontends(d.state, errs, stats, moved), Listeners: listeners(d.state.Frontends, errs, stats),
+		Frontends: frontends(d.state, errs, stats, kernel.moved), Listeners: listeners(d.state.Frontends, errs, stats),
 		Routes: d.state.Routes,
 	}
-	if inUse {
+	if kernel.inUse {
 		if entries, most, err := conntrack.Usage(); err == nil && most > 0 {
 			s.Conntrack = &status.Conntrack{Entries: entries, Max: most}
 		}

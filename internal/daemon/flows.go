@@ -361,10 +361,21 @@ func (k *kernel) purgeUntranslatedLocked(ctx context.Context) error {
 	return err
 }
 
-// traffic is what went through each door to each backend, not older than a
-// second; and whether there is a nat data plane.
-func (k *kernel) traffic(ctx context.Context) (m moved, inUse bool) {
-	k.mu.Lock()
+// telling is what there is to say of the kernel.
+type telling struct {
+	moved
+	inUse  bool                 // there is a nat data plane
+	closed map[edge.Door]string // doors that could not be opened
+}
+
+// tell says what went through each door to each backend, not older than a
+// second; or what was said the last time, if nft takes long.
+func (k *kernel) tell(ctx context.Context) telling {
+	for late := time.Now().Add(kernelCountAge); !k.mu.TryLock(); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			return *k.told.Load()
+		}
+	}
 	defer k.mu.Unlock()
 	if k.there && time.Since(k.counted) >= kernelCountAge {
 		k.counted = time.Now()
@@ -374,7 +385,10 @@ func (k *kernel) traffic(ctx context.Context) (m moved, inUse bool) {
 			k.counts = counts
 		}
 	}
-	return moved{k.counts, maps.Clone(k.past)}, k.there
+	closed, _ := k.stateLocked()
+	t := telling{moved{k.counts, maps.Clone(k.past)}, k.there, closed}
+	k.told.Store(&t)
+	return t
 }
 
 // countLocked reads the counters of the doors that there are, and which flows

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"e13.dev/gatehouse/internal/conntrack"
@@ -52,6 +53,7 @@ type kernel struct {
 	needed  chan struct{}                       // closed when nat is wanted for the first time
 	once    sync.Once
 	lacks   sync.Once // it was said what this machine lacks
+	told    atomic.Pointer[telling]
 
 	mu         sync.Mutex
 	nat        *nat.Applier
@@ -91,10 +93,12 @@ type kernel struct {
 }
 
 func newKernel(log *slog.Logger, suspect func(edge.Protocol, netip.AddrPort)) *kernel {
-	return &kernel{
+	k := &kernel{
 		log: log, suspect: suspect, needed: make(chan struct{}), nat: nat.New(),
 		taken: map[edge.Door]string{}, behind: map[service]backing{}, stale: map[service]bool{}, past: map[edge.Door]nat.Count{},
 	}
+	k.told.Store(&telling{})
+	return k
 }
 
 // byDataPlane are the frontends of the relay, and those of the kernel.
@@ -379,6 +383,10 @@ func (k *kernel) state() (doors map[edge.Door]string, problems []edge.Problem) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	doors = maps.Clone(k.taken)
+	return k.stateLocked()
+}
+
+func (k *kernel) stateLocked() (doors map[edge.Door]string, problems []edge.Problem) {
 	maps.Copy(doors, k.refused)
 	return doors, slices.Concat(k.problems, k.around, k.routed)
 }

@@ -318,3 +318,25 @@ func TestObstaclesThatLetThrough(t *testing.T) {
 		}
 	}
 }
+
+// The status is there also while the nft command takes its time.
+func TestStatusDoesNotWaitForTheKernel(t *testing.T) {
+	d := New(Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	d.kernel.taken[homeDoor] = "taken"
+	d.Status()
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	said := make(chan struct{})
+	go func() {
+		defer close(said)
+		d.Status()
+	}()
+	select {
+	case <-said:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits")
+	}
+	if got := d.kernel.tell(t.Context()).closed[homeDoor]; got != "taken" {
+		t.Errorf("of the door it says %q", got)
+	}
+}
