@@ -24,8 +24,17 @@ type service struct {
 type backing struct {
 	backends map[netip.AddrPort]keeping
 	left     map[netip.AddrPort]time.Time // those that are gone, since when
+	devices  map[string]bool              // at which it has a door
+	shut     map[string]time.Time         // at which it has none any more, since when
 	drain    time.Duration                // 0: their connections end by themselves
 	closed   time.Time                    // the service itself is gone, since then
+}
+
+func newBacking() backing {
+	return backing{
+		backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{},
+		devices: map[string]bool{}, shut: map[string]time.Time{},
+	}
 }
 
 // has says whether an address is that of a backend, or was.
@@ -70,8 +79,9 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 		s := serviceOf(f.Door)
 		b, ok := next[s]
 		if !ok {
-			b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
+			b = newBacking()
 		}
+		b.devices[f.Listen.Device] = true
 		b.drain = max(b.drain, f.DrainTimeout)
 		for _, backend := range f.Backends {
 			keep := keepAll
@@ -95,9 +105,10 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 		s := serviceOf(door)
 		b, ok := next[s]
 		if !ok {
-			b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
+			b = newBacking()
 			next[s] = b
 		}
+		b.devices[door.Listen.Device] = true
 		for addr := range k.behind[s].backends {
 			if _, ok := b.backends[addr]; !ok {
 				b.backends[addr] = keepAll
@@ -122,6 +133,13 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 			next[s] = b
 			continue
 		}
+		maps.Copy(b.shut, before.shut)
+		for device := range before.devices {
+			if !b.devices[device] {
+				b.shut[device], k.purges = now, purgeLooks
+			}
+		}
+		maps.DeleteFunc(b.shut, func(device string, since time.Time) bool { return b.devices[device] || now.Sub(since) > shutTime })
 		for addr, since := range before.left {
 			if _, back := b.backends[addr]; !back {
 				b.left[addr] = since
@@ -153,10 +171,17 @@ func (k *kernel) drainLocked(now time.Time, timeout time.Duration) {
 // SYN again.
 const purgeLooks = 8
 
+// A door that is closed while another has its port and backends is known by its
+// interface, of which clients mostly use an address: what is UDP would go on for
+// ever. A client that uses one of another interface, where the door is open, is
+// sent to a backend once more, and so only for a while.
+const shutTime = kernelInterval
+
 // doomed says whether a flow is to be forgotten.
 func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
 	b, ours := k.behind[serviceAt(f)]
-	if !ours || k.own[f.Front.Addr()] == "" {
+	device := k.own[f.Front.Addr()]
+	if !ours || device == "" {
 		return false
 	}
 	open := isOpen(f)
@@ -168,7 +193,8 @@ func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
 	case !b.closed.IsZero():
 		since = b.closed
 	case there:
-		return keep == keepNone || keep == keepOpen && !open
+		closed, shut := b.shut[device]
+		return keep == keepNone || !open && (keep == keepOpen || shut && now.Sub(closed) <= shutTime)
 	}
 	return !open || b.drain > 0 && now.Sub(since) >= b.drain
 }

@@ -180,6 +180,7 @@ func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
 	for _, door := range doors {
 		k.applied.Frontends = append(k.applied.Frontends, adopted(door))
 		b := k.backingLocked(serviceOf(door))
+		b.devices[door.Listen.Device] = true
 		for _, addr := range backends[door] {
 			b.backends[addr] = keepAll
 		}
@@ -209,7 +210,7 @@ func adopted(door edge.Door) edge.Frontend {
 func (k *kernel) backingLocked(s service) backing {
 	b, ok := k.behind[s]
 	if !ok {
-		b = backing{backends: map[netip.AddrPort]keeping{}, left: map[netip.AddrPort]time.Time{}}
+		b = newBacking()
 		k.behind[s] = b
 	}
 	return b
@@ -242,12 +243,14 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 			k.wanted.Frontends = append(k.wanted.Frontends, f)
 		}
 	}
-	moving := map[edge.Door]bool{}
+	ofRelay, moving := map[edge.Door]bool{}, map[edge.Door]bool{}
 	for _, f := range relayed {
-		moving[f.Door] = true
+		ofRelay[f.Door] = true
 	}
-	for _, f := range k.wanted.Frontends {
-		delete(moving, f.Door)
+	for _, f := range k.applied.Frontends {
+		if ofRelay[f.Door] {
+			moving[f.Door] = true
+		}
 	}
 	isNew := map[edge.Door]bool{}
 	for _, f := range k.wanted.Frontends {
@@ -382,12 +385,12 @@ func (k *kernel) unsettle() {
 func (k *kernel) state() (doors map[edge.Door]string, problems []edge.Problem) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	doors = maps.Clone(k.taken)
 	return k.stateLocked()
 }
 
 func (k *kernel) stateLocked() (doors map[edge.Door]string, problems []edge.Problem) {
 	maps.Copy(doors, k.refused)
+	doors = maps.Clone(k.taken)
 	return doors, slices.Concat(k.problems, k.around, k.routed)
 }
 

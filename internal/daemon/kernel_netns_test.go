@@ -166,3 +166,19 @@ func TestNetnsTheClusterIsNotRead(t *testing.T) {
 		has("read", map[edge.Door][]netip.AddrPort{at("eth1", 80): {pod2}, at("eth1", 83): {pod2}})
 	})
 }
+
+// What the relay has at another interface is no reason to forget that a door is
+// closed.
+func TestNetnsADoorIsClosedBesideOneOfTheRelay(t *testing.T) {
+	netnstest.Run(t, func() {
+		k, other := realKernel(t), homeDoor
+		other.Listen.Device = "eth0"
+		relayed := edge.Frontend{Door: other, Name: "web"}
+		k.open(t.Context(), stateOf(relayed, translated(homeDoor, up(pod1))), nil)
+		k.close(t.Context())
+		k.open(t.Context(), desired.State{Frontends: []edge.Frontend{relayed}}, nil)
+		if b := k.behind[serviceOf(homeDoor)]; b.closed.IsZero() || !b.has(pod1) {
+			t.Errorf("behind the closed door are %v", b)
+		}
+	})
+}
