@@ -166,15 +166,17 @@ func sharesByFamily(backends []edge.Backend, given []PodShare, refuse bool) ([]e
 	return append(four, six...), pods
 }
 
-// sayFamilies notes whose clients find nobody, and whose find others than the
-// shares of pods say.
+// sayFamilies notes whose clients find nobody, at no address then, and whose
+// find others than the shares of pods say.
 func (b *builder) sayFamilies(row *Exposure) {
 	var has [2]bool
 	for _, k := range row.Backends {
 		has[family(k.Addr.Addr())] = true
 	}
 	for f, name := range familyNames {
-		if !has[f] && has[1-f] && slices.ContainsFunc(row.Addresses, func(a netip.Addr) bool { return family(a) == f }) {
+		of := func(a netip.Addr) bool { return family(a) == f }
+		if !has[f] && has[1-f] && slices.ContainsFunc(row.Addresses, of) {
+			row.Addresses = slices.DeleteFunc(row.Addresses, of)
 			row.Notes = append(row.Notes, fmt.Sprintf("%s clients are refused: it has no %s backend", name, name))
 		}
 	}
