@@ -26,7 +26,7 @@ func (p *parser) checkZoneNames() {
 	}
 	for _, ref := range p.zoneRefs {
 		if !p.zoneNamed[ref.text] {
-			ref.at.problem("no zone named "+quote(ref.text), suggest(ref.text, "have", slices.Sorted(maps.Keys(p.zoneNamed))))
+			ref.at.problem("no zone named "+quote(ref.text), Suggest(ref.text, "have", slices.Sorted(maps.Keys(p.zoneNamed))))
 		}
 	}
 }

@@ -405,7 +405,7 @@ func (v value) fields(b *block) (fields, bool) {
 			e.keyAt.problem("unknown field", r.remedy)
 			continue
 		}
-		e.keyAt.problem("unknown field", suggest(e.key, "known:", b.keys()))
+		e.keyAt.problem("unknown field", Suggest(e.key, "known:", b.keys()))
 	}
 	return f, true
 }

@@ -299,5 +299,5 @@ func word[T ~string](s, noun string, have []T) (T, *Fault) {
 	for i, h := range have {
 		words[i] = string(h)
 	}
-	return "", &Fault{"no " + noun + " " + quote(s), suggest(s, "have", words)}
+	return "", &Fault{"no " + noun + " " + quote(s), Suggest(s, "have", words)}
 }

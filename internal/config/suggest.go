@@ -20,9 +20,9 @@ func quote(s string) string {
 	return strconv.Quote(s)
 }
 
-// suggest says which of the names that exist may have been meant, and which
+// Suggest says which of the names that exist may have been meant, and which
 // there are: `did you mean "home"? have home, internet`.
-func suggest(got, verb string, have []string) string {
+func Suggest(got, verb string, have []string) string {
 	if len(have) == 0 {
 		return "there is none"
 	}

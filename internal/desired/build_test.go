@@ -449,6 +449,13 @@ func TestBuildScenarios(t *testing.T) {
 				service("shop/two-ways", 0, annotate("transparent", "true"), annotate("send-proxy-protocol", "v1")),
 				service("shop/nat", 0, annotate("hostnames", "git.example.org"), annotate("data-plane", "nat")))
 		},
+		"annotations-that-nobody-reads": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{
+				service("shop/near", 0, annotate("dataplane", "nat")),
+				service("shop/far", 0, annotate("xyz", ""), annotate("ignore", "true")),
+				service("shop/others", 0, func(s *edge.Service) { s.Annotations["example.org/dataplane"] = "nat" }),
+			}
+		},
 		"names-share-a-port": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
 				service("a/git", 1, named("git.example.org")), service("b/wiki", 5, named("wiki.example.org,*.wiki.example.org")),

@@ -31,6 +31,12 @@ const (
 	annDrainTimeout   = edge.AnnotationPrefix + "drain-timeout"
 )
 
+// annRead are the names of those that are read, without the prefix.
+var annRead = []string{
+	"balance", "data-plane", "drain-timeout", "health-check", "health-interval", "hostnames", "idle-timeout",
+	"send-proxy-protocol", "target", "transparent", "zones",
+}
+
 // maxZones is how many zones a Service may name.
 const maxZones = 64
 
@@ -123,6 +129,7 @@ func (b *builder) service(s *edge.Service, selector edge.Selector) {
 		return
 	}
 
+	b.sayUnknown(s)
 	req, no := b.read(s)
 	if no.reason != "" {
 		b.refuse(s, no)
@@ -293,6 +300,27 @@ func (b *builder) addressBackends(addresses []netip.Addr, port edge.ServicePort,
 		}, port.Protocol, how))
 	}
 	return finishBackends(backends)
+}
+
+// sayUnknown tells of an annotation that has gatehouse's prefix and that nobody
+// reads: whoever wrote it believes that it does something.
+func (b *builder) sayUnknown(s *edge.Service) {
+	var unknown []string
+	for key := range s.Annotations {
+		if name, ours := strings.CutPrefix(key, edge.AnnotationPrefix); ours && !slices.Contains(annRead, name) && key != annAddresses {
+			unknown = append(unknown, name)
+		}
+	}
+	if len(unknown) == 0 {
+		return
+	}
+	slices.Sort(unknown) // an owner can have thousands: the first one stands for all
+	p := edge.Problem{
+		Object: "service/" + s.Key(), What: fmt.Sprintf("annotation %s%s is unknown and without effect", edge.AnnotationPrefix, unknown[0]),
+		Remedy: config.Suggest(unknown[0], "have", annRead),
+	}
+	b.problem(p)
+	b.event(s.Key(), true, "AnnotationUnknown", p.What+"; "+p.Remedy)
 }
 
 type refusal struct{ code, reason, remedy string }
