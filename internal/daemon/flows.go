@@ -244,7 +244,7 @@ func (k *kernel) look(ctx context.Context, now time.Time) (pause time.Duration) 
 			err = errors.Join(k.purgeUntranslatedLocked(ctx), k.purgeLocked(ctx, now))
 		}
 	}
-	if err != nil && ctx.Err() == nil {
+	if k.isNewsLocked("look", err) && ctx.Err() == nil {
 		k.log.Warn("the kernel's counters and connections not read", "err", err)
 	}
 	return pause
@@ -405,10 +405,12 @@ func (k *kernel) tell(ctx context.Context) telling {
 	defer k.mu.Unlock()
 	if k.there && time.Since(k.counted) >= kernelCountAge {
 		k.counted = time.Now()
-		if counts, err := k.countLocked(ctx); err != nil {
-			k.log.Warn("the kernel's counters and connections not read", "err", err)
-		} else {
+		counts, err := k.countLocked(ctx)
+		if err == nil {
 			k.counts = counts
+		}
+		if k.isNewsLocked("count", err) {
+			k.log.Warn("the kernel's counters and connections not read", "err", err)
 		}
 	}
 	closed, _ := k.stateLocked()

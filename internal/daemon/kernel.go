@@ -54,6 +54,7 @@ type kernel struct {
 	once    sync.Once
 	lacks   sync.Once // it was said what this machine lacks
 	told    atomic.Pointer[telling]
+	failing map[string]string // what is tried again and again, and why it fails; guarded by mu
 
 	mu         sync.Mutex
 	nat        *nat.Applier
@@ -62,6 +63,8 @@ type kernel struct {
 	heard      map[server]answers
 	adopted    bool        // the kernel was asked what there is from before
 	there      bool        // there is a table
+	read       bool        // all that there is to decide from was read
+	swept      bool        // it was seen to that nothing is left of before
 	inherits   bool        // not all is known that what a process before has left was made from
 	holding    bool        // the kernel goes on as it does
 	retired    bool        // another process has taken over
@@ -96,6 +99,7 @@ func newKernel(log *slog.Logger, suspect func(edge.Protocol, netip.AddrPort)) *k
 	k := &kernel{
 		log: log, suspect: suspect, needed: make(chan struct{}), nat: nat.New(),
 		taken: map[edge.Door]string{}, behind: map[service]backing{}, stale: map[service]bool{}, past: map[edge.Door]nat.Count{},
+		failing: map[string]string{},
 	}
 	k.told.Store(&telling{})
 	return k
@@ -121,6 +125,7 @@ func (k *kernel) hold(ctx context.Context, read bool, zones []edge.Zone, state d
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
+	k.read = read
 	if !k.adopted {
 		k.adopted, k.since = true, now
 		doors, err := k.adoptLocked(ctx)
@@ -227,6 +232,7 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	if !state.NAT && !k.there {
 		clear(k.taken)
 		k.failure, k.problems, k.refused = "", nil, nil
+		k.sweepLocked(ctx)
 		return ""
 	}
 	k.once.Do(func() { close(k.needed) })
@@ -273,6 +279,21 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	k.followLocked(moving)
 	k.applyLocked(ctx, both)
 	return k.failure
+}
+
+// sweepLocked removes what a process of another version has left, whose doors
+// cannot be told: nobody is to look after the table.
+func (k *kernel) sweepLocked(ctx context.Context) {
+	if k.swept || !k.read {
+		return
+	}
+	k.swept = true
+	switch removed, err := k.nat.Remove(ctx); {
+	case removed:
+		k.log.Info("data plane nat taken down: nothing needs it")
+	case err != nil && !errors.Is(err, nft.ErrNotPermitted) && ctx.Err() == nil:
+		k.log.Warn("rules of before not removed", "err", err)
+	}
 }
 
 // close makes the kernel give up what the relay has taken.
@@ -389,8 +410,8 @@ func (k *kernel) state() (doors map[edge.Door]string, problems []edge.Problem) {
 }
 
 func (k *kernel) stateLocked() (doors map[edge.Door]string, problems []edge.Problem) {
-	maps.Copy(doors, k.refused)
 	doors = maps.Clone(k.taken)
+	maps.Copy(doors, k.refused)
 	return doors, slices.Concat(k.problems, k.around, k.routed)
 }
 
@@ -455,34 +476,52 @@ func (k *kernel) run(ctx context.Context, changed func()) error {
 				changed()
 			}
 		case <-again:
-			if k.verify(ctx) {
+			hasMended, failed := k.verify(ctx)
+			if hasMended || failed {
 				mended = time.Now()
 			}
+			if failed {
+				changed()
+			}
 		case <-verify.C:
-			k.verify(ctx)
-			if k.lookAround(ctx) {
+			_, failed := k.verify(ctx)
+			if k.lookAround(ctx) || failed {
 				changed()
 			}
 		}
 	}
 }
 
-// verify mends what somebody has changed.
-func (k *kernel) verify(ctx context.Context) (mended bool) {
+// verify mends what somebody has changed. What fails is tried again with the
+// next decision, which says what is wrong.
+func (k *kernel) verify(ctx context.Context) (mended, failed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.there || k.holding || k.retired {
-		return false
+		return false, false
 	}
 	mended, err := k.nat.Verify(ctx)
+	isNews := k.isNewsLocked("verify", err)
 	switch {
 	case ctx.Err() != nil:
-	case err != nil:
-		k.problems = []edge.Problem{explainKernel(err)}
+	case isNews:
+		k.log.Warn("rules of data plane nat not verified", "err", err)
 	case mended:
 		k.log.Warn("rules of data plane nat mended: somebody had changed them")
 	}
-	return mended
+	return mended, err != nil
+}
+
+// isNewsLocked says whether an error is another than the last time: what goes on
+// failing is logged once.
+func (k *kernel) isNewsLocked(doing string, err error) bool {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	isNews := err != nil && k.failing[doing] != text
+	k.failing[doing] = text
+	return isNews
 }
 
 // lookAround sees what else on this machine is in the way, and says whether that
@@ -496,7 +535,7 @@ func (k *kernel) lookAround(ctx context.Context) (news bool) {
 		return len(before) > 0
 	}
 	obstacles, err := nat.Obstacles(ctx)
-	if err != nil && ctx.Err() == nil {
+	if k.isNewsLocked("others", err) && ctx.Err() == nil {
 		k.log.Warn("rules of others not read", "err", err)
 	}
 	if k.passLocked() {
@@ -515,11 +554,11 @@ func (k *kernel) lookAround(ctx context.Context) (news bool) {
 		})
 	}
 	if k.dueLocked() {
-		if err := k.purgeLocked(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		if err := k.purgeLocked(ctx, time.Now()); k.isNewsLocked("purge", err) && ctx.Err() == nil {
 			k.log.Warn("conntrack not read", "err", err)
 		}
 	}
-	if err := k.forgetLocked(ctx); err != nil && ctx.Err() == nil {
+	if err := k.forgetLocked(ctx); k.isNewsLocked("forget", err) && ctx.Err() == nil {
 		k.log.Warn("counters not deleted", "err", err)
 	}
 	return !slices.Equal(before, k.around)

@@ -182,3 +182,24 @@ func TestNetnsADoorIsClosedBesideOneOfTheRelay(t *testing.T) {
 		}
 	})
 }
+
+// What a process of another version has left goes, once nobody can need it.
+func TestNetnsAnotherVersionsTable(t *testing.T) {
+	netnstest.Run(t, func() {
+		sh(t, "nft 'table inet gatehouse { chain old { type nat hook prerouting priority dstnat; tcp dport 80 dnat ip to 10.244.1.5:8080; }; }'")
+		tables := func() string { return sh(t, "nft list tables") }
+		k := realKernel(t)
+		decide := func(read bool) {
+			if !k.hold(t.Context(), read, nil, desired.State{}) {
+				k.open(t.Context(), desired.State{}, nil)
+				k.close(t.Context())
+			}
+		}
+		if decide(false); tables() == "" {
+			t.Error("it is removed before the cluster is read")
+		}
+		if decide(true); tables() != "" {
+			t.Errorf("left are %s", tables())
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -337,5 +338,20 @@ func TestStatusDoesNotWaitForTheKernel(t *testing.T) {
 	}
 	if got := d.kernel.tell(t.Context()).closed[homeDoor]; got != "taken" {
 		t.Errorf("of the door it says %q", got)
+	}
+}
+
+// What goes on failing, four times a second, is logged once.
+func TestWhatGoesOnFailingIsNoNews(t *testing.T) {
+	k := newTestKernel(t)
+	for i, c := range []struct {
+		err  error
+		want bool
+	}{
+		{nil, false}, {errors.New("one"), true}, {errors.New("one"), false}, {errors.New("two"), true}, {nil, false}, {errors.New("two"), true},
+	} {
+		if got := k.isNewsLocked("look", c.err); got != c.want {
+			t.Errorf("%d: %v is news: %t", i, c.err, got)
+		}
 	}
 }
