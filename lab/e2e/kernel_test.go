@@ -451,23 +451,26 @@ table ip filter {
 			_ = nft("edge", "delete table ip filter\n")
 		}
 	})
+	var timeout net.Error
 	took := eventually(t, time.Minute, "the operator is told who drops what is forwarded", func() error {
+		if _, err := get("home1", at, 200*time.Millisecond); !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Fatalf("nothing is dropped: then there is no obstacle: %v", err)
+		}
 		if problem := obstacle(t); !strings.Contains(problem, "FORWARD") || !strings.Contains(problem, "ip filter") {
 			return fmt.Errorf("the problem is %q", problem)
 		}
 		return nil
 	})
 	t.Logf("told after %.1f s: %s", took.Seconds(), obstacle(t))
-	var timeout net.Error
-	if _, err := get("home1", at, time.Second); !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("nothing is dropped: then there is no obstacle: %v", err)
-	}
 	if err := nft("edge", "delete table ip filter\n"); err != nil {
 		t.Fatal(err)
 	}
 	dropped = false
 	eventually(t, 5*time.Second, "open again", opened("home1", at))
-	eventually(t, time.Minute, "the problem is gone", func() error { return want(obstacle(t), "") })
+	eventually(t, time.Minute, "the problem is gone", func() error {
+		_, err := get("home1", at, time.Second)
+		return errors.Join(err, want(obstacle(t), ""))
+	})
 
 	kubectl(t, "delete", "service", "-n", ns, "pod", "node-port", "udp")
 	eventually(t, 2*time.Second, "closed", closed("home1", at))

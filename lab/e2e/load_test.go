@@ -793,9 +793,10 @@ func TestClientLimit(t *testing.T) {
 	}
 	count := func(reason string, n uint64) {
 		t.Helper()
-		if f, _ := openAt(t, port); f.Failures[reason] != n {
-			t.Errorf("%s is counted %d times, want %d", reason, f.Failures[reason], n)
-		}
+		eventually(t, time.Second, reason+" is counted", func() error {
+			f, _ := openAt(t, port)
+			return want(fmt.Sprint(f.Failures[reason]), fmt.Sprint(n))
+		})
 	}
 	first := ringN(t, "home1", at, most)["w1"]
 	over("home1")

@@ -264,9 +264,11 @@ func TestAPIServerOutage(t *testing.T) {
 	})
 	t.Logf("a Service made after the outage is in gatehouse %d ms after kubectl apply returned", took.Milliseconds())
 	l.finish(t)
-	// Whoever makes endpoints and node ports asks again after one to three
+	// Whoever makes pods, endpoints and node ports asks again after one to three
 	// minutes, each its own time; started anew, they ask at once.
-	for _, name := range []string{"kube-controller-manager", "kube-proxy-w1", "kube-proxy-w2", "kube-proxy-w3"} {
+	for _, name := range []string{
+		"kube-controller-manager", "kube-scheduler", "agent-w1", "agent-w2", "agent-w3", "kube-proxy-w1", "kube-proxy-w2", "kube-proxy-w3",
+	} {
 		if err := errors.Join(lab.Stop(t.Context(), name), lab.Start(t.Context(), name)); err != nil {
 			t.Fatal(err)
 		}
