@@ -341,7 +341,13 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 		if in.NoNAT = d.kernel.open(ctx, state, in.Interfaces); in.NoNAT != "" {
 			state, problems = desired.Build(in)
 		}
-		d.kernel.setRoutes(state.Routes)
+		var nodes []edge.Node
+		if in.Cluster != nil && c.Kubernetes != nil && c.Kubernetes.PodRoutes {
+			nodes = in.Cluster.Nodes
+		}
+		if read {
+			d.kernel.setRoutes(state.Routes, nodes)
+		}
 	}
 	d.prober.Apply(state.Probes)
 	probes := probesAt(state)

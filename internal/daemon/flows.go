@@ -127,7 +127,8 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 		case !ok:
 			b = before
 			if b.closed.IsZero() {
-				b.closed, k.purges = now, purgeLooks
+				b.closed = now
+				k.purgeSoonLocked()
 				k.drainLocked(now, b.drain)
 			}
 			next[s] = b
@@ -136,7 +137,8 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 		maps.Copy(b.shut, before.shut)
 		for device := range before.devices {
 			if !b.devices[device] {
-				b.shut[device], k.purges = now, purgeLooks
+				b.shut[device] = now
+				k.purgeSoonLocked()
 			}
 		}
 		maps.DeleteFunc(b.shut, func(device string, since time.Time) bool { return b.devices[device] || now.Sub(since) > shutTime })
@@ -152,11 +154,21 @@ func (k *kernel) followLocked(moving map[edge.Door]bool) {
 				k.drainLocked(now, b.drain)
 			}
 			if !ok || keep > kept {
-				k.purges = purgeLooks
+				k.purgeSoonLocked()
 			}
 		}
 	}
 	k.behind = next
+}
+
+// purgeSoonLocked has flows purged as soon as the rules have changed, and some
+// times more.
+func (k *kernel) purgeSoonLocked() {
+	k.purges = purgeLooks
+	select {
+	case k.hurry <- struct{}{}:
+	default:
+	}
 }
 
 // drainLocked has flows purged when the drain timeout is over that begins now.
@@ -367,7 +379,8 @@ func (k *kernel) purgeUntranslated(door edge.Door) {
 
 func (k *kernel) purgeDoorLocked(door edge.Door) {
 	if door.Protocol == edge.UDP {
-		k.stale[serviceOf(door)], k.purges = true, purgeLooks
+		k.stale[serviceOf(door)] = true
+		k.purgeSoonLocked()
 	}
 }
 

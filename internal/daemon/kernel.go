@@ -88,8 +88,9 @@ type kernel struct {
 		nat.Count
 		yes bool
 	}
-	purges  int         // so many looks still purge
-	drained []time.Time // when drain timeouts are over
+	purges  int           // so many looks still purge
+	hurry   chan struct{} // they are to begin now
+	drained []time.Time   // when drain timeouts are over
 	counted time.Time
 	counts  map[edge.Door]map[netip.AddrPort]flows
 	past    map[edge.Door]nat.Count // of backends whose counters were deleted
@@ -97,7 +98,7 @@ type kernel struct {
 
 func newKernel(log *slog.Logger, suspect func(edge.Protocol, netip.AddrPort)) *kernel {
 	k := &kernel{
-		log: log, suspect: suspect, needed: make(chan struct{}), nat: nat.New(),
+		log: log, suspect: suspect, needed: make(chan struct{}), hurry: make(chan struct{}, 1), nat: nat.New(),
 		taken: map[edge.Door]string{}, behind: map[service]backing{}, stale: map[service]bool{}, past: map[edge.Door]nat.Count{},
 		failing: map[string]string{},
 	}
@@ -202,6 +203,7 @@ func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
 		}
 	}
 	if k.there = len(doors)+len(counts) > 0; k.there {
+		k.swept = true // it goes with its last flow
 		k.once.Do(func() { close(k.needed) })
 	}
 	return doors, nil
@@ -379,10 +381,11 @@ func (k *kernel) retire(retired bool) {
 	k.retired = retired
 }
 
-// setRoutes keeps the routes to pods.
-func (k *kernel) setRoutes(routes []edge.Route) {
+// setRoutes keeps the routes to pods, and those to pods of before on these nodes.
+func (k *kernel) setRoutes(routes []edge.Route, nodes []edge.Node) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	routes = lasting(routes, k.wantsVia, nodes)
 	if k.settled && slices.Equal(routes, k.wantsVia) {
 		return
 	}
@@ -467,6 +470,10 @@ func (k *kernel) run(ctx context.Context, changed func()) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-k.hurry:
+			if now := time.Now(); now.After(rested) {
+				rested = now.Add(k.look(ctx, now))
+			}
 		case now := <-pace.C:
 			if now.After(rested) {
 				rested = now.Add(k.look(ctx, now))
