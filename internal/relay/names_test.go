@@ -568,8 +568,7 @@ func TestTheLogSaysWhoHasWhichNames(t *testing.T) {
 	shared := func(git ...string) []edge.Frontend {
 		return sharing(backends, map[string][]string{"git": git, "wiki": {"wiki.example.org"}})
 	}
-	whole := shared("git.example.org")[0]
-	whole.Hostnames = nil
+	whole := sharing(backends, map[string][]string{"git": nil})[0]
 	for _, step := range []struct {
 		frontends []edge.Frontend
 		want      string

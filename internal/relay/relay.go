@@ -212,7 +212,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 					group = []edge.Frontend{f}
 				}
 				for _, f := range group {
-					r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
+					r.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "data_plane", edge.DataPlaneProxy, "listen", d.key.String(), "hostnames", f.Hostnames, "why", f.Why)
 				}
 			}
 			seen[f.Door] = s
@@ -323,7 +323,7 @@ func (r *Relay) ungroupLocked(shared *door, keep map[string]bool) {
 		if !keep[name] && d.wanted {
 			d.gone.Store(true)
 			d.want(false)
-			r.log.Info("frontend closed", "frontend", name, "listen", d.key.String(), "reason", "removed", "draining", d.active.Load())
+			r.log.Info("frontend closed", "frontend", name, "data_plane", edge.DataPlaneProxy, "listen", d.key.String(), "reason", "removed", "draining", d.active.Load())
 		}
 	}
 }
@@ -426,12 +426,12 @@ func (r *Relay) shutLocked(doors map[*door]bool, why string) {
 		d.sockets, d.servers, d.addr = nil, nil, netip.AddrPort{}
 		t := d.table.Load()
 		if t.names == nil {
-			r.log.Info("frontend closed", "frontend", t.name, "listen", d.key.String(), "reason", why, "draining", d.active.Load())
+			r.log.Info("frontend closed", "frontend", t.name, "data_plane", edge.DataPlaneProxy, "listen", d.key.String(), "reason", why, "draining", d.active.Load())
 			continue
 		}
 		for name, f := range d.named {
 			if f.wanted { // else it was said
-				r.log.Info("frontend closed", "frontend", name, "listen", d.key.String(), "reason", why, "draining", f.active.Load())
+				r.log.Info("frontend closed", "frontend", name, "data_plane", edge.DataPlaneProxy, "listen", d.key.String(), "reason", why, "draining", f.active.Load())
 			}
 		}
 		r.log.Info("listener closed", "listen", d.key.String(), "reason", why, "draining", d.active.Load())
