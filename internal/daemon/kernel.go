@@ -314,11 +314,13 @@ func (k *kernel) applyLocked(ctx context.Context, s nat.State) {
 	}
 	k.failure, k.problems, k.refused = "", nil, nil
 	if err == nil {
+		before := k.applied.Frontends
 		k.there = k.there || len(s.Frontends) > 0
 		k.applied = s
 		for _, door := range s.Keep {
 			k.applied.Frontends = append(slices.Clip(k.applied.Frontends), adopted(door))
 		}
+		k.sayDoors(before, k.applied.Frontends)
 		return
 	}
 	p := explainKernel(err)
@@ -334,6 +336,26 @@ func (k *kernel) applyLocked(ctx context.Context, s nat.State) {
 		}
 	} else {
 		k.failure = p.What
+	}
+}
+
+// sayDoors logs what the kernel has taken and given up, as the relay does. One
+// that was adopted has no name until it is known whose it is.
+func (k *kernel) sayDoors(before, after []edge.Frontend) {
+	had, has := map[edge.Door]string{}, map[edge.Door]bool{}
+	for _, f := range before {
+		had[f.Door] = f.Name
+	}
+	for _, f := range after {
+		has[f.Door] = true
+		if f.Name != had[f.Door] && f.Name != "" {
+			k.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "data_plane", edge.DataPlaneNAT, "listen", f.Door.String(), "why", f.Why)
+		}
+	}
+	for _, f := range before {
+		if !has[f.Door] {
+			k.log.Info("frontend closed", "frontend", f.Name, "data_plane", edge.DataPlaneNAT, "listen", f.Door.String(), "reason", "removed")
+		}
 	}
 }
 
@@ -600,6 +622,7 @@ func explainKernel(err error) edge.Problem {
 	case errors.Is(err, nft.ErrNotInstalled):
 		p.What, p.Remedy = nft.ErrNotInstalled.Error(), "apt install nftables, or what your distribution calls it"
 	case errors.Is(err, nft.ErrNotPermitted):
+		p.What = nft.ErrNotPermitted.Error()
 		p.Remedy = "it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"
 	}
 	return p

@@ -355,3 +355,35 @@ func TestWhatGoesOnFailingIsNoNews(t *testing.T) {
 		}
 	}
 }
+
+// The log has a door once, when the kernel takes it and when it gives it up.
+func TestDoorsAreLogged(t *testing.T) {
+	var log strings.Builder
+	k := newKernel(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
+			return slog.Attr{}
+		}
+		return a
+	}})), nil)
+	web := translated(homeDoor)
+	web.Name, web.Zone, web.Why = "shop/web:80", "home", "service/shop/web"
+	const opened = `msg="frontend opened" frontend=shop/web:80 zone=home data_plane=nat listen="TCP @eth1:80" why=service/shop/web` + "\n"
+	const closed = `msg="frontend closed" frontend=shop/web:80 data_plane=nat listen="TCP @eth1:80" reason=removed` + "\n"
+	for _, c := range []struct {
+		name          string
+		before, after []edge.Frontend
+		want          string
+	}{
+		{"new", nil, []edge.Frontend{web}, opened},
+		{"the same", []edge.Frontend{web}, []edge.Frontend{web}, ""},
+		{"gone", []edge.Frontend{web}, nil, closed},
+		{"adopted, and not known whose", nil, []edge.Frontend{adopted(homeDoor)}, ""},
+		{"adopted, and known", []edge.Frontend{adopted(homeDoor)}, []edge.Frontend{web}, opened},
+	} {
+		log.Reset()
+		k.sayDoors(c.before, c.after)
+		if log.String() != c.want {
+			t.Errorf("%s: %q, want %q", c.name, log.String(), c.want)
+		}
+	}
+}
