@@ -349,12 +349,12 @@ func (k *kernel) sayDoors(before, after []edge.Frontend) {
 	for _, f := range after {
 		has[f.Door] = true
 		if f.Name != had[f.Door] && f.Name != "" {
-			k.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "data_plane", edge.DataPlaneNAT, "listen", f.Door.String(), "why", f.Why)
+			k.log.Info("frontend opened", "frontend", f.Name, "zone", f.Zone, "data_plane", edge.DataPlaneNAT, "listen", f.String(), "why", f.Why)
 		}
 	}
 	for _, f := range before {
 		if !has[f.Door] {
-			k.log.Info("frontend closed", "frontend", f.Name, "data_plane", edge.DataPlaneNAT, "listen", f.Door.String(), "reason", "removed")
+			k.log.Info("frontend closed", "frontend", f.Name, "data_plane", edge.DataPlaneNAT, "listen", f.String(), "reason", "removed")
 		}
 	}
 }
