@@ -126,6 +126,7 @@ func New(o Options) *Daemon {
 	d.kernel = newKernel(o.Log, func(of edge.Protocol, backend netip.AddrPort) {
 		d.eachProbe(server{of, backend}, d.prober.Suspect)
 	})
+	d.kernel.successor = o.Previous != nil
 	d.told = problemLog{log: o.Log}
 	d.manager = manager{socket: o.NotifySocket, log: o.Log}
 	return d

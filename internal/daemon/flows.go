@@ -356,7 +356,7 @@ func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
 		k.log.Info("flows to backends that are gone were forgotten", "flows", n)
 	}
 	k.forgetBackendsLocked(all)
-	if !ours && err == nil && len(k.wanted.Frontends) == 0 && len(k.applied.Frontends) == 0 {
+	if !ours && err == nil && len(k.wanted.Frontends) == 0 && len(k.applied.Frontends) == 0 && !k.isOfAnother() {
 		if removed, err := k.nat.Remove(ctx); err != nil {
 			return err
 		} else if removed {

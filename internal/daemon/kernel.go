@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -48,13 +49,15 @@ const (
 // what the kernel does not do by itself, which is to forget flows to backends
 // that are gone and to notice that nobody answers.
 type kernel struct {
-	log     *slog.Logger
-	suspect func(edge.Protocol, netip.AddrPort) // a client waits for that backend
-	needed  chan struct{}                       // closed when nat is wanted for the first time
-	once    sync.Once
-	lacks   sync.Once // it was said what this machine lacks
-	told    atomic.Pointer[telling]
-	failing map[string]string // what is tried again and again, and why it fails; guarded by mu
+	log       *slog.Logger
+	successor bool // it takes the place of another process
+	running   func() ([]int, error)
+	suspect   func(edge.Protocol, netip.AddrPort) // a client waits for that backend
+	needed    chan struct{}                       // closed when nat is wanted for the first time
+	once      sync.Once
+	lacks     sync.Once // it was said what this machine lacks
+	told      atomic.Pointer[telling]
+	failing   map[string]string // what is tried again and again, and why it fails; guarded by mu
 
 	mu         sync.Mutex
 	nat        *nat.Applier
@@ -98,7 +101,7 @@ type kernel struct {
 
 func newKernel(log *slog.Logger, suspect func(edge.Protocol, netip.AddrPort)) *kernel {
 	k := &kernel{
-		log: log, suspect: suspect, needed: make(chan struct{}), hurry: make(chan struct{}, 1), nat: nat.New(),
+		log: log, suspect: suspect, running: host.Running, needed: make(chan struct{}), hurry: make(chan struct{}, 1), nat: nat.New(),
 		taken: map[edge.Door]string{}, behind: map[service]backing{}, stale: map[service]bool{}, past: map[edge.Door]nat.Count{},
 		failing: map[string]string{},
 	}
@@ -231,9 +234,10 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	defer k.mu.Unlock()
 	relayed, translated := byDataPlane(state.Frontends)
 	k.wanted = nat.State{Hairpins: state.Hairpins, Keep: k.keep}
-	if !state.NAT && !k.there {
+	if !state.NAT && (!k.there || k.isOfAnother()) {
 		clear(k.taken)
 		k.failure, k.problems, k.refused = "", nil, nil
+		k.wanted = k.applied
 		k.sweepLocked(ctx)
 		return ""
 	}
@@ -271,11 +275,9 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 		k.purgeDoorLocked(door) // of who has asked in vain, and goes on
 	}
 	both := k.wanted
-	both.Frontends = slices.Clone(k.wanted.Frontends)
 	for _, f := range k.applied.Frontends {
-		// Of one that was adopted only the door is known: it would refuse clients.
-		if moving[f.Door] && f.Name != "" {
-			both.Frontends = append(both.Frontends, f)
+		if moving[f.Door] {
+			both.Keep = append(slices.Clip(both.Keep), f.Door)
 		}
 	}
 	k.followLocked(moving)
@@ -286,7 +288,7 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 // sweepLocked removes what a process of another version has left, whose doors
 // cannot be told: nobody is to look after the table.
 func (k *kernel) sweepLocked(ctx context.Context) {
-	if k.swept || !k.read {
+	if k.swept || !k.read || k.isOfAnother() {
 		return
 	}
 	k.swept = true
@@ -296,6 +298,14 @@ func (k *kernel) sweepLocked(ctx context.Context) {
 	case err != nil && !errors.Is(err, nft.ErrNotPermitted) && ctx.Err() == nil:
 		k.log.Warn("rules of before not removed", "err", err)
 	}
+}
+
+// isOfAnother says whether another gatehouse runs here, whose the table may be:
+// one that drains, or one that somebody has started besides, with other frontends.
+// What the process before has left at an upgrade is ours.
+func (k *kernel) isOfAnother() bool {
+	processes, err := k.running()
+	return !k.successor && err == nil && slices.ContainsFunc(processes, func(pid int) bool { return pid != os.Getpid() })
 }
 
 // close makes the kernel give up what the relay has taken.
@@ -378,7 +388,7 @@ func (k *kernel) checkPortsLocked(frontends []edge.Frontend) {
 		return
 	}
 	// Of an upgrade, the process before still has its sockets.
-	processes, err := host.Running()
+	processes, err := k.running()
 	if err != nil {
 		k.log.Warn("it is not known who else runs", "err", err)
 	}

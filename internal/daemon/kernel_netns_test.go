@@ -111,9 +111,41 @@ func TestNetnsAdoptedDoors(t *testing.T) {
 		if b := after.behind[serviceOf(homeDoor)]; !b.has(pod1) || !b.has(former) {
 			t.Errorf("behind the door are %v", b)
 		}
+		// The relay is to have it now. Until that has, the kernel goes on.
 		after.open(t.Context(), desired.State{Frontends: []edge.Frontend{{Door: homeDoor, Name: "web"}}}, nil)
-		if set := sh(t, "nft list set inet gatehouse frontends"); strings.Contains(set, "eth1") {
-			t.Errorf("the kernel has a door that is the relay's, and nobody behind it:\n%s", set)
+		doors := func() string { return sh(t, "nft list map inet gatehouse doors4") }
+		if text := doors(); !strings.Contains(text, "eth1") {
+			t.Errorf("nobody has the door:\n%s", text)
+		}
+		after.close(t.Context())
+		if text := doors(); strings.Contains(text, "eth1") {
+			t.Errorf("the kernel has a door that is the relay's:\n%s", text)
+		}
+	})
+}
+
+// A gatehouse beside another, which has nothing for the kernel, leaves the
+// other's doors there.
+func TestNetnsTwoGatehouses(t *testing.T) {
+	netnstest.Run(t, func() {
+		first, second := realKernel(t), realKernel(t)
+		first.open(t.Context(), stateOf(translated(homeDoor, up(pod1))), nil)
+		second.running = func() ([]int, error) { return []int{os.Getpid(), 1}, nil }
+		leave := func() {
+			second.hold(t.Context(), true, nil, desired.State{})
+			second.open(t.Context(), desired.State{}, nil)
+			second.close(t.Context())
+			if err := second.purgeLocked(t.Context(), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		has := func() bool { return strings.Contains(sh(t, "nft list ruleset"), "eth1") }
+		if leave(); !has() {
+			t.Error("the other's door is gone")
+		}
+		second.running = func() ([]int, error) { return []int{os.Getpid()}, nil }
+		if leave(); has() {
+			t.Error("a door stays that nobody has")
 		}
 	})
 }

@@ -111,8 +111,9 @@ func (a *Applier) Apply(ctx context.Context, s State) (changed bool, err error) 
 	}
 	a.want = a.plan(s)
 	a.want.keep(s.Keep, a.have.content)
+	began := time.Now()
 	changed, err = a.reconcile(ctx)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && time.Since(began) < patience {
 		// Somebody may have changed what is there: it is read again.
 		changed, err = a.reconcile(ctx)
 	}
