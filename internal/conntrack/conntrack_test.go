@@ -159,41 +159,6 @@ func TestListRequest(t *testing.T) {
 	}
 }
 
-// What a look has seen is remembered for the next one, and no longer.
-func TestWatcherRemembersOneLook(t *testing.T) {
-	flow := func(id uint32, port uint16) Flow {
-		return Flow{ID: id, Client: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port)}
-	}
-	start := time.Unix(1_000_000, 0)
-	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
-	var w Watcher
-	look := func(ms int, flows ...Flow) (old []uint32) {
-		for _, f := range w.old(flows, at(ms), 250*time.Millisecond) {
-			old = append(old, f.ID)
-		}
-		return old
-	}
-	for _, step := range []struct {
-		ms    int
-		flows []Flow
-		want  int // how many are old
-	}{
-		{0, []Flow{flow(1, 1), flow(2, 2)}, 0},
-		{500, []Flow{flow(1, 1), flow(3, 3)}, 1},              // 2 has gone
-		{1000, []Flow{flow(1, 1), flow(2, 2), flow(3, 3)}, 2}, // and come again
-		{1500, []Flow{flow(1, 9), flow(2, 2)}, 1},             // an ID of somebody else
-		{2000, nil, 0},
-		{2500, []Flow{flow(1, 9), {ID: 7, Started: at(2300)}, {ID: 8, Started: at(2250)}}, 1},
-	} {
-		if old := look(step.ms, step.flows...); len(old) != step.want {
-			t.Errorf("after %d ms, old are %v, want %d", step.ms, old, step.want)
-		}
-	}
-	if len(w.seen) != 1 {
-		t.Errorf("%d flows are remembered, want 1", len(w.seen))
-	}
-}
-
 func TestExplain(t *testing.T) {
 	if err := explain("list", unix.EPERM); !errors.Is(err, ErrNotPermitted) || err.Error() != "conntrack: list: reading and deleting entries of conntrack is not permitted" {
 		t.Error(err)

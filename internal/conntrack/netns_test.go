@@ -276,52 +276,6 @@ func TestNetnsEstablishedConnectionIsReset(t *testing.T) {
 	})
 }
 
-// A Watcher tells of what has waited long enough, and of nothing else.
-func TestNetnsUnanswered(t *testing.T) {
-	netnstest.Run(t, func() {
-		site := newSite(t)
-		const least = 250 * time.Millisecond
-		var w Watcher
-		look := func(now time.Time) []Flow {
-			t.Helper()
-			flows, err := w.Unanswered(t.Context(), now, least)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return flows
-		}
-		start := time.Now()
-		send(t, alive4, alive6)
-		if !answered(t, dialUDP(t, site.Home, front4), 3*time.Second) {
-			t.Fatal("the backend does not answer")
-		}
-		send(t, dead4, dead6)
-		silent := dialUDP(t, site.Home, front4)
-		answered(t, silent, 10*time.Millisecond)
-		if flows := look(start); len(flows) != 0 {
-			t.Errorf("at the first look, unanswered are %+v", flows)
-		}
-		if flows := look(start.Add(least - 1)); len(flows) != 0 {
-			t.Errorf("too early, unanswered are %+v", flows)
-		}
-		if flows := look(start.Add(least)); len(flows) != 1 || flows[0].Client != addrOf(silent.LocalAddr()) || !flows[0].Started.Equal(start) {
-			t.Errorf("unanswered are %+v, want that from %v since %v", flows, silent.LocalAddr(), start)
-		}
-		// With the kernel's clock one look is enough.
-		netnstest.Setting(t, nil, "net/netfilter/nf_conntrack_timestamp", "1")
-		another := dialUDP(t, site.Home, front6)
-		answered(t, another, 10*time.Millisecond)
-		w = Watcher{}
-		if flows := look(time.Now()); len(flows) != 0 {
-			t.Errorf("too early, unanswered are %+v", flows)
-		}
-		w = Watcher{}
-		if flows := look(time.Now().Add(least)); len(flows) != 1 || flows[0].Client != addrOf(another.LocalAddr()) {
-			t.Errorf("unanswered are %+v, want that from %v", flows, another.LocalAddr())
-		}
-	})
-}
-
 // appendNew makes an entry as ctnetlink does on request.
 func appendNew(b []byte, f *Flow, last bool) []byte {
 	flags := uint16(unix.NLM_F_REQUEST | unix.NLM_F_CREATE | unix.NLM_F_EXCL)
