@@ -381,7 +381,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	}
 	slices.SortStableFunc(problems, desired.ComparePositions)
 	d.told.tell(problems)
-	d.publish(c, state, problems, snapshot, synced, len(doors))
+	d.publish(c, state, problems, snapshot, synced, len(doors), in.NoNAT)
 	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0 || held || len(d.lingering) > 0
 }
 
@@ -537,7 +537,7 @@ func (d *Daemon) listenAdmin(address string) (*net.TCPListener, error) {
 	return listener.(*net.TCPListener), nil
 }
 
-func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.Problem, snapshot *edge.Cluster, synced bool, closedDoors int) {
+func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.Problem, snapshot *edge.Cluster, synced bool, closedDoors int, noNAT string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.state, d.decided, d.synced = state, problems, synced
@@ -551,6 +551,9 @@ func (d *Daemon) publish(c *config.Config, state desired.State, problems []edge.
 	}
 	if closedDoors > 0 {
 		d.waiting = append(d.waiting, fmt.Sprintf("listeners that could not be opened: %d", closedDoors))
+	}
+	if noNAT != "" {
+		d.waiting = append(d.waiting, "data plane nat: "+noNAT)
 	}
 	for _, e := range state.Exposures {
 		// A Service that is closed is its owner's business, a file's frontend is ours.

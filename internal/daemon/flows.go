@@ -241,7 +241,8 @@ func (k *kernel) look(ctx context.Context, now time.Time) (pause time.Duration) 
 	}
 	began := time.Now()
 	counts, err := k.nat.Counters(ctx)
-	pause = 20 * time.Since(began)
+	took := time.Since(began)
+	pause = min(20*took, max(kernelRest, 4*took))
 	if err == nil {
 		k.lastCounts = counts
 		k.listenLocked(counts, now)

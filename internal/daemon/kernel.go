@@ -25,9 +25,11 @@ import (
 
 const (
 	// How often the counters are looked at for backends that do not answer, if
-	// reading them takes no longer than a twentieth of that. Who has not answered for
-	// so long is known to the prober, and need not be asked about any more.
+	// reading them takes no longer than a twentieth of that; and how long it rests
+	// if it takes somewhat longer. Who has not answered for so long is known to the
+	// prober, and need not be asked about any more.
 	kernelPace   = 250 * time.Millisecond
+	kernelRest   = 400 * time.Millisecond
 	kernelSilent = 10 * time.Second
 	// How soon it is noticed that the rules are not ours any more, if nobody says
 	// so; likewise who else is in the way, and how full conntrack is.

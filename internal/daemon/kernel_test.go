@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/conntrack"
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
@@ -384,6 +385,17 @@ func TestDoorsAreLogged(t *testing.T) {
 		k.sayDoors(c.before, c.after)
 		if log.String() != c.want {
 			t.Errorf("%s: %q, want %q", c.name, log.String(), c.want)
+		}
+	}
+}
+
+// Whoever asks whether it is ready hears that a whole data plane is not.
+func TestNotReadyWithoutTheKernel(t *testing.T) {
+	d := &Daemon{log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	for why, want := range map[string]bool{"": true, "the nft command is not installed": false} {
+		d.publish(&config.Config{}, desired.State{}, nil, nil, false, 0, why)
+		if d.ready != want || !want && !strings.Contains(d.waiting[0], why) {
+			t.Errorf("%q: ready %t, waiting for %q", why, d.ready, d.waiting)
 		}
 	}
 }
