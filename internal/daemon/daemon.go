@@ -280,6 +280,7 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 	awaited := true // by systemd
 	for {
 		unfinished := d.decide(ctx)
+		decided := time.Now()
 		d.report(awaited)
 		again := retry.C
 		if !unfinished {
@@ -298,10 +299,11 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 		case <-d.prober.Changed():
 		case <-again:
 		}
+		// What comes first is decided at once.
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(pace):
+		case <-time.After(pace - time.Since(decided)):
 		}
 	}
 }

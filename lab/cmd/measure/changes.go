@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"e13.dev/gatehouse/lab/site"
 )
 
 // changes takes an endpoint out of a Service and puts it back, over and over,
@@ -19,6 +21,12 @@ func (m measurement) changes(services, rounds int) error {
 	const burst = 10
 	if !m.kernel {
 		if _, err := m.lab.Kubectl(m.ctx, append([]string{"annotate", "--all", "services", "--overwrite"}, ofKernel...)...); err != nil {
+			return err
+		}
+	}
+	// They would be on other machines, and here take the processors at each change.
+	for _, w := range site.Workers {
+		if err := m.lab.Stop(m.ctx, "kube-proxy-"+w); err != nil {
 			return err
 		}
 	}
