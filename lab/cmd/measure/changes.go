@@ -24,11 +24,8 @@ func (m measurement) changes(services, rounds int) error {
 			return err
 		}
 	}
-	// They would be on other machines, and here take the processors at each change.
-	for _, w := range site.Workers {
-		if err := m.lab.Stop(m.ctx, "kube-proxy-"+w); err != nil {
-			return err
-		}
+	if err := m.stopProxies(); err != nil {
+		return err
 	}
 	told, err := m.watchTable()
 	if err != nil {
@@ -74,6 +71,17 @@ func (m measurement) changes(services, rounds int) error {
 	}
 	fmt.Printf("%d Services, %d endpoints, data plane nat: an endpoint changes → the kernel has it: median %s, p99 %s, most %s of %d; CPU of gatehouse %s each, without nft\n",
 		services, 10*services, quantile(took, 50), quantile(took, 99), quantile(took, 100), rounds, ((after - before) / time.Duration(rounds)).Round(time.Millisecond))
+	return nil
+}
+
+// stopProxies ends the kube-proxies, which would be on other machines, and here
+// take the processors at each change.
+func (m measurement) stopProxies() error {
+	for _, w := range site.Workers {
+		if err := m.lab.Stop(m.ctx, "kube-proxy-"+w); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -110,6 +110,9 @@ func run(bin string, rounds, services int, changesOnly bool) (err error) {
 	fmt.Printf("RSS of gatehouse with an empty cluster: %.1f MB\n", empty)
 	if changesOnly {
 		m.kernel = true
+		if err := m.stopProxies(); err != nil {
+			return err
+		}
 		if err := m.createAll(services); err != nil {
 			return err
 		}
@@ -310,13 +313,14 @@ func (m measurement) create(i int) error {
 		}
 	}
 	lbClass := class
-	_, err := m.kube.CoreV1().Services(meta.Namespace).Create(m.ctx, &corev1.Service{
-		ObjectMeta: meta,
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &lbClass, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
-			Ports: []corev1.ServicePort{{Name: "http", Port: int32(10000 + i)}},
-		},
-	}, metav1.CreateOptions{})
+	spec := corev1.ServiceSpec{
+		Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &lbClass, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
+		Ports: []corev1.ServicePort{{Name: "http", Port: int32(10000 + i)}},
+	}
+	if m.kernel { // there are 2,768 node ports
+		spec.AllocateLoadBalancerNodePorts, spec.ExternalTrafficPolicy = new(bool), corev1.ServiceExternalTrafficPolicyCluster
+	}
+	_, err := m.kube.CoreV1().Services(meta.Namespace).Create(m.ctx, &corev1.Service{ObjectMeta: meta, Spec: spec}, metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}
