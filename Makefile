@@ -39,7 +39,7 @@ test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 
 test-race: ## the unit tests under the race detector; needs a C compiler
 	$(say) "unit tests under the race detector"
-	@$(GO) test -race ./internal/...
+	@$(GO) test -race -skip NetnsSpeed ./internal/...
 
 numbers: build labs ## measure latencies and memory in the lab (10 minutes, on a machine that does nothing else)
 	@cd lab && $(GO) build -trimpath -o ../bin/measure ./cmd/measure

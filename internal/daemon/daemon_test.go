@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -52,7 +53,11 @@ func echo(t *testing.T, name string) string {
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	for range 100 {
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(12000+rand.IntN(20000))))
+		port := 12000 + rand.IntN(20000)
+		if _, given := givenPorts.LoadOrStore(port, true); given {
+			continue
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			continue
 		}
@@ -62,6 +67,8 @@ func freeAddr(t *testing.T) string {
 	t.Fatal("no port is free")
 	return ""
 }
+
+var givenPorts sync.Map // each once, or a test could have one twice
 
 // configFor is a file with frontends as pairs of listen and backend addresses.
 func configFor(admin string, frontends ...string) string {
