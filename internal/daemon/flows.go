@@ -215,7 +215,7 @@ func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
 // has no connections, and what is only an attempt or a leftover, pins a client
 // to its backend for nothing.
 func isOpen(f conntrack.Flow) bool {
-	return f.Protocol == edge.TCP && f.State != conntrack.SynSent && f.State != conntrack.SynSent2 && f.State != conntrack.SynRecv && f.State != conntrack.Close
+	return f.Protocol == edge.TCP && f.State != conntrack.SynSent && f.State != conntrack.SynSent2 && f.State != conntrack.SynRecv && !isOver(f)
 }
 
 // isOver says whether a flow is what is left of a connection.
