@@ -22,13 +22,16 @@ const module = "e13.dev/gatehouse/"
 // is not listed may be imported by nobody and fails the test until it is.
 var allowed = map[string][]string{
 	"cmd/gatehouse":        {"internal/cli"},
-	"internal/cli":         {"internal/daemon", "internal/demo", "internal/desired", "internal/status", "internal/config", "internal/edge", "internal/handover", "internal/nat", "internal/nft", "internal/teardown"},
+	"internal/cli":         {"internal/daemon", "internal/demo", "internal/desired", "internal/status", "internal/config", "internal/edge", "internal/handover", "internal/kube", "internal/nat", "internal/nft", "internal/teardown", "internal/vip"},
 	"internal/demo":        {"internal/daemon"},
-	"internal/daemon":      {"internal/config", "internal/conntrack", "internal/desired", "internal/edge", "internal/filewatch", "internal/handover", "internal/health", "internal/host", "internal/kube", "internal/l4proxyfile", "internal/nat", "internal/nft", "internal/ports", "internal/relay", "internal/resolve", "internal/status", "internal/web"},
-	"internal/teardown":    {"internal/conntrack", "internal/edge", "internal/host", "internal/nat", "internal/nft"},
+	"internal/daemon":      {"internal/config", "internal/conntrack", "internal/desired", "internal/edge", "internal/filewatch", "internal/handover", "internal/health", "internal/host", "internal/kube", "internal/l4proxyfile", "internal/laststate", "internal/vip", "internal/nat", "internal/nft", "internal/ports", "internal/relay", "internal/resolve", "internal/status", "internal/web"},
+	"internal/teardown":    {"internal/conntrack", "internal/edge", "internal/host", "internal/nat", "internal/nft", "internal/vip"},
 	"internal/web":         {"internal/status", "internal/edge"},
 	"internal/status":      {"internal/desired", "internal/edge"},
-	"internal/desired":     {"internal/config", "internal/edge"},
+	"internal/desired":     {"internal/config", "internal/edge", "internal/pools"},
+	"internal/pools":       {"internal/edge"},
+	"internal/vip":         {"internal/edge", "internal/nft"},
+	"internal/laststate":   {"internal/edge"},
 	"internal/config":      {"internal/edge"},
 	"internal/config/gen":  {"internal/config"},
 	"internal/conntrack":   {"internal/edge"},
@@ -56,8 +59,9 @@ var allowed = map[string][]string{
 // Whole families of packages that only these packages may import.
 var gates = map[string][]string{
 	"k8s.io/":                                        {"internal/kube"},
-	"github.com/vishvananda/netlink":                 {"internal/conntrack", "internal/host", "internal/netnstest", "internal/ports"},
-	"sigs.k8s.io/knftables":                          {"internal/nat", "internal/nft"},
+	"github.com/vishvananda/netlink":                 {"internal/conntrack", "internal/host", "internal/netnstest", "internal/ports", "internal/vip"},
+	"sigs.k8s.io/knftables":                          {"internal/nat", "internal/nft", "internal/vip"},
+	"github.com/mdlayher/packet":                     {"internal/vip"},
 	"github.com/google/nftables":                     {"internal/nat"},
 	"go.yaml.in/yaml":                                {"internal/config"},
 	"github.com/fsnotify/fsnotify":                   {"internal/filewatch"},

@@ -23,6 +23,10 @@ var DefaultHealth = edge.HealthCheck{Type: edge.CheckTCP, Interval: 5 * time.Sec
 // connections (--healthz-bind-address).
 const DefaultHealthzPort = 10256
 
+// DefaultHoldLosses is long enough for somebody who watches to see it, or for an
+// API server that came up with the wrong data to be put right.
+const DefaultHoldLosses = 5 * time.Minute
+
 // DefaultStopTimeout is how long a stopping gatehouse waits for connections.
 const DefaultStopTimeout = 10 * time.Second
 
@@ -49,8 +53,12 @@ var DefaultTerms = edge.Terms{
 type Config struct {
 	Zones      []edge.Zone // in file order
 	Frontends  []Frontend  // in file order
+	Pools      []Pool      // in file order; no two overlap
 	Kubernetes *Kubernetes // nil: no cluster
 	Admin      Admin
+	// StateDir is where the last good snapshot of the cluster is kept; empty:
+	// nowhere.
+	StateDir string
 	// StopTimeout is how long connections may go on when gatehouse stops; what
 	// is left then is cut.
 	StopTimeout time.Duration
@@ -109,7 +117,15 @@ type Kubernetes struct {
 	AcceptProxyProtocol []netip.Prefix
 	Health              edge.HealthCheck
 	HealthzPort         uint16 // of kube-proxy on each node; 0: it is not asked
-	Pos                 edge.Pos
+	// IgnoreExcludeLabel uses nodes with the label
+	// node.kubernetes.io/exclude-from-external-load-balancers like others.
+	IgnoreExcludeLabel bool
+	Finalizer          bool       // put gatehouse's on Services that are open
+	APIServer          *APIServer // nil: not opened
+	// HoldLosses is how long a list that suddenly lacks most of what was there is
+	// not believed; 0: it is believed at once.
+	HoldLosses time.Duration
+	Pos        edge.Pos
 }
 
 // Setting is a field that is there, and that the nat data plane cannot keep.
@@ -121,8 +137,34 @@ type Setting struct {
 
 // Allow says who may ask for a zone.
 type Allow struct {
-	Namespaces []string
-	Pos        edge.Pos
+	Who
+	Pos edge.Pos
+}
+
+// Who is a choice of Services: those of the namespaces named, or whose labels
+// match (if neither is said, of all), as far as their own labels match. The zero
+// Who is everybody.
+type Who struct {
+	Namespaces      []string // nil: not said
+	NamespaceLabels string   // label selector, valid; empty: not said
+	Labels          string   // label selector of Services, valid; empty: all
+}
+
+// Pool is a set of addresses that Services get for themselves.
+type Pool struct {
+	Name      string
+	Zone      string
+	Addresses []edge.Range // in file order; no two overlap, in this pool or another
+	Who
+	Auto bool // Services get one without asking for it
+	Pos  edge.Pos
+}
+
+// APIServer opens the control plane's API servers in zones.
+type APIServer struct {
+	Zones []string
+	Port  uint16
+	Pos   edge.Pos
 }
 
 // Admin is where the status page, metrics and health of gatehouse itself are served.

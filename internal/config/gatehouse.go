@@ -539,7 +539,7 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 		if k.Allow == nil {
 			k.Allow = map[string]Allow{}
 		}
-		k.Allow[e.key] = Allow{Namespaces: plain(namespaces), Pos: e.keyAt.pos()}
+		k.Allow[e.key] = Allow{Who: Who{Namespaces: plain(namespaces)}, Pos: e.keyAt.pos()}
 	}
 }
 

@@ -32,6 +32,12 @@ type Inputs struct {
 	// NoNAT is why this machine's kernel cannot do the nat data plane; empty: it
 	// can.
 	NoNAT string
+	// Addresses say how far those of State.Addresses are; a missing one has not
+	// been begun with.
+	Addresses map[netip.Addr]edge.AddressState
+	// Allocations are those of the last decision and what is held of before. The
+	// status of Services says more: who has which address.
+	Allocations []edge.Allocation
 	// NoForwarding says that the kernel forwards no packets (ip_forward is 0), of
 	// IPv4 and of IPv6.
 	NoForwarding4, NoForwarding6 bool
@@ -54,6 +60,10 @@ type State struct {
 	// parent). Answers would not come back through this machine. Sorted.
 	Hairpins [][2]string
 	Routes   []edge.Route // to pods that are backends; sorted by Dst
+	// Addresses of pools that are to be on this machine: those that Services have.
+	// Sorted.
+	Addresses   []edge.Address
+	Allocations []edge.Allocation // who has which address of a pool; sorted by address, then Service
 }
 
 // Exposure is one port of a Service, or one static frontend, in one zone: open

@@ -33,7 +33,7 @@ func site() Inputs {
 			Kubernetes: &config.Kubernetes{
 				Health: config.DefaultHealth, HealthzPort: config.DefaultHealthzPort,
 				LoadBalancerClass: config.DefaultClass, FollowAddresses: true, Target: edge.TargetAuto,
-				Allow: map[string]config.Allow{"internet": {Namespaces: []string{"shop", "ingress-public"}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 9, Col: 13}}},
+				Allow: map[string]config.Allow{"internet": {Who: config.Who{Namespaces: []string{"shop", "ingress-public"}}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 9, Col: 13}}},
 			},
 		},
 		Interfaces: []edge.Interface{

@@ -389,6 +389,15 @@ type Route struct {
 type Cluster struct {
 	Services []Service // type LoadBalancer only
 	Nodes    []Node
+	// APIServers are the ready endpoints of the Service default/kubernetes: what
+	// the API servers say of themselves. Sorted.
+	APIServers []netip.AddrPort
+	// Namespaces are the labels of each namespace; nil: they are not read, since
+	// nothing in the configuration asks for them.
+	Namespaces map[string]map[string]string
+	// Lists counts how often one of these was read as a whole, and not followed by
+	// a watch: what is missing afterwards was not seen to be deleted.
+	Lists int
 	// Stale says that the API does not answer now, and this is the last that it
 	// said.
 	Stale bool
@@ -408,11 +417,18 @@ type Service struct {
 	AffinityTimeout time.Duration
 	SourceRanges    []string
 	IPFamilies      []string // "IPv4", "IPv6", in the Service's order
+	IPFamilyPolicy  string   // "SingleStack", "PreferDualStack", "RequireDualStack"; empty: not said
+	LoadBalancerIP  string   // spec.loadBalancerIP, deprecated since Kubernetes 1.24
 	Ports           []ServicePort
 	Endpoints       []Endpoint
 	Ingress         []Ingress // status.loadBalancer.ingress
-	StatusOurs      bool      // the status was last written by gatehouse
-	Deleting        bool
+	// StatusBy is the field manager that has written Ingress last; empty: it is not
+	// known. StatusOurs says that it was gatehouse.
+	StatusBy   string
+	StatusOurs bool
+	Conditions []Condition // of status.conditions, those of types that gatehouse writes
+	Finalizer  bool        // gatehouse's own is on it
+	Deleting   bool
 }
 
 // Key is namespace/name.
@@ -457,6 +473,14 @@ type IngressPort struct {
 	Error    string
 }
 
+// Condition is one of status.conditions.
+type Condition struct {
+	Type    string // "gatehouse.e13.dev/Exposed", "LoadBalancerPortsError"
+	True    bool   // status: "True", otherwise "False"
+	Reason  string // CamelCase
+	Message string
+}
+
 // Node is a cluster node. Whether it is Ready is not said: that flaps, and its
 // endpoints and probes say what matters (KEP-3458).
 type Node struct {
@@ -468,13 +492,71 @@ type Node struct {
 	Excluded bool
 	// Leaving is the taint ToBeDeletedByClusterAutoscaler: no new connections.
 	Leaving bool
+	// ControlPlane is the label node-role.kubernetes.io/control-plane, or the old
+	// one, node-role.kubernetes.io/master.
+	ControlPlane bool
 }
 
-// ServiceStatus is what gatehouse wants in status.loadBalancer of a Service it
-// owns. No ingress means: clear it.
+// ServiceStatus is what gatehouse wants to be written in a Service that it owns,
+// or has owned: no ingress and no condition means that they are cleared.
 type ServiceStatus struct {
 	Namespace, Name, UID string
 	Ingress              []Ingress
+	Conditions           []Condition // of the types that gatehouse writes; sorted by type
+	// Finalizer says that gatehouse's own is to be on it: deleting the Service ends
+	// once its frontends are closed.
+	Finalizer bool
+}
+
+// Range is a range of addresses of one family, both ends included. It is
+// comparable.
+type Range struct {
+	First netip.Addr `json:"first"`
+	Last  netip.Addr `json:"last"`
+}
+
+// Contains says whether an address is in the range.
+func (r Range) Contains(a netip.Addr) bool {
+	return a.BitLen() == r.First.BitLen() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+}
+
+// String prints FIRST-LAST, or the address if it is one.
+func (r Range) String() string {
+	if r.First == r.Last {
+		return r.First.String()
+	}
+	return r.First.String() + "-" + r.Last.String()
+}
+
+// Address is an address of a pool that is to be on an interface of this
+// machine, which answers for it there and nowhere else.
+type Address struct {
+	Addr   netip.Addr `json:"addr"`
+	Device string     `json:"device"`
+	Why    string     `json:"why"` // "service/shop/web"
+}
+
+// AddressState is how far an Address is.
+type AddressState struct {
+	// Ready: it is on the interface, and was announced. Otherwise it is being
+	// asked for, or cannot be had, for the Error.
+	Ready bool
+	// Conflict is the hardware address of somebody else who answers for it; empty:
+	// nobody does.
+	Conflict string
+	Error    string
+}
+
+// Allocation is an address of a pool that a Service has, or had until a while
+// ago: that one may have it again, and nobody else.
+type Allocation struct {
+	Addr    netip.Addr `json:"addr"`
+	Pool    string     `json:"pool"`
+	Zone    string     `json:"zone"`
+	Service string     `json:"service"` // namespace/name
+	UID     string     `json:"uid"`
+	// Held: no Service has it now, and it is not free yet.
+	Held bool `json:"held,omitempty"`
 }
 
 // Event is something to tell the owner of a Service.
