@@ -23,6 +23,9 @@ var DefaultHealth = edge.HealthCheck{Type: edge.CheckTCP, Interval: 5 * time.Sec
 // connections (--healthz-bind-address).
 const DefaultHealthzPort = 10256
 
+// DefaultAPIServerPort is where API servers listen, and are opened.
+const DefaultAPIServerPort = 6443
+
 // DefaultHoldLosses is long enough for somebody who watches to see it, or for an
 // API server that came up with the wrong data to be put right.
 const DefaultHoldLosses = 5 * time.Minute

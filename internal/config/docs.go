@@ -10,8 +10,8 @@ func Docs() string {
 
 <!-- Generated from internal/config/fields.go and internal/config/reference.yaml by "make gen". -->
 
-gatehouse reads one or more YAML files (` + "`-c FILE`" + `, several times if wanted). Zones and frontends of all files
-count; the blocks ` + "`kubernetes`" + ` and ` + "`admin`" + ` may be in one of them. ` + "`gatehouse check -c FILE`" + ` prints every problem
+gatehouse reads one or more YAML files (` + "`-c FILE`" + `, several times if wanted). Zones, pools and frontends of all
+files count; the rest may be in one of them. ` + "`gatehouse check -c FILE`" + ` prints every problem
 as ` + "`FILE:LINE:COL: path: what is wrong; what would be right`" + `. A file that has a problem changes nothing.
 
 Unknown fields, duplicate keys, aliases, empty values and second documents are problems. A file has at most 1 MiB.

@@ -41,14 +41,14 @@ var topBlock = block{
 	fields: []field{
 		{"apiVersion", "text", required, APIVersion, "The format of the file: `" + APIVersion + "`, or `v1` for an l4proxy file."},
 		{"zones", "map of zones by name", "`{}`", "{home: {interfaces: [eth1]}}", "The networks that clients come from. A name has small letters, digits and `-`."},
+		{"pools", "list", "`[]`", "[{name: home, zone: home, addresses: [10.11.12.64-10.11.12.79]}]", "Addresses that Services get for themselves. In a zone without a pool they share those of its interfaces, by port."},
 		{"frontends", "list", "`[]`", `[{zones: [home], port: 22, backends: [{address: "10.0.0.101:22"}]}]`, "Static frontends. Kubernetes adds its own."},
 		{"kubernetes", "map", "no cluster", "{defaultZones: [home]}", "The cluster whose Services are exposed; `{}` for all defaults."},
 		{"stopTimeout", "duration, 100ms to 24h, or 0", "`10s`", "10s", "How long a gatehouse that stops waits for connections to end by themselves; what is left is cut. 0: at once."},
+		{"stateDir", "name of a directory", "nothing is kept", "/var/lib/gatehouse", "Where the last good snapshot of the cluster is kept, so that a gatehouse that is started while the API server is away goes on from it. It is made if it is not there."},
 		{"admin", "map", "not served", `{listen: "127.0.0.1:9180"}`, "Where gatehouse tells about itself."},
 	},
 	later: []refusal{
-		{"stateDir", "leave it out: state is kept in memory"},
-		{"pools", "leave it out: gatehouse answers on the addresses its interfaces have"},
 		{"dns", "leave it out and keep your DNS server"},
 		{"dhcp", "leave it out and keep your DHCP server"},
 		{"links", "leave it out and configure interfaces with the system's own tools"},
@@ -201,10 +201,11 @@ var kubernetesBlock = block{
 		transparentField.of("The annotation `gatehouse.e13.dev/transparent` comes first."),
 		{"health", "map", "the defaults below", "{type: tcp, interval: 5s}", "How backends are probed, and what follows. The annotations `gatehouse.e13.dev/health-check` and `gatehouse.e13.dev/health-interval` come first."},
 		{"healthzPort", "0 to 65535", "`10256`", "10256", "The port at which kube-proxy says of each node whether it takes connections; 0: it is not asked."},
+		{"ignoreExcludeLabel", "true or false", "`false`", "true", "Use nodes with the label `node.kubernetes.io/exclude-from-external-load-balancers` like all others: kubeadm puts it on control-plane nodes, and a cluster of one node has no other."},
+		{"finalizer", "true or false", "`true`", "true", "Put the finalizer `gatehouse.e13.dev/closed` on Services that are open, so that deleting one ends once it is closed. `gatehouse uninstall` takes it off all of them."},
+		{"apiServer", "map", "not opened", "{zones: [home]}", "Opens the cluster's API servers in zones."},
+		{"holdLosses", "duration, 1s to 24h, or 0", "`5m`", "5m", "How long a list that suddenly lacks more than half of the Services, endpoints or nodes is not believed: the API server may have come up with the wrong data. A problem says so meanwhile; SIGHUP (`systemctl reload`) believes it. 0: it is believed at once. What is seen to be deleted is always believed."},
 		{"target", "`auto`, `address`, `nodePort` or `pod`", "`auto`", "auto", "What serves a Service: the address another controller assigned, node ports, or pods. `auto`: the first of these that there is."},
-	},
-	later: []refusal{
-		{"apiServer", "leave it out and write a static frontend with the API server's address as its backend"},
 	},
 	wrong: []refusal{
 		{"hostnames", "each Service says it itself, with the annotation gatehouse.e13.dev/hostnames"},
@@ -219,11 +220,37 @@ var kubernetesHealthBlock = block{
 	fields: healthFields,
 }
 
+// Fields that choose Services.
+var whoFields = []field{
+	{"namespaces", "list of namespaces", "all", "[ingress-public]", "Only Services in these namespaces; `[]`: in none."},
+	{"namespaceLabels", "label selector", "none", `"tier=public"`, "Also Services in namespaces whose labels match. Without `namespaces`: in these alone."},
+	{"labels", "label selector", "all", `"expose=yes"`, "Of these, only Services whose own labels match. Who may create a Service may give it any label."},
+}
+
 var allowBlock = block{
 	path: "kubernetes.allow.ZONE", format: APIVersion, example: "{namespaces: [ingress-public]}",
+	doc:    "Which Services may ask for the zone. At least one of the fields.",
+	fields: whoFields,
+}
+
+var apiServerBlock = block{
+	path: "kubernetes.apiServer", format: APIVersion, example: "{zones: [home]}",
+	doc: "Connections are spread over the API servers that answer `/readyz`: those that the cluster names as endpoints of its Service `default/kubernetes`, or else its control-plane nodes.",
 	fields: []field{
-		{"namespaces", "list of namespaces", required, "[ingress-public]", "Only Services in these namespaces may ask for the zone; `[]`: none may."},
+		{"zones", "list of zone names", required, "[home]", "Where they are open, and nowhere else."},
+		{"port", "1 to 65535", "`6443`", "6443", "The port opened in each of the zones."},
 	},
+}
+
+var poolBlock = block{
+	path: "pools[]", format: APIVersion, example: "{name: home, zone: home, addresses: [10.11.12.64-10.11.12.79]}",
+	doc: "A Service gets one of these for itself in each network of the zone, for each of its IP families. This machine answers for it by ARP and NDP there, and only for what is open.",
+	fields: append([]field{
+		{"name", "text", required, "home", "What it is called in events and metrics. It has small letters, digits and `-`."},
+		{"zone", "zone name", required, "home", "The zone that its addresses are in. Services get them that ask for the zone."},
+		{"addresses", "list of ranges", required, "[10.11.12.64-10.11.12.79]", "`FIRST-LAST`, networks or addresses, of either IP family. An address is in one pool at most. Keep them out of your DHCP server's range."},
+		{"auto", "true or false", "`true`", "true", "Whether a Service gets an address without asking. Otherwise it asks with the annotation `gatehouse.e13.dev/addresses`, for an address or for the pool by its name."},
+	}, whoFields...),
 }
 
 var adminBlock = block{
@@ -248,6 +275,8 @@ var l4Block = block{
 		{"kubernetes", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"admin", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"stopTimeout", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"stateDir", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"pools", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 	},
 }
 
@@ -277,7 +306,7 @@ var l4BackendBlock = block{
 
 // blocks are all of them, in the order that the documentation has.
 var blocks = []*block{
-	&topBlock, &zoneBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &kubernetesHealthBlock, &allowBlock, &adminBlock,
+	&topBlock, &zoneBlock, &poolBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &kubernetesHealthBlock, &allowBlock, &apiServerBlock, &adminBlock,
 	&l4Block, &l4FrontendBlock, &l4BackendBlock,
 }
 

@@ -23,6 +23,9 @@ const maxWeight = 65535
 func (f *file) gatehouse(root value) {
 	top, _ := root.fields(&topBlock)
 	f.zones(top.get("zones"))
+	for _, v := range top.get("pools").list() {
+		f.pool(v)
+	}
 	for _, v := range top.get("frontends").list() {
 		f.frontend(v)
 	}
@@ -31,6 +34,9 @@ func (f *file) gatehouse(root value) {
 	}
 	if _, ok := f.once(top, "stopTimeout"); ok {
 		top.get("stopTimeout").duration(&f.cfg.StopTimeout, ShortestTimeout, 24*time.Hour, true)
+	}
+	if _, ok := f.once(top, "stateDir"); ok {
+		top.get("stateDir").checked(&f.cfg.StateDir, checkDirectory)
 	}
 	if key, ok := f.once(top, "admin"); ok {
 		f.admin(top.get("admin"), key.pos())
@@ -505,7 +511,7 @@ func backends(v value, b *block, listen *Listen, plane edge.DataPlane) []Backend
 }
 
 func (f *file) kubernetes(v value, pos edge.Pos) {
-	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, DataPlane: edge.DataPlaneProxy, PodRoutes: true, Terms: DefaultTerms, Health: DefaultHealth, HealthzPort: DefaultHealthzPort, Pos: pos}
+	k := &Kubernetes{LoadBalancerClass: DefaultClass, FollowAddresses: true, Target: edge.TargetAuto, DataPlane: edge.DataPlaneProxy, PodRoutes: true, Terms: DefaultTerms, Health: DefaultHealth, HealthzPort: DefaultHealthzPort, Finalizer: true, HoldLosses: DefaultHoldLosses, Pos: pos}
 	f.cfg.Kubernetes = k
 	m, ok := v.fields(&kubernetesBlock)
 	if !ok {
@@ -535,11 +541,22 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 		if !ok {
 			continue
 		}
-		namespaces := m.need("namespaces").texts(func(s string) *Fault { return checkLabel("namespace", s) })
+		if len(m.keys) == 0 {
+			e.value.problem("says nobody, and not everybody either", "write namespaces: [NAME], namespaceLabels or labels, or remove "+e.key+" from allow")
+			continue
+		}
 		if k.Allow == nil {
 			k.Allow = map[string]Allow{}
 		}
-		k.Allow[e.key] = Allow{Who: Who{Namespaces: plain(namespaces)}, Pos: e.keyAt.pos()}
+		allow := Allow{Pos: e.keyAt.pos()}
+		m.who(&allow.Who)
+		k.Allow[e.key] = allow
+	}
+	m.get("ignoreExcludeLabel").bool(&k.IgnoreExcludeLabel)
+	m.get("finalizer").bool(&k.Finalizer)
+	m.get("holdLosses").duration(&k.HoldLosses, time.Second, 24*time.Hour, true)
+	if key, ok := m.keys["apiServer"]; ok {
+		k.APIServer = f.apiServer(m.get("apiServer"), key.pos())
 	}
 }
 

@@ -177,6 +177,13 @@ func dump(c *Config) string {
 	for _, z := range c.Zones {
 		line("zone %s: %q (%s)", z.Name, z.Interfaces, at(z.Pos))
 	}
+	who := func(w Who) string {
+		return fmt.Sprintf("namespaces %s, with labels %q, labels %q", allOr(w.Namespaces == nil, w.Namespaces), w.NamespaceLabels, w.Labels)
+	}
+	for _, p := range c.Pools {
+		line("pool %s in zone %s: %s, auto %t (%s)", p.Name, p.Zone, p.Addresses, p.Auto, at(p.Pos))
+		line("  %s", who(p.Who))
+	}
 	for _, f := range c.Frontends {
 		line("frontend %q (%s)", f.Name, at(f.Pos))
 		if l := f.Listen; l != nil {
@@ -204,7 +211,7 @@ func dump(c *Config) string {
 		line("  selector: %q", k.Selector)
 		line("  default zones: %q", k.DefaultZones)
 		for _, zone := range slices.Sorted(maps.Keys(k.Allow)) {
-			line("  allow in %s: namespaces %q (%s)", zone, k.Allow[zone].Namespaces, at(k.Allow[zone].Pos))
+			line("  allow in %s: %s (%s)", zone, who(k.Allow[zone].Who), at(k.Allow[zone].Pos))
 		}
 		line("  target: %s, data plane: %s, pod routes: %t", k.Target, k.DataPlane, k.PodRoutes)
 		for _, s := range k.OfRelay {
@@ -214,6 +221,13 @@ func dump(c *Config) string {
 		line("  proxies: %s", k.AcceptProxyProtocol)
 		health(k.Health)
 		line("  healthz: %d", k.HealthzPort)
+		line("  ignore exclude label: %t, finalizer: %t, hold losses: %s", k.IgnoreExcludeLabel, k.Finalizer, k.HoldLosses)
+		if a := k.APIServer; a != nil {
+			line("  API server: zones %q, port %d (%s)", a.Zones, a.Port, at(a.Pos))
+		}
+	}
+	if c.StateDir != "" {
+		line("state: %q", c.StateDir)
 	}
 	if c.Admin != (Admin{}) {
 		line("admin: %q (%s)", c.Admin.Listen, at(c.Admin.Pos))

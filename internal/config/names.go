@@ -55,6 +55,14 @@ func checkFileName(s string) *Fault {
 	return nil
 }
 
+// checkDirectory wants a name that means the same wherever gatehouse is started.
+func checkDirectory(s string) *Fault {
+	if !strings.HasPrefix(s, "/") || strings.ContainsRune(s, 0) {
+		return &Fault{quote(s) + " is not the full name of a directory", "write one that begins with /, such as /var/lib/gatehouse"}
+	}
+	return nil
+}
+
 var (
 	qualifiedName = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
 	dnsSubdomain  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)

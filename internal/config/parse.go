@@ -52,8 +52,9 @@ type parser struct {
 	zoneNamed    map[string]bool
 	members      map[string]member   // by interface
 	names        map[string]named    // of frontends
-	blocks       map[string]edge.Pos // kubernetes and admin
+	blocks       map[string]edge.Pos // what may be there once, such as kubernetes
 	claims       []claim
+	pooled       []pooledRange
 }
 
 // named is where a frontend's name was taken, and whether nobody wrote it.

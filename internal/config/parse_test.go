@@ -214,6 +214,7 @@ kubernetes (zones.yaml:3:1)
   proxies: []
   health: tcp, every 5s, timeout 1s, rise 1, fall 2
   healthz: 10256
+  ignore exclude label: false, finalizer: true, hold losses: 5m0s
 admin: "[::1]:9180" (admin.yaml:2:1)
 `
 	if got := dump(cfg); got != want {
@@ -239,12 +240,12 @@ func TestProblemsAreInFileOrder(t *testing.T) {
 	})
 	want := `z.yaml:3:13: frontends[0].backends: missing; write backends: [{address: "10.0.0.101:22"}]
 z.yaml:3:22: frontends[0].zones[0]: no zone named "x"; have a
-z.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, stopTimeout, admin
+z.yaml:4:1: foo: unknown field; known: apiVersion, zones, pools, frontends, kubernetes, stopTimeout, stateDir, admin
 a.yaml:2:9: zones.a: defined twice; the other one is at z.yaml:2; give one of them another name
 a.yaml:3:13: frontends[0].backends: missing; write backends: [{address: "10.0.0.101:22"}]
 a.yaml:3:22: frontends[0].zones[0]: no zone named "x"; have a
-a.yaml:4:1: foo: unknown field; known: apiVersion, zones, frontends, kubernetes, stopTimeout, admin
-a.yaml:2:1: bar: unknown field; known: apiVersion, zones, frontends, kubernetes, stopTimeout, admin
+a.yaml:4:1: foo: unknown field; known: apiVersion, zones, pools, frontends, kubernetes, stopTimeout, stateDir, admin
+a.yaml:2:1: bar: unknown field; known: apiVersion, zones, pools, frontends, kubernetes, stopTimeout, stateDir, admin
 `
 	if got := printProblems(problems); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
@@ -356,6 +357,23 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"kubernetes.health.whenAllDown":           "refuse",
 		"kubernetes.health.onDown":                "close",
 		"kubernetes.healthzPort":                  "0",
+		"kubernetes.ignoreExcludeLabel":           "true",
+		"kubernetes.finalizer":                    "false",
+		"kubernetes.holdLosses":                   "1m",
+		"kubernetes.apiServer.zones[0]":           "internet",
+		"kubernetes.apiServer.zones[1]":           "internet",
+		"kubernetes.apiServer.port":               "6444",
+		"pools[0].name":                           "other",
+		"pools[0].zone":                           "cluster",
+		"pools[0].addresses[0]":                   "10.11.12.65-10.11.12.79",
+		"pools[0].addresses[1]":                   "10.11.12.96/29",
+		"pools[0].addresses[2]":                   "fd00:11:12::1000",
+		"pools[0].auto":                           "false",
+		"pools[0].namespaces[0]":                  "other",
+		"pools[0].namespaces[1]":                  "other",
+		"pools[0].namespaceLabels":                "tier",
+		"pools[0].labels":                         "!expose",
+		"stateDir":                                "/var/lib/other",
 		"admin.listen":                            "127.0.0.1:9181",
 		"stopTimeout":                             "11s",
 	}
@@ -474,6 +492,8 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		"kubernetes.health":         zones + "kubernetes: {health: %}\n",
 		"kubernetes":                zones + "kubernetes: %\n",
 		"kubernetes.allow.ZONE":     zones + "kubernetes: {allow: {home: %}}\n",
+		"kubernetes.apiServer":      zones + "kubernetes: {apiServer: %}\n",
+		"pools[]":                   zones + "pools: [%]\n",
 		"admin":                     "admin: %\n",
 		"zones.NAME":                "zones: {home: %}\n",
 		"v1 frontends[]":            "frontends: [%]\n",
@@ -484,7 +504,10 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		"frontends[] port": `zones: [home], backends: [{address: "a:1"}]`, "frontends[] backends": `port: 1, zones: [home]`,
 		"frontends[]": `listen: ":80", backends: [{address: "a:1"}]`, "frontends[] listen": `backends: [{address: "a:1"}]`,
 		"frontends[] affinityTimeout": `balance: source, listen: ":80", backends: [{address: "a:1"}]`, "frontends[] banTime": `maxRatePerClient: 20/s, listen: ":80", backends: [{address: "a:1"}]`,
-		"kubernetes banTime":      "maxRatePerClient: 20/s",
+		"kubernetes banTime": "maxRatePerClient: 20/s",
+		"pools[]":            "name: a, zone: home, addresses: [10.0.0.1]", "pools[] name": "zone: home, addresses: [10.0.0.1]",
+		"pools[] zone": "name: a, addresses: [10.0.0.1]", "pools[] addresses": "name: a, zone: home",
+		"kubernetes.apiServer": "zones: [home]", "kubernetes.apiServer zones": "port: 6443",
 		"frontends[].health path": "type: http", "frontends[].health host": "type: tls", "frontends[].health status": "type: https",
 		"frontends[].health send": "type: exchange, expect: PONG", "frontends[].health expect": "type: exchange",
 		"kubernetes.health path": "type: http", "kubernetes.health host": "type: tls", "kubernetes.health status": "type: https",
@@ -496,6 +519,9 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		prefix := ""
 		if b.format == L4ProxyVersion {
 			prefix = "v1 "
+		}
+		if b.path != "" && around[prefix+b.path] == "" {
+			t.Errorf("%s: add what is around it", b.path)
 		}
 		for _, f := range b.fields {
 			if f.key == "apiVersion" {

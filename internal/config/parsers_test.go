@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"fmt"
 	"slices"
 	"strings"
@@ -212,6 +213,34 @@ func FuzzParseRate(f *testing.F) {
 		}
 		if again, fault := ParseRate(r.String()); fault != nil || again != r {
 			t.Fatalf("%q is %+v, printed %q, which is %+v (%+v)", s, r, r, again, fault)
+		}
+	})
+}
+
+// FuzzParseRange: what is accepted is printed so that it is read as the same, and
+// has no address that nobody can be given.
+func FuzzParseRange(f *testing.F) {
+	for _, s := range []string{"10.11.12.64-10.11.12.79", "10.11.12.64/28", "fd00::1000/120", "10.0.0.1", "::-::1", "0.0.0.0/0", "1.2.3.4-1.2.3.3", "::/0", "-"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, fault := parseRange(s)
+		if fault != nil {
+			if fault.What == "" || fault.Remedy == "" {
+				t.Errorf("%q: %+v", s, fault)
+			}
+			return
+		}
+		if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || !r.Contains(r.First) || !r.Contains(r.Last) {
+			t.Errorf("%q: %v is no range", s, r)
+		}
+		for _, a := range []netip.Addr{r.First, r.Last} {
+			if a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsUnspecified() {
+				t.Errorf("%q has %s", s, a)
+			}
+		}
+		if again, fault := parseRange(r.String()); fault != nil || again != r {
+			t.Errorf("%q is %v, which is read as %v, %v", s, r, again, fault)
 		}
 	})
 }
