@@ -1,8 +1,8 @@
 package config
 
 import (
-	"net/netip"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
