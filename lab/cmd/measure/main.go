@@ -33,12 +33,15 @@ const config = `apiVersion: gatehouse.e13.dev/v1
 zones:
   home:     {interfaces: [eth1]}
   internet: {interfaces: [veth0]}
+pools:
+  - {name: home, zone: home, addresses: [10.11.12.64-10.11.12.79], auto: false}
 kubernetes: {}
 admin: {listen: "127.0.0.1:9180"}
 `
 
 const (
 	homeAddr = "10.11.12.32"
+	poolAddr = "10.11.12.64"
 	class    = "gatehouse.e13.dev/edge"
 	// All that one change brings about has come after this time without anything.
 	quietTime = 300 * time.Millisecond
@@ -46,11 +49,12 @@ const (
 
 func main() {
 	bin := flag.String("bin", "bin", "folder with gatehouse, lab and labkube")
-	rounds := flag.Int("rounds", 50, "how often each latency is measured")
+	rounds := flag.Int("rounds", 100, "how often each latency is measured")
+	rest := flag.Duration("rest", 10*time.Minute, "how long requests at rest are counted")
 	services := flag.Int("services", 1000, "Services of the memory measurement, with ten endpoints each")
 	changes := flag.Bool("changes", false, "measure only how soon the kernel has a change")
 	flag.Parse()
-	if err := run(*bin, *rounds, *services, *changes); err != nil {
+	if err := run(*bin, *rounds, *services, *rest, *changes); err != nil {
 		fmt.Fprintln(os.Stderr, "measure:", err)
 		os.Exit(1)
 	}
@@ -68,7 +72,7 @@ type measurement struct {
 // are not there is not to be noticed.
 var ofKernel = []string{"gatehouse.e13.dev/data-plane=nat", "gatehouse.e13.dev/target=pod", "gatehouse.e13.dev/health-interval=0"}
 
-func run(bin string, rounds, services int, changesOnly bool) (err error) {
+func run(bin string, rounds, services int, rest time.Duration, changesOnly bool) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -82,7 +86,7 @@ func run(bin string, rounds, services int, changesOnly bool) (err error) {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
 	m := measurement{ctx: ctx}
 	m.lab, err = site.Up(ctx, site.Options{
@@ -118,13 +122,22 @@ func run(bin string, rounds, services int, changesOnly bool) (err error) {
 		}
 		return m.changes(services, 4*rounds)
 	}
-	if err := m.latencies(rounds); err != nil {
+	if err := m.latencies("1 Service", rounds); err != nil {
 		return err
 	}
 	if err := m.memory(services); err != nil {
 		return err
 	}
-	return m.changes(services, 4*rounds)
+	if err := m.atRest(services, rest); err != nil {
+		return err
+	}
+	if err := m.latencies(fmt.Sprintf("%d Services", services+1), rounds); err != nil {
+		return err
+	}
+	if err := m.churn(services, 50, time.Minute); err != nil {
+		return err
+	}
+	return m.changes(services, 2*rounds)
 }
 
 // gatehouse returns the resident memory in MB and the CPU time used so far.
@@ -160,26 +173,42 @@ func (m measurement) gatehouse() (megabytes float64, cpu time.Duration, err erro
 }
 
 // get makes one request over a new connection from home.
-func (m measurement) get(port int) error {
+func (m measurement) get(addr string, port int) error {
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: m.lab.Dialer("home1")}}
-	resp, err := client.Get(fmt.Sprintf("http://%s:%d/", homeAddr, port))
+	resp, err := client.Get(fmt.Sprintf("http://%s:%d/", addr, port))
 	if err != nil {
 		return err
 	}
 	return resp.Body.Close()
 }
 
-func service(name, target string, port int) string {
+// A way is how a Service is reached: with which target, and at which address.
+type way struct {
+	name, target, addr string
+	addresses          string // annotation
+}
+
+var ways = []way{
+	{"target pod", "pod", homeAddr, ""},
+	{"target pod, address of a pool", "pod", poolAddr, poolAddr},
+	{"target nodePort", "nodePort", homeAddr, ""},
+}
+
+func service(name string, w way, port int) string {
+	addresses := ""
+	if w.addresses != "" {
+		addresses = fmt.Sprintf(", gatehouse.e13.dev/addresses: %q", w.addresses)
+	}
 	return fmt.Sprintf(`apiVersion: v1
 kind: Service
-metadata: {name: %s, annotations: {gatehouse.e13.dev/zones: home, gatehouse.e13.dev/target: %s}}
+metadata: {name: %s, annotations: {gatehouse.e13.dev/zones: home, gatehouse.e13.dev/target: %s%s}}
 spec:
   type: LoadBalancer
   loadBalancerClass: %s
   externalTrafficPolicy: Local
   selector: {app: web}
   ports: [{port: %d, targetPort: 8080}]
-`, name, target, class, port)
+`, name, w.target, addresses, class, port)
 }
 
 const deployment = `apiVersion: apps/v1
@@ -198,24 +227,25 @@ spec:
           readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
 `
 
-func (m measurement) latencies(rounds int) error {
+// latencies are of one Service that comes and goes, beside those that are there.
+func (m measurement) latencies(at string, rounds int) error {
 	if err := m.lab.Apply(m.ctx, deployment); err != nil {
 		return err
 	}
 	if err := m.lab.AwaitDeployment(m.ctx, "default", "web", time.Minute); err != nil {
 		return err
 	}
-	for _, target := range []string{"pod", "nodePort"} {
+	for _, w := range ways {
 		var open, shut []time.Duration
 		for i := range rounds {
 			port := 8100 + i
-			if err := m.lab.Apply(m.ctx, service("web", target, port)); err != nil {
+			if err := m.lab.Apply(m.ctx, service("web", w, port)); err != nil {
 				return err
 			}
 			start := time.Now()
-			for m.get(port) != nil {
+			for m.get(w.addr, port) != nil {
 				if time.Since(start) > 30*time.Second {
-					return fmt.Errorf("target %s: not open after 30 s", target)
+					return fmt.Errorf("%s: not open after 30 s", w.name)
 				}
 			}
 			open = append(open, time.Since(start))
@@ -223,17 +253,17 @@ func (m measurement) latencies(rounds int) error {
 				return err
 			}
 			start = time.Now()
-			for !errors.Is(m.get(port), syscall.ECONNREFUSED) {
+			for !errors.Is(m.get(w.addr, port), syscall.ECONNREFUSED) {
 				if time.Since(start) > 30*time.Second {
-					return fmt.Errorf("target %s: not closed after 30 s", target)
+					return fmt.Errorf("%s: not closed after 30 s", w.name)
 				}
 			}
 			shut = append(shut, time.Since(start))
-			fmt.Fprintf(os.Stderr, "\r%s %d/%d ", target, i+1, rounds)
+			fmt.Fprintf(os.Stderr, "\r%s %d/%d ", w.name, i+1, rounds)
 		}
 		fmt.Fprintln(os.Stderr)
-		fmt.Printf("target %s: kubectl apply has returned → first answer: median %s, p99 %s of %d\n", target, quantile(open, 50), quantile(open, 99), rounds)
-		fmt.Printf("target %s: kubectl delete has returned → refused: median %s, p99 %s of %d\n", target, quantile(shut, 50), quantile(shut, 99), rounds)
+		fmt.Printf("%s, %s: kubectl apply has returned → first answer: median %s, p99 %s of %d\n", at, w.name, quantile(open, 50), quantile(open, 99), rounds)
+		fmt.Printf("%s, %s: kubectl delete has returned → refused: median %s, p99 %s of %d\n", at, w.name, quantile(shut, 50), quantile(shut, 99), rounds)
 	}
 	return nil
 }
