@@ -129,4 +129,3 @@ func (m measurement) churn(services, rate int, during time.Duration) error {
 		services, 10*services, float64(n)/took.Seconds(), took.Round(time.Second), rss, 100*(after-before).Seconds()/took.Seconds())
 	return nil
 }
-
