@@ -53,7 +53,7 @@ func (s *Site) planComponents() []*component {
 				"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 				"--service-account-key-file=" + s.path("pki", "tokens.key"),
 				"--service-account-signing-key-file=" + s.path("pki", "tokens.key"),
-				"--service-cluster-ip-range=" + ServiceNet,
+				"--service-cluster-ip-range=" + ServiceNet + "," + ServiceNet6,
 				"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 				"--allow-privileged=true",
 				// The default waits for load balancers to notice; a lab that stops its API server wants it stopped.
@@ -69,7 +69,7 @@ func (s *Site) planComponents() []*component {
 				"--controllers=" + strings.Join(controllers, ","),
 				"--root-ca-file=" + s.path("pki", "ca.crt"),
 				"--service-account-private-key-file=" + s.path("pki", "tokens.key"),
-				"--cluster-cidr=" + PodNet, "--allocate-node-cidrs=false",
+				"--cluster-cidr=" + PodNet + "," + PodNet6, "--allocate-node-cidrs=false",
 				"--bind-address=127.0.0.1", "--kube-api-qps=200", "--kube-api-burst=400",
 			},
 		},
@@ -82,16 +82,10 @@ func (s *Site) planComponents() []*component {
 			},
 		},
 	}
+	cc = append(cc, s.agent("cp", ControlPlane, controlPlane6, "--control-plane"))
 	for i, w := range Workers {
 		cc = append(cc,
-			&component{
-				Name: "agent-" + w, Host: w, Machine: true, Health: "http://127.0.0.1:10248/healthz",
-				Argv: []string{
-					s.path("bin", "lab"), "_agent",
-					"--lab=" + s.name, "--node=" + w, "--address=" + workerAddr(i+1), "--pod-cidr=" + podCIDR(i+1),
-					"--kubeconfig=" + kubeconfig("agent-"+w), "--dir=" + s.dir,
-				},
-			},
+			s.agent(w, workerAddr(i+1), workerAddr6(i+1), "--pod-cidr="+podCIDR(i+1), "--pod-cidr6="+podCIDR6(i+1)),
 			&component{
 				Name: "kube-proxy-" + w, Host: w, Health: "http://127.0.0.1:10256/livez",
 				Argv: []string{s.path("bin", "kube-proxy"), "--config=" + s.path("config", "kube-proxy-"+w+".yaml")},
@@ -100,7 +94,21 @@ func (s *Site) planComponents() []*component {
 	return cc
 }
 
+func (s *Site) agent(node, address, address6 string, more ...string) *component {
+	return &component{
+		Name: "agent-" + node, Host: node, Machine: true, Health: "http://127.0.0.1:10248/healthz",
+		Argv: append([]string{
+			s.path("bin", "lab"), "_agent",
+			"--lab=" + s.name, "--node=" + node, "--address=" + address, "--address6=" + address6,
+			"--kubeconfig=" + s.path("kubeconfig", "agent-"+node), "--dir=" + s.dir,
+		}, more...),
+	}
+}
+
 func workerNumber(name string) int { return slices.Index(Workers, name) + 1 }
+
+// nodes are the hosts that have a Node object.
+func nodes() []string { return append([]string{"cp"}, Workers...) }
 
 // writeProxyConfigs: kube-proxy as kubeadm would configure it. Zero conntrack values mean "leave the kernel's
 // alone": they are the machine's, and a namespace may not write them.
@@ -119,7 +127,7 @@ conntrack:
   min: 0
   tcpEstablishedTimeout: 0s
   tcpCloseWaitTimeout: 0s
-`, s.record.Options.ProxyMode, PodNet, w, s.path("kubeconfig", "kube-proxy"))
+`, s.record.Options.ProxyMode, PodNet+","+PodNet6, w, s.path("kubeconfig", "kube-proxy"))
 		if err := os.WriteFile(s.path("config", "kube-proxy-"+w+".yaml"), []byte(text), 0o644); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -119,7 +120,7 @@ spec:
     metadata: {labels: {app: web}}
     spec:
       topologySpreadConstraints:
-        - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
+        - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, nodeTaintsPolicy: Honor, labelSelector: {matchLabels: {app: web}}}
       containers: [%[3]s]
 ---
 apiVersion: v1
@@ -168,6 +169,86 @@ func TestNodePortLeadsToTheNodesOwnPod(t *testing.T) {
 	if out := kubectl(t, s, "-n", "nodeport", "logs", "deployment/web"); !strings.Contains(out, "serving on port 8080") {
 		t.Errorf("kubectl logs: %q", out)
 	}
+}
+
+// The same in IPv6: pods, node ports and the ways between them. A Service is IPv4 alone unless it asks for more.
+func TestDualStack(t *testing.T) {
+	s := lab(t)
+	port := deploy(t, s, "dual", 3, webContainer)
+	if families := kubectl(t, s, "-n", "dual", "get", "service", "web", "-o", "jsonpath={.spec.ipFamilies}"); families != `["IPv4"]` {
+		t.Errorf("a Service that does not ask has the families %s", families)
+	}
+	kubectl(t, s, "-n", "dual", "patch", "service", "web", "-p", `{"spec":{"ipFamilyPolicy":"RequireDualStack"}}`)
+	for i, w := range site.Workers {
+		url := fmt.Sprintf("http://[fd00:10::10%d]:%s/", i+1, port)
+		eventually(t, 30*time.Second, url, func() error {
+			a, err := ask(s, "edge", url)
+			if err != nil {
+				return err
+			}
+			if client, _, _ := net.SplitHostPort(a.Client); a.Node != w || client != site.EdgeCluster6 {
+				return fmt.Errorf("answered by %+v, want node %s and client %s", a, w, site.EdgeCluster6)
+			}
+			return nil
+		})
+	}
+	ips := strings.Fields(kubectl(t, s, "-n", "dual", "get", "pods", "-o", "jsonpath={.items[*].status.podIPs[1].ip}"))
+	names := strings.Fields(kubectl(t, s, "-n", "dual", "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"))
+	if len(ips) != 3 {
+		t.Fatalf("IPv6 addresses of three pods: %v", ips)
+	}
+	for _, ip := range ips {
+		out, err := s.Exec(t.Context(), "dual/"+names[0], "curl", "-s", "-m", "2", "http://["+ip+"]:8080/")
+		if client := `"client":"[` + ips[0] + `]`; err != nil || !strings.Contains(out, client) {
+			t.Errorf("from pod to pod: %q, want %s (%v)", out, client, err)
+		}
+	}
+	// What leaves the pods' network leaves as the node.
+	listener := listenAll(t, s, "edge", 9996)
+	if out, err := s.Exec(t.Context(), "dual/"+names[0], "curl", "-s", "-m", "2", fmt.Sprintf("http://[%s]:%d/", site.EdgeCluster6, listener)); err != nil || !strings.HasPrefix(out, "[fd00:10::10") {
+		t.Errorf("the edge sees the pod as %q (%v)", out, err)
+	}
+}
+
+// The control plane's machine is a node as kubeadm makes one, so that nobody may take it for a way to pods.
+func TestControlPlaneNode(t *testing.T) {
+	s := lab(t)
+	var node struct {
+		Metadata struct{ Labels map[string]string }
+		Spec     struct {
+			PodCIDRs []string
+			Taints   []struct{ Key, Effect string }
+		}
+	}
+	if err := json.Unmarshal([]byte(kubectl(t, s, "get", "node", "cp", "-o", "json")), &node); err != nil {
+		t.Fatal(err)
+	}
+	for _, label := range []string{"node-role.kubernetes.io/control-plane", "node.kubernetes.io/exclude-from-external-load-balancers"} {
+		if _, ok := node.Metadata.Labels[label]; !ok {
+			t.Errorf("no label %s: %v", label, node.Metadata.Labels)
+		}
+	}
+	if len(node.Spec.Taints) != 1 || node.Spec.Taints[0].Effect != "NoSchedule" || len(node.Spec.PodCIDRs) != 0 {
+		t.Errorf("taints %v, pod networks %v", node.Spec.Taints, node.Spec.PodCIDRs)
+	}
+}
+
+// listenAll is an HTTP server on a host that says where a question came from.
+func listenAll(t *testing.T, s *site.Site, host string, port int) int {
+	t.Helper()
+	var listener net.Listener
+	err := s.Do(host, func() (err error) {
+		listener, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		_ = http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.RemoteAddr) }))
+	}()
+	return port
 }
 
 // listenOn is a TCP listener on the edge that hears only one interface; it answers its name and hangs up.
@@ -263,18 +344,7 @@ func TestWhatTheEdgeForwards(t *testing.T) {
 	if err := get("edge", kubeProxy); err != nil {
 		t.Errorf("the edge to a worker: %v", err)
 	}
-	var listener net.Listener
-	err := s.Do("inet", func() (err error) {
-		listener, err = net.Listen("tcp", ":8000")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	go func() {
-		_ = http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.RemoteAddr) }))
-	}()
+	listenAll(t, s, "inet", 8000)
 	for _, from := range []string{"home1", "w1", "edge"} {
 		out, err := s.Exec(t.Context(), from, "curl", "-s", "-m", "2", "http://"+site.InternetClient+":8000/")
 		if err != nil || !strings.HasPrefix(out, site.PublicAddress+":") {
@@ -478,7 +548,7 @@ spec:
 		return nil
 	})
 	out, err := s.Exec(t.Context(), "default/host", "hostname", "-I")
-	if err != nil || strings.TrimSpace(out) != ip {
+	if err != nil || !slices.Contains(strings.Fields(out), ip) {
 		t.Errorf("exec in the pod: %q, %v", out, err)
 	}
 	eventually(t, 10*time.Second, "an unknown image is explained", func() error {

@@ -94,8 +94,8 @@ func identities() [][3]string {
 		{"kube-scheduler", "system:kube-scheduler", ""},
 		{"kube-proxy", "system:kube-proxy", ""},
 	}
-	for _, w := range Workers {
-		ids = append(ids, [3]string{"agent-" + w, "system:node:" + w, "system:nodes"})
+	for _, n := range nodes() {
+		ids = append(ids, [3]string{"agent-" + n, "system:node:" + n, "system:nodes"})
 	}
 	return ids
 }
@@ -131,12 +131,15 @@ func (s *Site) writeKeys() error {
 	if err := s.writePair("kubelet-client", cert, key); err != nil {
 		return err
 	}
-	for _, w := range Workers {
-		addr := net.ParseIP(workerAddr(workerNumber(w)))
-		if cert, key, err = ca.issue(pkix.Name{CommonName: "system:node:" + w}, []string{w}, []net.IP{addr}); err != nil {
+	for _, n := range nodes() {
+		addr := net.ParseIP(ControlPlane)
+		if n != "cp" {
+			addr = net.ParseIP(workerAddr(workerNumber(n)))
+		}
+		if cert, key, err = ca.issue(pkix.Name{CommonName: "system:node:" + n}, []string{n}, []net.IP{addr}); err != nil {
 			return err
 		}
-		if err := s.writePair("kubelet-"+w, cert, key); err != nil {
+		if err := s.writePair("kubelet-"+n, cert, key); err != nil {
 			return err
 		}
 	}

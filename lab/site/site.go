@@ -223,7 +223,7 @@ func (s *Site) upLocked(ctx context.Context) error {
 	if err := together(append(waits, func() error { return s.awaitNodes(ctx) })...); err != nil {
 		return err
 	}
-	s.progress("controllers, scheduler, %d nodes Ready", len(Workers))
+	s.progress("controllers, scheduler, %d nodes Ready", len(nodes()))
 
 	if err := s.applyExtrasLocked(ctx); err != nil {
 		return err

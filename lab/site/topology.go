@@ -22,7 +22,16 @@ const (
 	PodNet     = "10.244.0.0/16"
 	ServiceNet = "10.96.0.0/16"
 
-	edgeCluster6 = "fd00:10::1"
+	// The same in IPv6; last numbers are those of IPv4.
+	EdgeHome6    = "fd00:11:12::32"
+	EdgeExposed6 = "fd00:11:12::51"
+	EdgeCluster6 = "fd00:10::1"
+	HomeNet6     = "fd00:11:12::/64"
+	ClusterNet6  = "fd00:10::/64"
+	PodNet6      = "fd00:244::/32"
+	ServiceNet6  = "fd00:96::/112"
+
+	controlPlane6 = "fd00:10::10"
 )
 
 // nic is one interface of a host, on one end of a cable whose other end is in a switch.
@@ -45,11 +54,14 @@ type host struct {
 // taking down one port of it, and so that no host sees another's end.
 var segments = []string{"inet", "home", "cluster"}
 
-// Workers are the worker nodes' host names; worker N has the address 10.0.0.10N and the pods 10.244.N.0/24.
+// Workers are the worker nodes' host names; worker N has the addresses 10.0.0.10N and fd00:10::10N, and the pods
+// 10.244.N.0/24 and fd00:244:N::/64.
 var Workers = []string{"w1", "w2", "w3"}
 
-func workerAddr(n int) string { return fmt.Sprintf("10.0.0.10%d", n) }
-func podCIDR(n int) string    { return fmt.Sprintf("10.244.%d.0/24", n) }
+func workerAddr(n int) string  { return fmt.Sprintf("10.0.0.10%d", n) }
+func workerAddr6(n int) string { return fmt.Sprintf("fd00:10::10%d", n) }
+func podCIDR(n int) string     { return fmt.Sprintf("10.244.%d.0/24", n) }
+func podCIDR6(n int) string    { return fmt.Sprintf("fd00:244:%d::/64", n) }
 
 // baseline is written first on every host: a new namespace inherits what the machine's own one is set to, and a
 // lab must be the same on a laptop with containers on it (which forwards) and on a server.
@@ -103,10 +115,10 @@ func hosts(podRoutes bool) []host {
 		edge(podRoutes),
 		{
 			name: "cp",
-			nics: []nic{{"eth0", "cluster", []string{ControlPlane + "/24", "fd00:10::10/64"}}},
+			nics: []nic{{"eth0", "cluster", []string{ControlPlane + "/24", controlPlane6 + "/64"}}},
 			setup: append([]string{
 				"route add default via " + EdgeCluster,
-				"route add default via " + edgeCluster6,
+				"route add default via " + EdgeCluster6,
 			}, podRoutesBut(0)...),
 		},
 	}
@@ -114,13 +126,14 @@ func hosts(podRoutes bool) []host {
 		n := i + 1
 		hh = append(hh, host{
 			name:    w,
-			nics:    []nic{{"eth0", "cluster", []string{workerAddr(n) + "/24", fmt.Sprintf("fd00:10::10%d/64", n)}}},
+			nics:    []nic{{"eth0", "cluster", []string{workerAddr(n) + "/24", workerAddr6(n) + "/64"}}},
 			sysctls: forward,
 			setup: append([]string{
 				"route add default via " + EdgeCluster,
-				"route add default via " + edgeCluster6,
+				"route add default via " + EdgeCluster6,
 				// An address of ours without a pod must not travel to the edge and back until its TTL ends.
 				"route add blackhole " + podCIDR(n),
+				"route add blackhole " + podCIDR6(n),
 			}, podRoutesBut(n)...),
 			nft: workerRules,
 		})
@@ -132,8 +145,8 @@ func edge(podRoutes bool) host {
 	h := host{
 		name: "edge",
 		nics: []nic{
-			{"eth0", "cluster", []string{EdgeCluster + "/24", "fd00:10::1/64"}},
-			{"eth1", "home", []string{EdgeHome + "/24", "fd00:11:12::32/64"}},
+			{"eth0", "cluster", []string{EdgeCluster + "/24", EdgeCluster6 + "/64"}},
+			{"eth1", "home", []string{EdgeHome + "/24", EdgeHome6 + "/64"}},
 		},
 		// eth1 and veth0 are in one subnet. Without these each would answer ARP for the other's address, and
 		// Internet traffic would move over to eth1 whenever a neighbour happens to learn it so.
@@ -146,7 +159,7 @@ func edge(podRoutes bool) host {
 		setup: []string{
 			"link add veth0 link eth1 type macvlan mode bridge",
 			"addr add " + EdgeExposed + "/24 dev veth0 noprefixroute",
-			"addr add fd00:11:12::51/64 dev veth0 noprefixroute nodad",
+			"addr add " + EdgeExposed6 + "/64 dev veth0 noprefixroute nodad",
 			"link set veth0 up",
 			// A socket bound to a device needs a route out of that device; the metrics say who goes first.
 			"route add " + HomeNet + " dev veth0 src " + EdgeExposed + " metric 100",
@@ -166,7 +179,9 @@ func podRoutesBut(n int) []string {
 	var lines []string
 	for i := range Workers {
 		if i+1 != n {
-			lines = append(lines, "route add "+podCIDR(i+1)+" via "+workerAddr(i+1))
+			lines = append(lines,
+				"route add "+podCIDR(i+1)+" via "+workerAddr(i+1),
+				"route add "+podCIDR6(i+1)+" via "+workerAddr6(i+1))
 		}
 	}
 	return lines
@@ -213,10 +228,11 @@ table inet site {
 `
 
 const workerRules = `
-table ip site {
+table inet site {
 	chain post {
 		type nat hook postrouting priority srcnat;
 		ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade
+		ip6 saddr fd00:244::/32 ip6 daddr != fd00:244::/32 masquerade
 	}
 }
 `

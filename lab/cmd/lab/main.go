@@ -336,15 +336,15 @@ func runAgent(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.Node, "node", "", "name of the node")
 	flags.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "of the node")
 	flags.StringVar(&cfg.Dir, "dir", "", "of the lab's state")
+	flags.BoolVar(&cfg.ControlPlane, "control-plane", false, "takes no pods and none of their traffic")
 	flags.TextVar(&cfg.Address, "address", netip.Addr{}, "of the node")
-	cidr := flags.String("pod-cidr", "", "addresses of the node's pods")
+	flags.TextVar(&cfg.Address6, "address6", netip.Addr{}, "of the node, IPv6")
+	flags.TextVar(&cfg.PodCIDR, "pod-cidr", netip.Prefix{}, "addresses of the node's pods")
+	flags.TextVar(&cfg.PodCIDR6, "pod-cidr6", netip.Prefix{}, "the same, IPv6")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	var err error
-	if cfg.PodCIDR, err = netip.ParsePrefix(*cidr); err != nil {
-		return err
-	}
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return err
 	}

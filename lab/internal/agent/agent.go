@@ -9,6 +9,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -34,10 +35,14 @@ import (
 type Config struct {
 	Lab        string
 	Node       string
-	Address    netip.Addr   // of the node
-	PodCIDR    netip.Prefix // for its pods
+	Address    netip.Addr   // of the node, IPv4
+	Address6   netip.Addr   // and IPv6
+	PodCIDR    netip.Prefix // for its pods, a /24; zero: none but those with hostNetwork
+	PodCIDR6   netip.Prefix // and IPv6: a pod has the same last number in both
 	Kubeconfig string
-	Dir        string // of the lab
+	// ControlPlane registers the node with the taint and the label of one that takes neither pods nor their traffic.
+	ControlPlane bool
+	Dir          string // of the lab
 }
 
 // Agent runs the pods of one node.
@@ -65,12 +70,15 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Agent{
+	a := &Agent{
 		cfg: cfg, log: log, client: client,
 		pods: map[types.UID]*pod{},
 		ips:  map[netip.Addr]types.UID{},
-		last: cfg.PodCIDR.Masked().Addr().Next(), // .1 is the node's end of every pod's cable
-	}, nil
+	}
+	if cfg.PodCIDR.IsValid() {
+		a.last = cfg.PodCIDR.Masked().Addr().Next() // .1 is the node's end of every pod's cable
+	}
+	return a, nil
 }
 
 // Run works until the context ends. Pods keep running then, and the next agent goes on with them.
@@ -208,6 +216,9 @@ func (a *Agent) dropUnknown(store cache.Store) {
 func (a *Agent) takeIP(uid types.UID) (netip.Addr, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if !a.cfg.PodCIDR.IsValid() {
+		return netip.Addr{}, errors.New("this node has no addresses for pods, it runs those with hostNetwork")
+	}
 	first := a.cfg.PodCIDR.Masked().Addr().Next().Next()
 	ip := a.last
 	for range 253 {
@@ -222,6 +233,15 @@ func (a *Agent) takeIP(uid types.UID) (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("no address is free in %s", a.cfg.PodCIDR)
+}
+
+// sixth returns the pod's IPv6 address: the last number of the IPv4 address, as it is written (10.244.1.17,
+// fd00:244:1::17), so that a person sees at once whose it is.
+func (a *Agent) sixth(ip netip.Addr) netip.Addr {
+	last := ip.As4()[3]
+	addr := a.cfg.PodCIDR6.Masked().Addr().As16()
+	addr[14], addr[15] = last/100, last/10%10<<4|last%10
+	return netip.AddrFrom16(addr)
 }
 
 const apiTimeout = 5 * time.Second

@@ -16,7 +16,10 @@ func testAgent(t *testing.T) *Agent {
 	t.Helper()
 	cidr := netip.MustParsePrefix("10.244.1.0/24")
 	return &Agent{
-		cfg:  Config{Lab: "x", Node: "w1", Address: netip.MustParseAddr("10.0.0.101"), PodCIDR: cidr, Dir: "/state"},
+		cfg: Config{
+			Lab: "x", Node: "w1", Address: netip.MustParseAddr("10.0.0.101"), Address6: netip.MustParseAddr("fd00:10::101"),
+			PodCIDR: cidr, PodCIDR6: netip.MustParsePrefix("fd00:244:1::/64"), Dir: "/state",
+		},
 		log:  slog.New(slog.DiscardHandler),
 		pods: map[types.UID]*pod{}, ips: map[netip.Addr]types.UID{}, last: cidr.Addr().Next(),
 	}
@@ -51,6 +54,18 @@ func TestAddressesRestBeforeReuse(t *testing.T) {
 	for _, reserved := range []string{"10.244.1.0", "10.244.1.1", "10.244.1.255"} {
 		if seen[netip.MustParseAddr(reserved)] {
 			t.Errorf("%s is no pod's address", reserved)
+		}
+	}
+}
+
+// A person who knows one address of a pod knows the other.
+func TestLastNumbersAreTheSame(t *testing.T) {
+	a := testAgent(t)
+	for four, six := range map[string]string{
+		"10.244.1.2": "fd00:244:1::2", "10.244.1.17": "fd00:244:1::17", "10.244.1.109": "fd00:244:1::109", "10.244.1.254": "fd00:244:1::254",
+	} {
+		if got := a.sixth(netip.MustParseAddr(four)); got != netip.MustParseAddr(six) {
+			t.Errorf("beside %s: %s, want %s", four, got, six)
 		}
 	}
 }

@@ -210,8 +210,12 @@ func (p *pod) field(path string) (string, bool) {
 		return p.obj.Spec.ServiceAccountName, true
 	case "status.podIP":
 		return p.rec.IP, true
+	case "status.podIPs":
+		return p.rec.IP + "," + p.rec.IP6, true
 	case "status.hostIP":
 		return p.agent.cfg.Address.String(), true
+	case "status.hostIPs":
+		return p.agent.cfg.Address.String() + "," + p.agent.cfg.Address6.String(), true
 	}
 	return "", false
 }

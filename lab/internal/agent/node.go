@@ -81,7 +81,7 @@ func ready(n *corev1.Node) bool {
 }
 
 func (a *Agent) node() *corev1.Node {
-	return &corev1.Node{
+	node := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: a.cfg.Node,
 			Labels: map[string]string{
@@ -90,8 +90,16 @@ func (a *Agent) node() *corev1.Node {
 				corev1.LabelArchStable: runtime.GOARCH,
 			},
 		},
-		Spec: corev1.NodeSpec{PodCIDR: a.cfg.PodCIDR.String(), PodCIDRs: []string{a.cfg.PodCIDR.String()}},
 	}
+	if a.cfg.PodCIDR.IsValid() {
+		node.Spec.PodCIDR = a.cfg.PodCIDR.String()
+		node.Spec.PodCIDRs = []string{a.cfg.PodCIDR.String(), a.cfg.PodCIDR6.String()}
+	}
+	if a.cfg.ControlPlane {
+		node.Labels[corev1.LabelNodeExcludeBalancers] = ""
+		node.Spec.Taints = []corev1.Taint{{Key: "node-role.kubernetes.io/control-plane", Effect: corev1.TaintEffectNoSchedule}}
+	}
+	return node
 }
 
 func (a *Agent) nodeStatus(old *corev1.Node) corev1.NodeStatus {
@@ -115,6 +123,7 @@ func (a *Agent) nodeStatus(old *corev1.Node) corev1.NodeStatus {
 		}},
 		Addresses: []corev1.NodeAddress{
 			{Type: corev1.NodeInternalIP, Address: a.cfg.Address.String()},
+			{Type: corev1.NodeInternalIP, Address: a.cfg.Address6.String()},
 			{Type: corev1.NodeHostName, Address: a.cfg.Node},
 		},
 		DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: kubeletPort}},

@@ -167,7 +167,7 @@ func (p *pod) begin(ctx context.Context) error {
 // connect gives the pod an address, and unless it uses its node's network a namespace with a cable to the node.
 func (p *pod) connect(ctx context.Context) error {
 	if p.obj.Spec.HostNetwork {
-		p.rec.IP = p.agent.cfg.Address.String()
+		p.rec.IP, p.rec.IP6 = p.agent.cfg.Address.String(), p.agent.cfg.Address6.String()
 		return nil
 	}
 	ip, err := p.agent.takeIP(types.UID(p.rec.UID))
@@ -179,26 +179,32 @@ func (p *pod) connect(ctx context.Context) error {
 	if err := site.RemoveNamespace(netns); err != nil {
 		return err
 	}
-	gateway := p.agent.cfg.PodCIDR.Masked().Addr().Next()
+	ip6 := p.agent.sixth(ip)
+	gateway, gateway6 := p.agent.cfg.PodCIDR.Masked().Addr().Next(), p.agent.cfg.PodCIDR6.Masked().Addr().Next()
 	port := "v" + p.rec.UID[:8]
 	err = ipBatch(ctx, "", fmt.Sprintf(`netns add %[1]s
 link add %[2]s type veth peer name eth0 netns %[1]s
 addr add %[3]s/32 dev %[2]s
+addr add %[5]s/128 dev %[2]s nodad
 link set %[2]s up
 route add %[4]s/32 dev %[2]s
-`, netns, port, gateway, ip))
+route add %[6]s/128 dev %[2]s
+`, netns, port, gateway, ip, gateway6, ip6))
 	if err == nil {
 		err = ipBatch(ctx, netns, fmt.Sprintf(`link set lo up
 addr add %[1]s/32 dev eth0
+addr add %[3]s/128 dev eth0 nodad
 link set eth0 up
 route add %[2]s dev eth0 scope link
 route add default via %[2]s
-`, ip, gateway))
+route add %[4]s dev eth0
+route add default via %[4]s dev eth0
+`, ip, gateway, ip6, gateway6))
 	}
 	if err != nil {
 		return fmt.Errorf("connect pod: %w", err)
 	}
-	p.rec.Netns, p.rec.IP = netns, ip.String()
+	p.rec.Netns, p.rec.IP, p.rec.IP6 = netns, ip.String(), ip6.String()
 	return nil
 }
 

@@ -8,9 +8,9 @@ import (
 // status is what the API server should hold about the pod.
 func (p *pod) status() corev1.PodStatus {
 	s := corev1.PodStatus{Phase: p.phase(), HostIP: p.agent.cfg.Address.String()}
-	s.HostIPs = []corev1.HostIP{{IP: s.HostIP}}
+	s.HostIPs = []corev1.HostIP{{IP: s.HostIP}, {IP: p.agent.cfg.Address6.String()}}
 	if p.rec.IP != "" {
-		s.PodIP, s.PodIPs = p.rec.IP, []corev1.PodIP{{IP: p.rec.IP}}
+		s.PodIP, s.PodIPs = p.rec.IP, []corev1.PodIP{{IP: p.rec.IP}, {IP: p.rec.IP6}}
 	}
 	created := p.obj.CreationTimestamp
 	s.StartTime = &created
