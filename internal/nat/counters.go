@@ -98,34 +98,47 @@ func (a *Applier) Forget(_ context.Context, keep func(edge.Door, netip.AddrPort)
 // counted visits what is in the sets that count. The door of an interface that is
 // gone has no device.
 func visitCounted(visit func(set, what string, d edge.Door, backend netip.AddrPort, e element)) error {
-	names, err := interfaceNames()
+	devices, err := interfaceNames()
 	if err != nil {
 		return err
 	}
 	for _, p := range protocols {
 		for _, v := range versions {
-			for _, what := range []string{connections, toBackends, toClients} {
-				set := of(p.word, v.number, what)
-				elements, err := elementsOf(set)
-				if errors.Is(err, os.ErrNotExist) { // of another layout
-					continue
-				}
-				if err != nil {
-					return err
-				}
-				for _, e := range elements {
-					// The interface, the port that the client used, and the backend.
-					if len(e.key) != 3*partBytes+v.bytes {
+			for _, n := range []names{wildcard, addressed(v.number)} {
+				for _, what := range []string{connections, toBackends, toClients} {
+					set := n.of(p.word, v.number, what)
+					elements, err := elementsOf(set)
+					if errors.Is(err, os.ErrNotExist) { // of another layout
 						continue
 					}
-					door := edge.Door{Protocol: p.protocol, Listen: edge.Listen{
-						Device: names[binary.NativeEndian.Uint32(e.key)],
-						Port:   binary.BigEndian.Uint16(e.key[partBytes:]),
-					}}
-					visit(set, what, door, decodeAddrPort(e.key[2*partBytes:], v.bytes), e)
+					if err != nil {
+						return err
+					}
+					for _, e := range elements {
+						if listen, backend, ok := decodeCounted(n, e.key, v.bytes, devices); ok {
+							visit(set, what, edge.Door{Protocol: p.protocol, Listen: listen}, backend, e)
+						}
+					}
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// decodeCounted takes apart the key of what is counted: the interface, the
+// address and the port that the client used, and the backend.
+func decodeCounted(n names, key []byte, addrBytes int, devices map[uint32]string) (listen edge.Listen, backend netip.AddrPort, ok bool) {
+	size := n.addrBytes()
+	if len(key) != 3*partBytes+size+addrBytes {
+		return listen, backend, false
+	}
+	listen.Device = devices[binary.NativeEndian.Uint32(key)]
+	key = key[partBytes:]
+	if size > 0 {
+		listen.Addr, _ = netip.AddrFromSlice(key[:size])
+		key = key[size:]
+	}
+	listen.Port = binary.BigEndian.Uint16(key)
+	return listen, decodeAddrPort(key[partBytes:], addrBytes), true
 }

@@ -23,6 +23,7 @@ type command struct {
 }
 
 // difference returns what makes of one content another, in the order of doors.
+// Addresses are there before their doors, and after them.
 func difference(have, want content) []step {
 	var steps []step
 	var pairs step
@@ -31,9 +32,22 @@ func difference(have, want content) []step {
 	}) {
 		pairs.set(hairpins, []string{strconv.Quote(pair[0]), strconv.Quote(pair[1])}, have.hairpins[pair], want.hairpins[pair])
 	}
-	if len(pairs.commands) > 0 {
-		steps = append(steps, pairs)
+	var lost []step
+	for _, addr := range slices.SortedFunc(maps.Keys(merged(have.addresses, want.addresses)), netip.Addr.Compare) {
+		var s step
+		s.set(addresses+strconv.Itoa(versionOf(addr)), []string{addr.String()}, have.addresses[addr], want.addresses[addr])
+		if want.addresses[addr] {
+			steps = append(steps, s)
+		} else {
+			lost = append(lost, s)
+		}
 	}
+	for _, way := range lanes() {
+		before, after := verdict("goto", have.counting[way]), verdict("goto", want.counting[way])
+		pairs.remove(counting, way.key(), before, after)
+		pairs.add(counting, way.key(), before, after)
+	}
+	steps = append(steps, pairs)
 	var changed []edge.Door
 	for door, row := range want.rows {
 		if !have.rows[door].equal(row) {
@@ -49,7 +63,7 @@ func difference(have, want content) []step {
 	for _, door := range changed {
 		steps = append(steps, rowStep(door, have.rows[door], want.rows[door]))
 	}
-	return steps
+	return slices.DeleteFunc(append(steps, lost...), func(s step) bool { return len(s.commands) == 0 })
 }
 
 func merged[K comparable](x, y map[K]bool) map[K]bool {
@@ -65,21 +79,23 @@ func merged[K comparable](x, y map[K]bool) map[K]bool {
 // What would be missed is added before, and deleted after, what leads to it, for
 // the case that a step has to be taken apart.
 func rowStep(d edge.Door, have, want row) step {
-	key := doorKey(d)
+	n, key := namesOf(d), doorKey(d)
 	ways := []struct {
-		version, backends string
-		have, want        way
+		doors, backends string
+		have, want      way
 	}{
-		{"4", of(wordOf(d.Protocol), 4, backends), have.v4, want.v4},
-		{"6", of(wordOf(d.Protocol), 6, backends), have.v6, want.v6},
+		{n.set(doors, 4), n.of(wordOf(d.Protocol), 4, backends), have.v4, want.v4},
+		{n.set(doors, 6), n.of(wordOf(d.Protocol), 6, backends), have.v6, want.v6},
 	}
 	var s step
+	// Whoever reads half of a door knows by this which it is.
+	s.set(n.set(frontends, 0), key, have.open, have.open || want.open)
 	for _, w := range ways {
-		s.remove(doors+w.version, key, verdict("goto", w.have.chain), verdict("goto", w.want.chain))
+		s.remove(w.doors, key, verdict("goto", w.have.chain), verdict("goto", w.want.chain))
 	}
 	for _, w := range ways {
 		for i := range max(len(w.have.slots), len(w.want.slots)) {
-			slot := []string{key[0], key[2], strconv.Itoa(i)}
+			slot := slotKey(d, i)
 			before, after := slotValue(w.have.slots, i), slotValue(w.want.slots, i)
 			s.remove(w.backends, slot, before, after)
 			s.add(w.backends, slot, before, after)
@@ -91,17 +107,17 @@ func rowStep(d edge.Door, have, want row) step {
 	}{{have.sources, want.sources, true, false}, {want.sources, have.sources, false, true}} {
 		for _, p := range change.from {
 			if !slices.Contains(change.to, p) {
-				s.set(sources+versionOf(p.Addr()), append(slices.Clip(key), p.String()), change.has, change.get)
+				s.set(n.set(sources, versionOf(p.Addr())), append(slices.Clip(key), p.String()), change.has, change.get)
 			}
 		}
 	}
-	s.set(restricted, key, have.restricted, want.restricted)
-	s.set(masqueraded, key, have.masqueraded, want.masqueraded)
-	s.remove(remembered, key, verdict("jump", have.remember), verdict("jump", want.remember))
-	s.add(remembered, key, verdict("jump", have.remember), verdict("jump", want.remember))
-	s.set(frontends, key, have.open, want.open)
+	s.set(n.set(restricted, 0), key, have.restricted, want.restricted)
+	s.set(n.set(masqueraded, 0), key, have.masqueraded, want.masqueraded)
+	s.remove(n.set(remembered, 0), key, verdict("jump", have.remember), verdict("jump", want.remember))
+	s.add(n.set(remembered, 0), key, verdict("jump", have.remember), verdict("jump", want.remember))
+	s.set(n.set(frontends, 0), key, have.open || want.open, want.open)
 	for _, w := range ways {
-		s.add(doors+w.version, key, verdict("goto", w.have.chain), verdict("goto", w.want.chain))
+		s.add(w.doors, key, verdict("goto", w.have.chain), verdict("goto", w.want.chain))
 	}
 	return s
 }
@@ -169,7 +185,23 @@ func addSteps(tx *knftables.Transaction, steps []step) {
 func wordOf(protocol edge.Protocol) string { return strings.ToLower(string(protocol)) }
 
 func doorKey(d edge.Door) []string {
-	return []string{strconv.Quote(d.Listen.Device), wordOf(d.Protocol), strconv.Itoa(int(d.Listen.Port))}
+	key := []string{strconv.Quote(d.Listen.Device)}
+	if d.Listen.Addr.IsValid() {
+		key = append(key, d.Listen.Addr.String())
+	}
+	return append(key, wordOf(d.Protocol), strconv.Itoa(int(d.Listen.Port)))
+}
+
+// slotKey is that of a door's slot; see names.slots.
+func slotKey(d edge.Door, slot int) []string {
+	key := []string{strconv.Quote(d.Listen.Device)}
+	switch namesOf(d).version {
+	case 4:
+		key = append(key, d.Listen.Addr.String())
+	case 6:
+		key = []string{strconv.FormatUint(uint64(hashOfDevice(d.Listen.Device)), 10), d.Listen.Addr.String()}
+	}
+	return append(key, strconv.Itoa(int(d.Listen.Port)), strconv.Itoa(slot))
 }
 
 func verdict(word, chain string) []string {
@@ -186,11 +218,11 @@ func slotValue(slots []netip.AddrPort, i int) []string {
 	return []string{slots[i].Addr().String(), fmt.Sprint(slots[i].Port())}
 }
 
-func versionOf(a netip.Addr) string {
+func versionOf(a netip.Addr) int {
 	if a.Is4() {
-		return "4"
+		return 4
 	}
-	return "6"
+	return 6
 }
 
 // losesClients says whether a backend has gone from a door that remembers

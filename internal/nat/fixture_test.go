@@ -30,6 +30,19 @@ func frontend(protocol edge.Protocol, port uint16, backends ...string) edge.Fron
 	return f
 }
 
+// vip4 and vip6 are addresses of pools.
+const (
+	vip4 = "10.11.12.70"
+	vip6 = "fd12::70"
+)
+
+// atAddr is the frontend at an address.
+func atAddr(addr string, f edge.Frontend) edge.Frontend {
+	f.Listen.Addr = netip.MustParseAddr(addr)
+	f.Name += "@" + addr
+	return f
+}
+
 func with(f edge.Frontend, change func(*edge.Frontend)) edge.Frontend {
 	change(&f)
 	return f
@@ -49,7 +62,19 @@ func mix() State {
 			with(frontend(edge.UDP, 53, "10.244.1.5:53", "[fd00:10::5]:53"), source),
 			with(frontend(edge.TCP, 5432, "10.244.1.6:5432", "10.244.2.6:5432", "[fd00:10::6]:5432"), affinity),
 			with(frontend(edge.SCTP, 3868, "10.244.1.7:3868"), func(f *edge.Frontend) { f.Masquerade = true }),
+			atAddr(vip4, frontend(edge.TCP, 80, "10.0.0.101:30081*2", "10.0.0.102:30081*1")),
+			atAddr(vip6, with(frontend(edge.TCP, 80, "[fd00::101]:30081*1", "[fd00::102]:30081*1"), func(f *edge.Frontend) { f.Masquerade = true })),
+			atAddr(vip4, with(frontend(edge.TCP, 443, "10.0.0.101:30444"), func(f *edge.Frontend) {
+				f.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+			})),
+			atAddr(vip6, with(frontend(edge.TCP, 443), func(f *edge.Frontend) {
+				f.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+			})),
+			atAddr(vip4, with(frontend(edge.TCP, 5432, "10.244.1.6:5433", "10.244.2.6:5433"), affinity)),
+			atAddr(vip6, with(frontend(edge.UDP, 53, "[fd00:10::5]:54", "[fd00:10::6]:54"), affinity)),
+			atAddr(vip6, with(frontend(edge.UDP, 53, "[fd00:10::5]:55"), func(f *edge.Frontend) { f.Listen.Device = "eth0" })),
 		},
+		Addresses: []netip.Addr{netip.MustParseAddr("10.11.12.71"), netip.MustParseAddr(vip6)},
 		Hairpins: [][2]string{{"eth0", "eth0"}, {"eth1", "eth0"}},
 	}
 }

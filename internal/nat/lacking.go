@@ -49,6 +49,12 @@ var features = []struct{ what, needs, rules string }{
 	{"the port that a client used", "Linux 4.15 with nft_ct, nftables 0.9.4", `
 		set s { type ifname . inet_proto . inet_service; }
 		chain c { type nat hook postrouting priority 90; ct status & dnat == 0 return; meta l4proto tcp iifname . meta l4proto . ct original proto-dst @s return; }`},
+	{"the address that a client used", "Linux 4.17 with nft_ct, nftables 0.9.4", `
+		set s { type ifname . ipv6_addr . inet_proto . inet_service; }
+		chain c { type nat hook postrouting priority 90; meta l4proto tcp iifname . ct original ip6 daddr . meta l4proto . ct original proto-dst @s return; }`},
+	{"backends from a map, by hashes in a key of several fields (jhash)", "Linux 5.2 with nft_hash, nftables 1.0.1", `
+		map m { typeof numgen random mod 2 . ip6 daddr . tcp dport . numgen random mod 2 : ip6 daddr . tcp dport; }
+		chain c { type nat hook prerouting priority -110; dnat ip6 to jhash iifname mod 4294967295 seed 0x1 . ip6 daddr . tcp dport . jhash @nh,64,64 mod 2 seed 0x1 map @m; }`},
 	{"counters that packets add to sets", "Linux 5.7, nftables 0.9.4", `
 		set s { type iface_index . inet_service . ipv6_addr . inet_service; flags dynamic; }
 		chain c { type filter hook forward priority -10; meta l4proto sctp update @s { oif . ct original proto-dst . ip6 saddr . th sport counter }; }`},
@@ -91,9 +97,7 @@ func Lacking(ctx context.Context) ([]Lack, error) {
 	for _, o := range layout() {
 		tx.Add(o)
 	}
-	addChains(tx, []string{
-		"sctp6-random-2", "tcp-remember-1s", "tcp4-affinity-251", "tcp4-random-2", "tcp4-source-251", "udp6-affinity-251", "udp6-random-2", "udp6-source-251",
-	})
+	addChains(tx, append(exampleChains(), "sctp6-random-2", "udp6-affinity-251", "udp6-random-2", "udp6-source-251"))
 	if err := checker.Check(ctx, tx); err != nil {
 		return []Lack{{What: nft.Explain(err).Error(), Needs: "nftables 1.0.6"}}, nil
 	}

@@ -44,13 +44,17 @@ const patience = time.Minute
 // State is what the table is for. The zero State is for nothing.
 type State struct {
 	// Frontends are those of edge.DataPlaneNAT, each with a Listen.Device; others
-	// are passed over.
+	// are passed over. One with a Listen.Addr takes what comes to that address, one
+	// without what comes to any other address of this machine.
 	Frontends []edge.Frontend
+	// Addresses are those that frontends without a Listen.Addr leave alone, beside
+	// those that frontends have.
+	Addresses []netip.Addr
 	// Hairpins are pairs of interfaces: what comes in through the first to a
 	// frontend and goes out through the second gets this machine's address.
 	Hairpins [][2]string
 	// Keep are doors that stay as the kernel has them, if it has, and no frontend is
-	// for them; while there are any, so do the hairpins.
+	// for them; while there are any, so do the hairpins and the addresses.
 	Keep []edge.Door
 }
 
@@ -84,9 +88,11 @@ type found struct {
 
 // content is what the elements of the table say.
 type content struct {
-	rows     map[edge.Door]row
-	hairpins map[[2]string]bool
-	chains   map[string]bool // those that are not of the fixed layout
+	rows      map[edge.Door]row
+	hairpins  map[[2]string]bool
+	addresses map[netip.Addr]bool
+	counting  map[lane]string // the chain
+	chains    map[string]bool // those that are not of the fixed layout
 }
 
 // New returns an Applier. It does nothing yet: nft may be installed later.
@@ -111,6 +117,7 @@ func (a *Applier) Apply(ctx context.Context, s State) (changed bool, err error) 
 	}
 	a.want = a.plan(s)
 	a.want.keep(s.Keep, a.have.content)
+	a.want.counting = countingChains(a.want.addresses)
 	began := time.Now()
 	changed, err = a.reconcile(ctx)
 	if err != nil && ctx.Err() == nil && time.Since(began) < patience {
@@ -229,7 +236,8 @@ func (a *Applier) reconcile(ctx context.Context) (changed bool, err error) {
 	if !a.have.other {
 		maps.Copy(chains, a.have.chains)
 	}
-	a.have = found{exists: true, content: content{rows: maps.Clone(a.want.rows), hairpins: a.want.hairpins, chains: chains}}
+	a.have = found{exists: true, content: *a.want}
+	a.have.rows, a.have.chains = maps.Clone(a.want.rows), chains
 	a.known = true
 	if a.doubt {
 		if err := a.prune(a.want.rows); err != nil {

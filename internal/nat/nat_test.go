@@ -55,7 +55,7 @@ func TestRender(t *testing.T) {
 	for line := range strings.Lines(rendered(mix())) {
 		if fields := strings.Fields(line); fields[1] == "element" && strings.HasSuffix(fields[4], "-"+backends) {
 			var slot int
-			if _, err := fmt.Sscan(fields[10], &slot); err != nil {
+			if _, err := fmt.Sscan(fields[slices.Index(fields, ":")-1], &slot); err != nil {
 				t.Fatalf("%q: %v", line, err)
 			}
 			if slot >= 8 && slot < 249 {
@@ -217,11 +217,17 @@ func TestDecodePrefix(t *testing.T) {
 // randomState has doors that come and go and change from one to the next.
 func randomState(r *rand.Rand) State {
 	var s State
-	for port := range uint16(8) {
+	for i := range 24 {
 		if r.IntN(4) == 0 {
 			continue
 		}
-		f := frontend([]edge.Protocol{edge.TCP, edge.UDP, edge.SCTP}[r.IntN(3)], port+1)
+		f := frontend([]edge.Protocol{edge.TCP, edge.UDP, edge.SCTP}[r.IntN(3)], uint16(i%8+1))
+		switch i / 8 {
+		case 1:
+			f = atAddr(vip4, f)
+		case 2:
+			f = atAddr(vip6, f)
+		}
 		for i := range r.IntN(5) {
 			addr := []string{"10.0.0.%d:80", "[fd00::%d]:80"}[r.IntN(2)]
 			f.Backends = append(f.Backends, edge.Backend{Addr: netip.MustParseAddrPort(fmt.Sprintf(addr, i+1)), Weight: 1 + r.IntN(5), Share: float64(r.IntN(4))})
@@ -242,6 +248,14 @@ func randomState(r *rand.Rand) State {
 		}
 		f.Masquerade = r.IntN(2) == 0
 		s.Frontends = append(s.Frontends, f)
+	}
+	if r.IntN(3) == 0 { // none is of this machine
+		s.Frontends = slices.DeleteFunc(s.Frontends, func(f edge.Frontend) bool { return f.Listen.Addr.IsValid() })
+	}
+	for _, addr := range []string{vip4, vip6, "10.11.12.71"} {
+		if r.IntN(4) == 0 {
+			s.Addresses = append(s.Addresses, netip.MustParseAddr(addr))
+		}
 	}
 	for _, pair := range [][2]string{{"eth0", "eth0"}, {"eth1", "eth0"}} {
 		if r.IntN(2) == 0 {
@@ -291,8 +305,10 @@ func TestApplyByDifference(t *testing.T) {
 		}
 	}
 	apply(t, a, State{}, true)
-	if got := elementLines(fake.Dump()); got != "" {
-		t.Errorf("left behind\n%s", got)
+	for line := range strings.Lines(elementLines(fake.Dump())) {
+		if !strings.Contains(line, " "+counting+" ") || strings.Contains(line, addressPrefix) {
+			t.Errorf("left behind: %s", line)
+		}
 	}
 	if removed, err := a.Remove(t.Context()); !removed || err != nil || fake.Table != nil {
 		t.Errorf("Remove = %t, %v", removed, err)
@@ -450,11 +466,15 @@ func FuzzParseElement(f *testing.F) {
 			t.Errorf("%d bytes of attributes in %d", total, len(b))
 		}
 		e := parseElement(b)
-		if _, _, err := decodeDoor(e.key); err == nil && len(e.key) < nameBytes {
-			t.Errorf("a door of %d bytes", len(e.key))
+		for _, n := range []names{wildcard, addressed(4), addressed(6)} {
+			if _, _, err := decodeDoor(n, e.key); err == nil && len(e.key) < nameBytes+n.addrBytes() {
+				t.Errorf("a door of %d bytes", len(e.key))
+			}
+			_, _, _, _ = decodeSlot(n, edge.TCP, e, 4, func(uint32, edge.Door) string { return "eth1" })
+			_, _, _ = decodeCounted(n, e.key, 4, nil)
 		}
 		_, _ = decodeVerdict(e.value)
-		_, _, _, _ = decodeSlot(edge.TCP, e, 4)
+		_, _ = decodeLane(e.key)
 		_, _ = decodePrefix(doorElement{e, e.key}, 4)
 	})
 }

@@ -2,7 +2,6 @@ package nat
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -80,34 +79,68 @@ func (s spec) equal(other spec) bool {
 // last time is not made again: it is tables of hundreds of slots.
 func (a *Applier) plan(s State) *content {
 	specs := make(map[edge.Door]spec, len(s.Frontends))
-	want := &content{rows: make(map[edge.Door]row, len(s.Frontends)), hairpins: map[[2]string]bool{}, chains: map[string]bool{}}
-	names := map[edge.Door]string{}
+	want := &content{
+		rows: make(map[edge.Door]row, len(s.Frontends)), hairpins: map[[2]string]bool{}, addresses: map[netip.Addr]bool{}, chains: map[string]bool{},
+	}
+	named, first := map[edge.Door]string{}, map[told]netip.Addr{}
 	for i := range s.Frontends {
 		f := &s.Frontends[i]
 		if f.DataPlane != edge.DataPlaneNAT || f.Listen.Device == "" {
 			continue
 		}
 		// There is one frontend to a door; should there be two, it is always the same.
-		if name, taken := names[f.Door]; taken && name <= f.Name {
+		if name, taken := named[f.Door]; taken && name <= f.Name {
 			continue
 		}
-		names[f.Door] = f.Name
+		named[f.Door] = f.Name
 		spec := specOf(f)
 		specs[f.Door] = spec
-		if before, ok := a.specs[f.Door]; ok && before.equal(spec) && a.want != nil {
-			want.rows[f.Door] = a.want.rows[f.Door]
-		} else {
-			want.rows[f.Door] = rowOf(f.Protocol, spec)
+		if spec.affinity > 0 && namesOf(f.Door).version == 6 {
+			at := toldOf(f.Door)
+			if other, taken := first[at]; !taken || f.Listen.Addr.Less(other) {
+				first[at] = f.Listen.Addr
+			}
 		}
 	}
-	for _, row := range want.rows {
-		want.addChains(row)
+	for door, spec := range specs {
+		// Clients of two addresses would have each other's backends.
+		if other, taken := first[toldOf(door)]; taken && other != door.Listen.Addr {
+			spec.affinity = 0
+			specs[door] = spec
+		}
+		if before, ok := a.specs[door]; ok && before.equal(spec) && a.want != nil {
+			want.rows[door] = a.want.rows[door]
+		} else {
+			want.rows[door] = rowOf(door, spec)
+		}
+		want.addChains(want.rows[door])
+		if door.Listen.Addr.IsValid() {
+			want.addresses[door.Listen.Addr] = true
+		}
+	}
+	for _, addr := range s.Addresses {
+		want.addresses[addr] = true
 	}
 	for _, pair := range s.Hairpins {
 		want.hairpins[pair] = true
 	}
 	a.specs = specs
 	return want
+}
+
+// told is how the doors of addresses of IPv6 are told apart where clients are
+// remembered.
+type told struct {
+	protocol edge.Protocol
+	port     uint16
+	hash     uint32
+}
+
+func toldOf(d edge.Door) told {
+	if namesOf(d).version != 6 {
+		return told{}
+	}
+	return told{d.Protocol, d.Listen.Port, hashOfAddr(d.Listen.Addr)}
 }
 
 func (c *content) addChains(r row) {
@@ -127,6 +160,7 @@ func (c *content) keep(doors []edge.Door, have content) {
 			c.rows[door] = row
 			c.addChains(row)
 			maps.Copy(c.hairpins, have.hairpins)
+			maps.Copy(c.addresses, have.addresses)
 		}
 	}
 }
@@ -141,9 +175,12 @@ func specOf(f *edge.Frontend) spec {
 	if s.source {
 		s.affinity = f.AffinityTimeout
 	}
+	// Clients of an address are of its family.
+	n := namesOf(f.Door)
+	isOther := func(a netip.Addr) bool { return n.version != 0 && versionOf(a) != n.version }
+	s.sources = slices.DeleteFunc(s.sources, func(p netip.Prefix) bool { return isOther(p.Addr()) })
 	for _, b := range f.Backends {
-		if b.Share > 0 {
-			addr := netip.AddrPortFrom(b.Addr.Addr().Unmap(), b.Addr.Port())
+		if addr := netip.AddrPortFrom(b.Addr.Addr().Unmap(), b.Addr.Port()); b.Share > 0 && !isOther(addr.Addr()) {
 			s.backends = append(s.backends, maglev.Backend{Addr: addr, Weight: max(b.Weight, 1)})
 		}
 	}
@@ -153,7 +190,7 @@ func specOf(f *edge.Frontend) spec {
 	return s
 }
 
-func rowOf(protocol edge.Protocol, s spec) row {
+func rowOf(door edge.Door, s spec) row {
 	r := row{open: true, restricted: s.restricted, sources: s.sources, masqueraded: s.masqueraded}
 	var v4, v6 []maglev.Backend
 	for _, b := range s.backends {
@@ -163,34 +200,34 @@ func rowOf(protocol edge.Protocol, s spec) row {
 			v6 = append(v6, b)
 		}
 	}
-	word := wordOf(protocol)
-	r.v4, r.v6 = s.way(v4, word, 4), s.way(v6, word, 6)
+	word, n := wordOf(door.Protocol), namesOf(door)
+	r.v4, r.v6 = s.way(v4, n, word, 4), s.way(v6, n, word, 6)
 	if s.affinity > 0 && len(s.backends) > 0 {
-		r.remember = rememberChain(word, s.affinity)
+		r.remember = n.rememberChain(word, s.affinity)
 	}
 	return r
 }
 
 // way leads clients of an IP version to the backends, which are of that version
 // too: the kernel does not translate between them.
-func (s spec) way(backends []maglev.Backend, protocol string, version int) way {
+func (s spec) way(backends []maglev.Backend, n names, protocol string, version int) way {
 	if len(backends) == 0 {
 		return way{}
 	}
 	if !s.source || len(backends) == 1 {
 		slots := randomTable(backends)
-		return way{chain: of(protocol, version, fmt.Sprintf("random-%d", len(slots))), slots: slots}
+		return way{chain: n.chain(protocol, version, random, len(slots)), slots: slots}
 	}
 	size := maglev.Size(len(backends))
 	slots := make([]netip.AddrPort, 0, size)
 	for _, i := range maglev.Table(backends, size) {
 		slots = append(slots, backends[i].Addr)
 	}
-	kind := "source"
+	kind := source
 	if s.affinity > 0 {
-		kind = "affinity"
+		kind = affine
 	}
-	return way{chain: of(protocol, version, fmt.Sprintf("%s-%d", kind, size)), slots: slots}
+	return way{chain: n.chain(protocol, version, kind, size), slots: slots}
 }
 
 // randomTable gives each backend slots for its weight: as few as that can be
@@ -265,5 +302,6 @@ func comparePrefixes(x, y netip.Prefix) int {
 }
 
 func compareDoors(x, y edge.Door) int {
-	return cmp.Or(cmp.Compare(x.Listen.Device, y.Listen.Device), cmp.Compare(x.Listen.Port, y.Listen.Port), cmp.Compare(x.Protocol, y.Protocol))
+	return cmp.Or(cmp.Compare(x.Listen.Device, y.Listen.Device), x.Listen.Addr.Compare(y.Listen.Addr),
+		cmp.Compare(x.Listen.Port, y.Listen.Port), cmp.Compare(x.Protocol, y.Protocol))
 }
