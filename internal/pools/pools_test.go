@@ -22,8 +22,10 @@ func house() Input {
 			{Name: "routed", Zone: "public", Ranges: []edge.Range{between("192.0.2.1", "192.0.2.2")}, Auto: true},
 		},
 		Networks: []Network{
-			{"home", "eth0", netip.MustParsePrefix("10.1.0.1/24")}, {"home", "eth0", netip.MustParsePrefix("fd01::1/64")},
-			{"home", "eth1", netip.MustParsePrefix("10.2.0.1/24")}, {"public", "ppp0", netip.MustParsePrefix("198.51.100.7/32")},
+			{"home", "eth0", netip.MustParsePrefix("10.1.0.1/24")},
+			{"home", "eth0", netip.MustParsePrefix("fd01::1/64")},
+			{"home", "eth1", netip.MustParsePrefix("10.2.0.1/24")},
+			{"public", "ppp0", netip.MustParsePrefix("198.51.100.7/32")},
 		},
 		Own: map[string][]netip.Addr{"home": addrs("10.1.0.1", "fd01::1", "10.2.0.1"), "public": addrs("198.51.100.7")},
 	}
@@ -68,7 +70,7 @@ func want(text string) Want {
 // before is an allocation in zone home: "web 10.1.0.8", "web 10.1.0.8 held".
 func before(text string) edge.Allocation {
 	f := append(strings.Fields(text), "")
-	return edge.Allocation{Addr: netip.MustParseAddr(f[1]), Pool: "v4", Zone: "home", Service: "shop/" + f[0], UID: "uid-" + f[0], Held: f[2] == "held"}
+	return edge.Allocation{Addr: netip.MustParseAddr(f[1]), Pool: "renamed", Zone: "home", Service: "shop/" + f[0], UID: "uid-" + f[0], Held: f[2] == "held"}
 }
 
 // outcome is what a want has got, in a line each.
@@ -135,17 +137,17 @@ func TestAssign(t *testing.T) {
 				"a": {"10.1.0.13 of v4 eth0", own1}, "back": {"10.1.0.9 of v4 eth0", own1},
 				"b": {own1, "AddressInUse 4: 10.1.0.12 was the address of service/shop/late until just now; wait a minute: then it is free"},
 			},
-			held: "10.1.0.8 gone, 10.1.0.12 late",
+			held: "10.1.0.8 v4 gone, 10.1.0.12 v4 late",
 		},
 		"what is held counts when all are gone": {
 			before: "gone 10.1.0.8", wants: "a; b; c; d",
 			gets: map[string][]string{"d": {own1, "PoolExhausted 4: pool v4 has no free address in 10.1.0.0/24; add addresses to pool v4 or delete a Service; 3 of 4 are given, 1 soon free"}},
-			held: "10.1.0.8 gone",
+			held: "10.1.0.8 v4 gone",
 		},
 		"a request takes the place of what it had there": {
 			before: "a 10.1.0.8; a fd01::5:5", wants: "a families=46 addresses=10.1.0.20; b",
 			gets: map[string][]string{"a": {"10.1.0.20 of few eth0", "fd01::5:5 of v6 eth0", own1}, "b": {"10.1.0.9 of v4 eth0", own1}},
-			held: "10.1.0.8 a",
+			held: "10.1.0.8 v4 a",
 		},
 		"what it has asked for it keeps when it asks no more": {
 			before: "a 10.1.0.20", wants: "a", gets: map[string][]string{"a": {"10.1.0.20 of few eth0", own1}},
@@ -157,14 +159,14 @@ func TestAssign(t *testing.T) {
 				"c": {own1, "PoolExhausted 4: pool few has no free address in 10.1.0.0/24; add addresses to pool few or delete a Service; 2 of 2 are given"},
 				"d": {own1, "AddressInUse 4: 10.1.0.21 is the address of service/shop/b; " + elsewhere + share},
 			},
-			held: "10.1.0.8 c",
+			held: "10.1.0.8 v4 c",
 		},
 		"two pools by name are two addresses, for who prefers two families as well": {
 			wants: "a addresses=few,v4; b addresses=v4,v6",
 			gets:  map[string][]string{"a": {"10.1.0.8 of v4 eth0", "10.1.0.20 of few eth0", own1}, "b": {"10.1.0.9 of v4 eth0", own1}},
 		},
 		"requests that cannot be met leave nothing in their place": {
-			before: "e 10.1.0.9",
+			before: "e 10.1.0.9; b 10.1.0.12",
 			wants:  "a addresses=10.1.0.77; b addresses=172.16.0.1; c addresses=10.1.0.20 pools=v4; d addresses=nope; e addresses=few pools=v4; f addresses=v6; g addresses=fd01::5:5; h addresses=10.1.0.255; i addresses=10.2.0.9",
 			gets: map[string][]string{
 				"a": {own1, "AddressNotInPool 4: 10.1.0.77 is in no pool of zone home; " + inPool},
@@ -175,14 +177,14 @@ func TestAssign(t *testing.T) {
 				"f": {"AddressNotInPool 0: pool v6 has no IPv4 address; add some to it, or name another one in gatehouse.e13.dev/addresses"},
 				"g": {"10.1.0.8 of v4 eth0", own1, "AddressNotAllowed 6: fd01::5:5 is an IPv6 address, and this Service has no IPv6; set ipFamilyPolicy: PreferDualStack, or take it out of gatehouse.e13.dev/addresses"},
 				"h": {own1, "AddressNotInPool 4: 10.1.0.255 is the broadcast address of 10.1.0.0/24; " + inPool},
-				"i": {"10.1.0.12 of v4 eth0", "AddressNotInPool 4: 10.2.0.9 is in no pool of zone home; " + inPool},
+				"i": {"10.1.0.13 of v4 eth0", "AddressNotInPool 4: 10.2.0.9 is in no pool of zone home; " + inPool},
 			},
-			held: "10.1.0.9 e",
+			held: "10.1.0.9 v4 e, 10.1.0.12 v4 b",
 		},
 		"an interface's own address, on request": {
 			before: "a 10.1.0.8", wants: "a addresses=10.1.0.1; b addresses=10.2.0.1",
 			gets: map[string][]string{"a": {"own eth0 10.1.0.0/24", own1}, "b": {"10.1.0.9 of v4 eth0", own1}},
-			held: "10.1.0.8 a",
+			held: "10.1.0.8 v4 a",
 		},
 		"a request is for the zone that has it": {
 			wants: "a addresses=192.0.2.2,few; a zone=public addresses=192.0.2.2,few; b addresses=172.16.0.1; b zone=public addresses=172.16.0.1",
@@ -203,6 +205,33 @@ func TestAssign(t *testing.T) {
 		"who has no key any more goes, unless it is the older one": {
 			before: "a 10.1.0.8; b 10.1.0.8; c 10.1.0.8", wants: "a key=k; b; c key=k",
 			gets: map[string][]string{"a": {"10.1.0.8 of v4 eth0", own1}, "b": {"10.1.0.9 of v4 eth0", own1}, "c": {"10.1.0.8 of v4 eth0", own1}},
+		},
+		"what somebody has is not held for another one": {
+			before: "a 10.1.0.8 held; b 10.1.0.8", wants: "a; b",
+			gets: map[string][]string{"a": {"10.1.0.9 of v4 eth0", own1}, "b": {"10.1.0.8 of v4 eth0", own1}},
+		},
+		"one of a pool by name is enough": {
+			before: "a 10.1.0.20; a 10.1.0.21", wants: "a addresses=few status=10.1.0.21",
+			gets: map[string][]string{"a": {"10.1.0.21 of few eth0", own1}},
+			held: "10.1.0.20 few a",
+		},
+		"a status in IPv6's writing": {
+			wants: "a status=::ffff:10.1.0.12", gets: map[string][]string{"a": {"10.1.0.12 of v4 eth0", own1}},
+		},
+		"a network in another one, and a network of two": {
+			wants: "a",
+			change: func(in *Input) {
+				in.Networks = append(in.Networks, Network{Zone: "home", Device: "eth2", Prefix: netip.MustParsePrefix("10.1.0.8/30")}, Network{Zone: "home", Device: "eth3", Prefix: netip.MustParsePrefix("10.4.0.0/31")})
+				in.Pools[2].Auto = true
+				in.Pools[2].Ranges = append(in.Pools[2].Ranges, between("10.4.0.1", "10.4.0.1"))
+			},
+			gets: map[string][]string{"a": {"10.1.0.9 of v4 eth2", "10.1.0.12 of v4 eth0", "10.4.0.1 of few eth3", own1}},
+		},
+		"of what is routed it keeps one, with all interfaces there": {
+			before: "a 10.3.0.2; a 10.3.0.1", wants: "a status=10.3.0.2,10.3.0.1; b; b zone=public",
+			change: func(in *Input) { in.Pools[0].Ranges = []edge.Range{between("10.3.0.1", "10.3.0.3")} },
+			gets:   map[string][]string{"a": {"10.3.0.2 of v4", "own eth0 10.1.0.0/24", own1}, "b": {"10.3.0.3 of v4", "own eth0 10.1.0.0/24", own1}},
+			held:   "10.3.0.1 v4 a",
 		},
 		"a key later changes nothing": {
 			before: "a 10.1.0.8; b 10.1.0.9", wants: "a key=k; b key=k",
@@ -238,12 +267,12 @@ func TestAssign(t *testing.T) {
 				in.Wants[0].Pools = append(slices.Clone(everyPool), "second")
 			},
 			gets: map[string][]string{"a": {"10.1.0.9 of v4 eth0", "10.2.0.50 of second"}},
-			held: "10.1.0.12 a",
+			held: "10.1.0.12 v4 a",
 		},
 		"a pool that is gone, a family, a permission": {
 			before: "a 10.1.0.99; b fd01::5:5; c 10.1.0.8", wants: "a; b; c pools=few",
 			gets: map[string][]string{"a": {"10.1.0.9 of v4 eth0", own1}, "b": {"10.1.0.12 of v4 eth0", own1}, "c": {"own eth0 10.1.0.0/24", own1}},
-			held: "10.1.0.8 c, fd01::5:5 b",
+			held: "10.1.0.8 v4 c, fd01::5:5 v6 b",
 		},
 		"two interfaces in one network are as one": {
 			wants: "a; b pools=few",
@@ -274,7 +303,7 @@ func TestAssign(t *testing.T) {
 				}
 			}
 			in.Unusable = map[netip.Addr]string{}
-			for _, a := range strings.Fields(test.unusable) {
+			for a := range strings.FieldsSeq(test.unusable) {
 				in.Unusable[netip.MustParseAddr(a)] = "52:54:00:00:00:01 has it"
 			}
 			if test.change != nil {
@@ -293,7 +322,7 @@ func TestAssign(t *testing.T) {
 			var held []string
 			for _, a := range r.Allocations {
 				if a.Held {
-					held = append(held, a.Addr.String()+" "+strings.TrimPrefix(a.Service, "shop/"))
+					held = append(held, a.Addr.String()+" "+a.Pool+" "+strings.TrimPrefix(a.Service, "shop/"))
 				}
 			}
 			if got := strings.Join(held, ", "); got != test.held {

@@ -38,8 +38,10 @@ func (d *dice) some(of []string) (some []string) {
 // world are the networks, pools and addresses that a made-up input has some of.
 var (
 	worldNetworks = []Network{
-		{"home", "eth0", netip.MustParsePrefix("10.0.0.0/28")}, {"home", "eth0", netip.MustParsePrefix("fd00::/64")},
-		{"home", "eth1", netip.MustParsePrefix("10.0.0.8/30")}, {"home", "wlan0", netip.MustParsePrefix("10.0.0.0/28")},
+		{"home", "eth0", netip.MustParsePrefix("10.0.0.0/28")},
+		{"home", "eth0", netip.MustParsePrefix("fd00::/64")},
+		{"home", "eth1", netip.MustParsePrefix("10.0.0.8/30")},
+		{"home", "wlan0", netip.MustParsePrefix("10.0.0.0/28")},
 		{"dmz", "eth2", netip.MustParsePrefix("10.0.1.0/29")},
 	}
 	worldPools = []Pool{
