@@ -286,7 +286,7 @@ func (b *builder) nodeBackends(s *edge.Service, port edge.ServicePort, endpoints
 	isHolding := func(n edge.Node) bool { return len(perNode[n.Name]) > 0 }
 	nodes := slices.DeleteFunc(slices.Clone(b.in.Cluster.Nodes), func(n edge.Node) bool {
 		_, ok := nodeAddr(n, families)
-		return !ok || n.Excluded || n.Leaving || local && !askAll && !isHolding(n)
+		return !ok || n.Excluded && !b.in.Config.Kubernetes.IgnoreExcludeLabel || n.Leaving || local && !askAll && !isHolding(n)
 	})
 	if port.Protocol != edge.TCP && !local && slices.ContainsFunc(nodes, isHolding) {
 		nodes = slices.DeleteFunc(nodes, func(n edge.Node) bool { return !isHolding(n) })

@@ -11,6 +11,7 @@ package desired
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -63,7 +64,7 @@ type State struct {
 	// Addresses of pools that are to be on this machine: those that Services have.
 	// Sorted.
 	Addresses   []edge.Address
-	Allocations []edge.Allocation // who has which address of a pool; sorted by address, then Service
+	Allocations []edge.Allocation // who has which address of a pool, and what is held; sorted by address, then Service
 }
 
 // Exposure is one port of a Service, or one static frontend, in one zone: open
@@ -94,10 +95,12 @@ type Exposure struct {
 	Notes        []string       `json:"notes,omitempty"`  // what else is to be known of an open row
 	Why          string         `json:"why"`
 
-	code    string   // event and port error reason if closed
-	devices []string // interfaces of the zone on which it listens
-	of      policy
-	behind  *backing // of a Service, while it is decided
+	code   string        // event and port error reason if closed
+	at     []edge.Listen // those of Listens that could be opened
+	of     policy
+	behind *backing     // of a Service, while it is decided
+	shut   refusal      // its owner has been told why it is closed, whoever has its doors
+	here   []netip.Addr // addresses of pools that it has in this zone
 }
 
 // policy is what kube-proxy does with the connections to a Service.
@@ -114,10 +117,13 @@ type PodShare struct {
 }
 
 type builder struct {
-	in          Inputs
+	in          Inputs // Interfaces are without addresses of pools
 	zones       map[string]*edge.Zone
 	devices     map[string]edge.Interface
-	own         map[netip.Addr]bool // this machine's addresses
+	own         map[netip.Addr]bool // this machine's addresses, with those of pools
+	ground      ground
+	placed      map[netip.Addr]bool // of State.Addresses
+	selectors   map[string]edge.Selector
 	doors       map[doorKey][]*door
 	nodes       map[string]*edge.Node
 	state       State
@@ -139,15 +145,20 @@ func Build(in Inputs) (State, []edge.Problem) {
 		nodes:   map[string]*edge.Node{},
 		probes:  map[edge.Probe]bool{},
 
+		placed:      map[netip.Addr]bool{},
+		selectors:   map[string]edge.Selector{},
 		natDevices:  map[string]bool{},
 		podNetworks: map[netip.Prefix]int{},
 		routes:      map[netip.Prefix]edge.Route{},
 	}
 	for _, i := range in.Interfaces {
-		b.devices[i.Name] = i
 		for _, p := range i.Addrs {
 			b.own[p.Addr()] = true
 		}
+	}
+	b.in.Interfaces = b.stripPools(in.Interfaces)
+	for _, i := range b.in.Interfaces {
+		b.devices[i.Name] = i
 	}
 	for i := range in.Config.Zones {
 		z := &in.Config.Zones[i]
@@ -168,10 +179,27 @@ func Build(in Inputs) (State, []edge.Problem) {
 		b.static(&in.Config.Frontends[i])
 	}
 	if in.Config.Kubernetes != nil && in.Cluster != nil {
+		b.apiServer()
 		b.services()
 	}
 	b.finish()
 	return b.state, b.problems
+}
+
+// Settled is Build once the addresses of pools are on this machine: what will be
+// open a moment later, unless somebody else has one of them.
+func Settled(in Inputs) (State, []edge.Problem) {
+	state, problems := Build(in)
+	if len(state.Addresses) == 0 {
+		return state, problems
+	}
+	states := make(map[netip.Addr]edge.AddressState, len(state.Addresses))
+	for _, a := range state.Addresses {
+		states[a.Addr] = edge.AddressState{Ready: true}
+	}
+	maps.Copy(states, in.Addresses)
+	in.Addresses, in.Allocations = states, state.Allocations
+	return Build(in)
 }
 
 // checkZones reports interfaces that are not there, and walls with a hole.
@@ -342,8 +370,17 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	proto.AcceptProxyProtocol = slices.Clone(proto.AcceptProxyProtocol)
 	slices.SortFunc(proto.AcceptProxyProtocol, comparePrefixes)
 	names, lost, conflict := b.claim(row, proto.AcceptProxyProtocol, listens)
+	if row.shut.code != "" {
+		b.closedFor(row, row.shut)
+		return
+	}
 	if conflict != nil {
 		b.closedBy(row, conflict)
+		return
+	}
+	listens, waiting := b.ready(listens)
+	if len(listens) == 0 && len(waiting) > 0 {
+		b.await(row, waiting)
 		return
 	}
 	if len(lost) > 0 {
@@ -401,8 +438,13 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 				continue
 			}
 			if b.in.Doors[door] == "" {
-				row.Addresses = append(row.Addresses, addrsOf(device)...)
-				row.devices = append(row.devices, l.Device)
+				row.at = append(row.at, l)
+				switch {
+				case !l.Addr.IsValid():
+					row.Addresses = append(row.Addresses, addrsOf(device)...)
+				case slices.Contains(row.here, l.Addr) && !slices.Contains(row.Addresses, l.Addr):
+					row.Addresses = append(row.Addresses, l.Addr)
+				}
 			}
 		} else if l.Addr.IsValid() {
 			row.Addresses = append(row.Addresses, l.Addr)
@@ -416,6 +458,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 			failed = append(failed, err)
 		}
 	}
+	b.noteWaiting(&row, waiting)
 	weighs := slices.ContainsFunc(row.Backends, func(b edge.Backend) bool { return b.Weight > 0 })
 	switch {
 	case len(row.Listens) == 0:
@@ -483,11 +526,16 @@ func listenRemedy(err string) string {
 	return "it is tried again"
 }
 
-// closed adds a row that is not open, and tells whoever has to know.
-func (b *builder) closed(row Exposure, code, reason, remedy string) {
-	row.Open, row.code, row.Reason, row.Remedy = false, code, reason, remedy
+// closedFor adds a row that is not open, and tells nobody.
+func (b *builder) closedFor(row Exposure, why refusal) {
+	row.Open, row.code, row.Reason, row.Remedy = false, why.code, why.reason, why.remedy
 	row.Backends, row.Shares, row.Target, row.DataPlane, row.behind = nil, nil, "", "", nil
 	b.state.Exposures = append(b.state.Exposures, row)
+}
+
+// closed adds a row that is not open, and tells whoever has to know.
+func (b *builder) closed(row Exposure, code, reason, remedy string) {
+	b.closedFor(row, refusal{code, reason, remedy})
 	if row.Service != "" {
 		text := reason
 		if remedy != "" {
@@ -582,7 +630,9 @@ func inZone(row Exposure, what string) string {
 func interfacesOf(listens []edge.Listen) string {
 	var names []string
 	for _, l := range listens {
-		names = append(names, l.Device)
+		if !slices.Contains(names, l.Device) {
+			names = append(names, l.Device)
+		}
 	}
 	return strings.Join(names, ", ")
 }

@@ -423,7 +423,7 @@ func TestBuildScenarios(t *testing.T) {
 			in.Config.Frontends = []config.Frontend{static("mail", 443, 20, "10.0.0.7:993")}
 			in.Config.Frontends[0].Hostnames, in.Config.Frontends[0].Transparent = []string{"mail.example.org"}, true
 		},
-		"later-annotations-are-refused": func(in *Inputs) {
+		"annotations-that-keep-it-closed": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
 				service("shop/a", 0, annotate("data-plane", "kernel")), service("shop/b", 0, annotate("addresses", "10.11.12.70")),
 				service("shop/c", 0, annotate("data-plane", "proxy"), annotate("balance", "random"), annotate("send-proxy-protocol", "none")),

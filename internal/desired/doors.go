@@ -26,9 +26,41 @@ type door struct {
 	accept []netip.Prefix    // acceptProxyProtocol of all who share it
 }
 
+// doorKey is where to look for doors that may be in the way: those at one
+// address of a pool, or with the zero Addr all others.
 type doorKey struct {
 	protocol edge.Protocol
 	port     uint16
+	addr     netip.Addr
+}
+
+func keyOf(p edge.Protocol, l edge.Listen) doorKey {
+	key := doorKey{protocol: p, port: l.Port}
+	if ofPool(l) {
+		key.addr = l.Addr
+	}
+	return key
+}
+
+// ofPool says whether a listen is at an address of a pool: only those have a
+// device and an address.
+func ofPool(l edge.Listen) bool { return l.Device != "" && l.Addr.IsValid() }
+
+// near are the doors that may overlap with a listen. There can be ten thousand
+// of one port.
+func (b *builder) near(p edge.Protocol, l edge.Listen) []*door {
+	others := b.doors[doorKey{protocol: p, port: l.Port}]
+	switch {
+	case ofPool(l):
+		return slices.Concat(others, b.doors[keyOf(p, l)])
+	case l.Device == "": // is of a file, and those come first
+		for key, doors := range b.doors {
+			if key.protocol == p && key.port == l.Port && key.addr.IsValid() {
+				others = slices.Concat(others, doors)
+			}
+		}
+	}
+	return others
 }
 
 // A conflict is why a row cannot have a door.
@@ -56,10 +88,9 @@ type loss struct {
 // claim takes all the doors of a row, or none and returns why. Of its hostnames
 // it takes those that nobody has at one of the doors, and returns the others.
 func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.Listen) (names []string, lost []loss, _ *conflict) {
-	key := doorKey{row.Protocol, row.Port}
 	var shared []*door
 	for _, l := range listens {
-		for _, d := range b.doors[key] {
+		for _, d := range b.near(row.Protocol, l) {
 			if !overlap(l, d.listen) {
 				continue
 			}
@@ -105,6 +136,7 @@ func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.List
 			if len(names) > 0 {
 				d.names = map[string]*claim{}
 			}
+			key := keyOf(row.Protocol, l)
 			b.doors[key] = append(b.doors[key], d)
 		}
 		for _, name := range names {
@@ -114,11 +146,15 @@ func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.List
 	return names, lost, nil
 }
 
-// overlap says whether the kernel would refuse to bind both: a socket bound to
-// no device is in the way on each of them, and one bound to no address likewise.
+// overlap says whether two doors are in each other's way: one with no device is
+// on each of them, and one with no address likewise; but what comes for an
+// address of a pool is its Services' alone.
 func overlap(x, y edge.Listen) bool {
 	if x.Port != y.Port || x.Device != "" && y.Device != "" && x.Device != y.Device {
 		return false
+	}
+	if ofPool(x) && y.Device != "" || ofPool(y) && x.Device != "" {
+		return x.Addr == y.Addr
 	}
 	return !x.Addr.IsValid() || !y.Addr.IsValid() || x.Addr == y.Addr
 }
@@ -218,7 +254,7 @@ func (b *builder) claimAdmin() {
 	if err != nil {
 		return
 	}
-	key := doorKey{edge.TCP, ap.Port()}
+	key := doorKey{protocol: edge.TCP, port: ap.Port()}
 	b.doors[key] = append(b.doors[key], &door{
 		listen: edge.Listen{Addr: ap.Addr(), Port: ap.Port()}, first: &claim{name: "admin.listen (" + admin.Pos.String() + ")"},
 	})
