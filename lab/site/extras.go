@@ -306,7 +306,7 @@ func (s *Site) podNetns(name string) (string, error) {
 type ComponentStatus struct {
 	Name, Host, Log string
 	PID             int
-	State           string // healthy, running (cannot be asked), stopped, dead, or what its health address says
+	State           string // healthy, running (cannot be asked), paused, stopped, dead, or what its health address says
 }
 
 // HostStatus is one host and its addresses, as "eth1 10.11.12.32".
@@ -352,6 +352,8 @@ func (s *Site) Status(ctx context.Context) (Status, error) {
 				row.State, row.PID = "dead", 0
 			case err != nil && !c.alive():
 				row.State, row.PID = "stopped", 0
+			case c.paused():
+				row.State = "paused"
 			case err != nil:
 				row.State = strings.Join(strings.Fields(err.Error()), " ")
 			case c.Health == "":

@@ -36,21 +36,26 @@ type component struct {
 // startTime returns when a process started, in clock ticks since boot; 0 if there is no such process or it is dead
 // and only waits to be reaped.
 func startTime(pid int) uint64 {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The second field is the program's name in parentheses, and may hold anything; count from behind it.
-	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')'):]), " ")
-	if !ok {
-		return 0
-	}
-	fields := strings.Fields(rest)
+	fields := statFields(pid)
 	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
 		return 0
 	}
 	t, _ := strconv.ParseUint(fields[19], 10, 64)
 	return t
+}
+
+// statFields are those of /proc/PID/stat from the third one on, the state; none if there is no such process.
+func statFields(pid int) []string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	// The second field is the program's name in parentheses, and may hold anything; count from behind it.
+	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')'):]), " ")
+	if !ok {
+		return nil
+	}
+	return strings.Fields(rest)
 }
 
 func (c *component) alive() bool {
@@ -124,6 +129,9 @@ func (s *Site) stopLocked(ctx context.Context, c *component) error {
 	}
 	if err := syscall.Kill(c.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("stop %s: %w", c.Name, err)
+	}
+	if err := c.signal(syscall.SIGCONT); err != nil { // a paused one hears of its end only so
+		return err
 	}
 	if poll(ctx, patience, 5*time.Millisecond, gone) == nil {
 		return nil

@@ -424,7 +424,11 @@ func (s *Site) LinkDown(hostName, iface string) error { return s.setCable(hostNa
 func (s *Site) LinkUp(hostName, iface string) error { return s.setCable(hostName, iface, "up") }
 
 func (s *Site) setCable(hostName, iface, state string) error {
-	segment, port, err := cable(hostName, iface)
+	now := newSite(s.name) // somebody else may have attached it
+	if err := now.load(); err != nil {
+		return err
+	}
+	segment, port, err := now.cable(hostName, iface)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,9 @@ type record struct {
 	Ready      bool         `json:"ready"` // Up has come to its end
 	Options    Options      `json:"options"`
 	Components []*component `json:"components"`
+	// Attached are interfaces that hosts got later; Cuts the pairs of switch ports that Cut has parted, by network.
+	Attached []attachment        `json:"attached,omitempty"`
+	Cuts     map[string][]string `json:"cuts,omitempty"`
 }
 
 func checkName(name string) error {

@@ -299,14 +299,7 @@ func hostSetup(h host) string {
 	var b strings.Builder
 	b.WriteString("link set lo up\n")
 	for _, n := range h.nics {
-		for _, a := range n.addrs {
-			nodad := ""
-			if strings.Contains(a, ":") {
-				nodad = " nodad" // the addresses are ours by construction; waiting for the check is a second per lab
-			}
-			fmt.Fprintf(&b, "addr add %s dev %s%s\n", a, n.name, nodad)
-		}
-		fmt.Fprintf(&b, "link set %s up\n", n.name)
+		b.WriteString(nicSetup(n))
 	}
 	for _, l := range h.setup {
 		b.WriteString(l + "\n")
@@ -314,28 +307,23 @@ func hostSetup(h host) string {
 	return b.String()
 }
 
+func nicSetup(n nic) string {
+	var b strings.Builder
+	for _, a := range n.addrs {
+		nodad := ""
+		if strings.Contains(a, ":") {
+			nodad = " nodad" // the addresses are ours by construction; waiting for the check is a second per lab
+		}
+		fmt.Fprintf(&b, "addr add %s dev %s%s\n", a, n.name, nodad)
+	}
+	fmt.Fprintf(&b, "link set %s up\n", n.name)
+	return b.String()
+}
+
 // portName is the name of a cable's end in the switch. At most 15 characters, as the kernel wants it.
 func portName(host, nic string) string { return host + "-" + nic }
 
 func nsName(lab, host string) string { return "ghlab-" + lab + "-" + host }
-
-// cable finds the switch and the port where the cable of a host's interface ends.
-func cable(hostName, iface string) (segment, port string, err error) {
-	for _, h := range hosts(false) {
-		if h.name != hostName {
-			continue
-		}
-		var names []string
-		for _, n := range h.nics {
-			if n.name == iface {
-				return n.segment, portName(h.name, n.name), nil
-			}
-			names = append(names, n.name)
-		}
-		return "", "", fmt.Errorf("%s has no cable at %s; it has %s", hostName, iface, strings.Join(names, ", "))
-	}
-	return "", "", noSuchHost(hostName)
-}
 
 func noSuchHost(name string) error {
 	return fmt.Errorf("no host named %q; there are %s", name, strings.Join(hostNames(), ", "))

@@ -102,7 +102,7 @@ func TestCable(t *testing.T) {
 		{"edge", "veth0", "", "edge has no cable at veth0; it has eth0, eth1"},
 		{"nas", "eth0", "", `no host named "nas"; there are inet, router, home1, home2, edge, cp, w1, w2, w3`},
 	} {
-		segment, port, err := cable(tt.host, tt.iface)
+		segment, port, err := newSite("x").cable(tt.host, tt.iface)
 		got, message := segment+":"+port, ""
 		if err != nil {
 			got, message = "", err.Error()

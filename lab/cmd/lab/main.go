@@ -38,8 +38,19 @@ const usage = `lab: a whole site on one machine, with a real Kubernetes in it
   lab exec [--name NAME] HOST PROGRAM [ARGUMENT]...          run something on a host, or in a pod (NAMESPACE/POD)
   lab stop [--name NAME] [--kill] COMPONENT                  end a component (lab status lists them)
   lab start [--name NAME] COMPONENT                          start it again
+  lab pause [--name NAME] COMPONENT                          freeze a component: it is there, and answers nobody
+  lab resume [--name NAME] COMPONENT                         let it go on
   lab unplug [--name NAME] HOST INTERFACE                    pull a cable
   lab plug [--name NAME] HOST INTERFACE                      put it back
+  lab cut [--name NAME] HOST HOST                            two hosts of one network do not reach each other any more
+  lab mend [--name NAME] HOST HOST                           they do again
+  lab attach [--name NAME] HOST INTERFACE NETWORK [ADDRESS/LENGTH]...
+                                                             one more interface, in the network inet, home, cluster
+                                                             or a new one
+  lab detach [--name NAME] HOST INTERFACE                    take it away
+  lab compact [--name NAME]                                  etcd forgets all history
+  lab empty-store [--name NAME]                              the API server knows nothing any more but who gatehouse is
+  lab restore-store [--name NAME]                            it knows everything again
   lab kubeconfig [--name NAME] [NAMESPACE/SERVICEACCOUNT]    path of a kubeconfig: the admin's, or one with a new token
   lab logs [--name NAME] COMPONENT                           path of its log
 
@@ -165,6 +176,19 @@ var commands = map[string]struct {
 	"start":  {1, 1, func(ctx context.Context, s *site.Site, args []string) error { return s.Start(ctx, args[0]) }},
 	"unplug": {2, 2, func(_ context.Context, s *site.Site, args []string) error { return s.LinkDown(args[0], args[1]) }},
 	"plug":   {2, 2, func(_ context.Context, s *site.Site, args []string) error { return s.LinkUp(args[0], args[1]) }},
+	"pause":  {1, 1, func(ctx context.Context, s *site.Site, args []string) error { return s.Pause(ctx, args[0]) }},
+	"resume": {1, 1, func(ctx context.Context, s *site.Site, args []string) error { return s.Resume(ctx, args[0]) }},
+	"cut":    {2, 2, func(ctx context.Context, s *site.Site, args []string) error { return s.Cut(ctx, args[0], args[1]) }},
+	"mend":   {2, 2, func(ctx context.Context, s *site.Site, args []string) error { return s.Mend(ctx, args[0], args[1]) }},
+	"attach": {3, -1, func(ctx context.Context, s *site.Site, args []string) error {
+		return s.Attach(ctx, args[0], args[1], args[2], args[3:]...)
+	}},
+	"detach":  {2, 2, func(ctx context.Context, s *site.Site, args []string) error { return s.Detach(ctx, args[0], args[1]) }},
+	"compact": {0, 0, func(ctx context.Context, s *site.Site, _ []string) error { return s.Compact(ctx) }},
+	"empty-store": {0, 0, func(ctx context.Context, s *site.Site, _ []string) error {
+		return s.EmptyStore(ctx, site.AccessKeys...)
+	}},
+	"restore-store": {0, 0, func(ctx context.Context, s *site.Site, _ []string) error { return s.RestoreStore(ctx) }},
 	"kubeconfig": {0, 1, func(ctx context.Context, s *site.Site, args []string) error {
 		if len(args) == 0 {
 			fmt.Println(s.AdminKubeconfig())
