@@ -41,6 +41,7 @@ var (
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	metav1.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
+	utilruntime.Must(metav1.AddMetaToScheme(s))
 	utilruntime.Must(corev1.AddToScheme(s))
 	utilruntime.Must(discoveryv1.AddToScheme(s))
 	return s
@@ -166,14 +167,15 @@ func (s source) sameLogin(other source) bool {
 }
 
 // connect makes the REST clients. It sends nothing and starts nothing.
-func (s source) connect(userAgent string) (*connection, error) {
+func (s source) connect(userAgent string, requests *requestCounter) (*connection, error) {
 	c := rest.CopyConfig(s.config)
 	c.UserAgent = userAgent
 	c.ContentType = runtime.ContentTypeProtobuf
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	// The default of 5 requests a second would need minutes to write the status
-	// of a few hundred Services.
-	c.QPS, c.Burst = 50, 100
+	// of a few hundred Services. That the API server is not overrun is a matter of
+	// how many requests are made at a time, and of its own word (429).
+	c.QPS, c.Burst = 400, 800
 	c.WarningHandler = rest.NoWarnings{}
 	// A server that comes back is found quickly only if attempts to reach it
 	// end quickly; a watch sends nothing, so only probes can tell that the
@@ -194,7 +196,7 @@ func (s source) connect(userAgent string) (*connection, error) {
 			return err
 		},
 	}).DialContext
-	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return observer{next} })
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return observer{next, requests} })
 
 	http, err := rest.HTTPClientFor(c)
 	if err != nil {
@@ -218,10 +220,13 @@ func groupClient(c *rest.Config, http *http.Client, path string, group schema.Gr
 	return rest.RESTClientForConfigAndClient(c, http)
 }
 
-// observer notes how a request went for those who ask by withOutcome. client-go
-// answers a watch that cannot be started with an empty watch and no error,
-// which would look as if the API server had been reached.
-type observer struct{ next http.RoundTripper }
+// observer counts requests, and notes how one went for those who ask by
+// withOutcome: client-go answers a watch that cannot be started with an empty
+// watch and no error, which would look as if the API server had been reached.
+type observer struct {
+	next     http.RoundTripper
+	requests *requestCounter
+}
 
 type outcomeKey struct{}
 
@@ -233,6 +238,7 @@ func withOutcome(ctx context.Context) (context.Context, *error) {
 // RoundTrip implements http.RoundTripper.
 func (o observer) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := o.next.RoundTrip(req)
+	o.requests.count(req, resp)
 	if outcome, ok := req.Context().Value(outcomeKey{}).(*error); ok {
 		*outcome = err
 	}

@@ -22,6 +22,16 @@ import (
 // node away; KEP-3458 asks load balancers to honour it.
 const leavingTaint = "ToBeDeletedByClusterAutoscaler"
 
+// The labels that kubeadm puts on the nodes of the control plane; the old one
+// went with Kubernetes 1.24.
+const (
+	controlPlaneLabel    = "node-role.kubernetes.io/control-plane"
+	oldControlPlaneLabel = "node-role.kubernetes.io/master"
+)
+
+// portsError is the condition type of ports that cannot be served (KEP-1435).
+const portsError = corev1.LoadBalancerPortsError
+
 // service is what is kept of a Service. Of one that is not type LoadBalancer
 // only the name is filled in: it must be seen, to forget what it was before.
 type service struct {
@@ -39,12 +49,21 @@ type slice struct {
 // node is what is kept of a Node.
 type node struct{ edge.Node }
 
+// namespace is what is kept of a Namespace.
+type namespace struct {
+	name   string
+	labels map[string]string
+}
+
 // The reflector keys what it holds by namespace and name; it asks for them
 // through this method of metav1.ObjectMetaAccessor.
 
 func (s *service) GetObjectMeta() metav1.Object { return nameOnly(s.Namespace, s.Name) }
 func (s *slice) GetObjectMeta() metav1.Object   { return nameOnly(s.namespace, s.name) }
 func (n *node) GetObjectMeta() metav1.Object    { return nameOnly("", n.Name) }
+
+// GetObjectMeta implements metav1.ObjectMetaAccessor.
+func (n *namespace) GetObjectMeta() metav1.Object { return nameOnly("", n.name) }
 
 func nameOnly(namespace, name string) metav1.Object {
 	return &metav1.ObjectMeta{Namespace: namespace, Name: name}
@@ -56,8 +75,6 @@ func convertService(in *corev1.Service) *service {
 		return out
 	}
 	out.balanced = true
-	out.UID = string(in.UID)
-	out.ResourceVersion = in.ResourceVersion
 	out.Created = in.CreationTimestamp.UTC()
 	out.Class = deref(in.Spec.LoadBalancerClass)
 	out.Annotations = readAnnotations(in.Annotations)
@@ -70,6 +87,8 @@ func convertService(in *corev1.Service) *service {
 	for _, r := range in.Spec.LoadBalancerSourceRanges {
 		out.SourceRanges = append(out.SourceRanges, strings.TrimSpace(r))
 	}
+	out.IPFamilyPolicy = intern(string(deref(in.Spec.IPFamilyPolicy)))
+	out.LoadBalancerIP = strings.TrimSpace(in.Spec.LoadBalancerIP)
 	for _, f := range in.Spec.IPFamilies {
 		out.IPFamilies = append(out.IPFamilies, intern(string(f)))
 	}
@@ -83,8 +102,7 @@ func convertService(in *corev1.Service) *service {
 			Name: intern(p.Name), Protocol: protocol(p.Protocol), Port: port, NodePort: nodePort,
 		})
 	}
-	out.Ingress = convertIngress(in.Status.LoadBalancer.Ingress)
-	out.StatusOurs = statusOurs(in.ManagedFields)
+	convertWritten(in, &out.Service)
 	if len(out.SourceRanges) == 0 {
 		// The older way, which the API server still checks; it was never removed.
 		for r := range strings.SplitSeq(in.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey], ",") {
@@ -93,8 +111,18 @@ func convertService(in *corev1.Service) *service {
 			}
 		}
 	}
-	out.Deleting = in.DeletionTimestamp != nil
 	return out
+}
+
+// convertWritten reads what gatehouse writes, and what that depends on.
+func convertWritten(in *corev1.Service, out *edge.Service) {
+	out.UID, out.ResourceVersion = string(in.UID), in.ResourceVersion
+	out.Ingress = convertIngress(in.Status.LoadBalancer.Ingress)
+	out.StatusBy = statusBy(in.ManagedFields)
+	out.StatusOurs = out.StatusBy == FieldManager
+	out.Conditions = ownConditions(in.Status.Conditions, in.ManagedFields)
+	out.Finalizer = slices.Contains(in.Finalizers, Finalizer)
+	out.Deleting = in.DeletionTimestamp != nil
 }
 
 // readAnnotations keeps those that gatehouse reads: others can be large
@@ -133,13 +161,13 @@ func convertIngress(in []corev1.LoadBalancerIngress) []edge.Ingress {
 	return out
 }
 
-// statusOurs says whether gatehouse was the last to write
+// statusBy is the manager that was the last to write
 // status.loadBalancer.ingress. The API server keeps that in managedFields: a
 // writer that changes the list takes it away from its owner, and writers of
 // equal lists own it together, told apart by time.
-func statusOurs(entries []metav1.ManagedFieldsEntry) bool {
+func statusBy(entries []metav1.ManagedFieldsEntry) string {
 	var last time.Time
-	ours := false
+	manager := ""
 	for i := range entries {
 		e := &entries[i]
 		if !ownsIngress(e) {
@@ -149,28 +177,71 @@ func statusOurs(entries []metav1.ManagedFieldsEntry) bool {
 		if e.Time != nil {
 			at = e.Time.Time
 		}
-		switch mine := e.Manager == FieldManager; {
-		case at.After(last):
-			last, ours = at, mine
-		case at.Equal(last):
-			ours = ours || mine // times are in seconds: in doubt it is ours, as we look at it at all
+		// Times are in seconds: in doubt it is ours, as we look at it at all.
+		if manager == "" || at.After(last) || at.Equal(last) && e.Manager == FieldManager {
+			last, manager = at, e.Manager
 		}
 	}
-	return ours
+	return intern(manager)
 }
 
 func ownsIngress(e *metav1.ManagedFieldsEntry) bool {
-	if e.FieldsV1 == nil || !bytes.Contains(e.FieldsV1.GetRawBytes(), []byte(`"f:ingress"`)) {
-		return false
-	}
+	owned, ok := ownedStatus(e, `"f:ingress"`)
+	return ok && owned.LoadBalancer.Ingress != nil
+}
+
+// ownedFields is what managedFields say of who has written a Service's status.
+type ownedFields struct {
+	LoadBalancer struct {
+		Ingress json.RawMessage `json:"f:ingress"`
+	} `json:"f:loadBalancer"`
+	Conditions map[string]json.RawMessage `json:"f:conditions"`
+}
+
+// ownedStatus reads an entry if it has the word: most have not, and there are
+// several of each Service.
+func ownedStatus(e *metav1.ManagedFieldsEntry, word string) (ownedFields, bool) {
 	var fields struct {
-		Status struct {
-			LoadBalancer struct {
-				Ingress json.RawMessage `json:"f:ingress"`
-			} `json:"f:loadBalancer"`
-		} `json:"f:status"`
+		Status ownedFields `json:"f:status"`
 	}
-	return json.Unmarshal(e.FieldsV1.GetRawBytes(), &fields) == nil && fields.Status.LoadBalancer.Ingress != nil
+	if e.FieldsV1 == nil || !bytes.Contains(e.FieldsV1.GetRawBytes(), []byte(word)) {
+		return fields.Status, false
+	}
+	return fields.Status, json.Unmarshal(e.FieldsV1.GetRawBytes(), &fields) == nil
+}
+
+// ownConditions are those of the types that gatehouse writes, sorted by type.
+// LoadBalancerPortsError belongs to whoever implements the Service (KEP-1435):
+// it is left out if managedFields name somebody else.
+func ownConditions(in []metav1.Condition, entries []metav1.ManagedFieldsEntry) []edge.Condition {
+	var out []edge.Condition
+	for i := range in {
+		c := &in[i]
+		if !strings.HasPrefix(c.Type, edge.AnnotationPrefix) && (c.Type != portsError || ofAnother(c.Type, entries)) {
+			continue
+		}
+		out = append(out, edge.Condition{Type: intern(c.Type), True: c.Status == metav1.ConditionTrue, Reason: intern(c.Reason), Message: c.Message})
+	}
+	slices.SortFunc(out, func(a, b edge.Condition) int { return cmp.Compare(a.Type, b.Type) })
+	return out
+}
+
+// ofAnother says whether somebody else has written a condition, and gatehouse
+// has no part in it.
+func ofAnother(condition string, entries []metav1.ManagedFieldsEntry) bool {
+	key := `k:{"type":"` + condition + `"}`
+	another := false
+	for i := range entries {
+		owned, _ := ownedStatus(&entries[i], `"f:conditions"`)
+		if _, ok := owned.Conditions[key]; !ok {
+			continue
+		}
+		if entries[i].Manager == FieldManager {
+			return false
+		}
+		another = true
+	}
+	return another
 }
 
 func convertSlice(in *discoveryv1.EndpointSlice) *slice {
@@ -277,8 +348,41 @@ func convertNode(in *corev1.Node) *node {
 	}
 	// The label counts whatever its value, as in the service controller.
 	_, out.Excluded = in.Labels[corev1.LabelNodeExcludeBalancers]
+	for _, label := range []string{controlPlaneLabel, oldControlPlaneLabel} {
+		if _, ok := in.Labels[label]; ok {
+			out.ControlPlane = true
+		}
+	}
 	out.Leaving = slices.ContainsFunc(in.Spec.Taints, func(t corev1.Taint) bool { return t.Key == leavingTaint })
 	return out
+}
+
+func convertNamespace(in *corev1.Namespace) *namespace {
+	return &namespace{name: in.Name, labels: in.Labels}
+}
+
+// apiServersOf are where the API servers say that they listen: the ready
+// endpoints of the port named https, or of the only port that there is.
+func apiServersOf(endpoints []edge.Endpoint) []netip.AddrPort {
+	name, several, https := "", false, false
+	for i, e := range endpoints {
+		several = several || i > 0 && e.PortName != endpoints[0].PortName
+		https = https || e.PortName == "https"
+		name = e.PortName
+	}
+	if https {
+		name = "https"
+	} else if several {
+		return nil
+	}
+	var out []netip.AddrPort
+	for _, e := range endpoints {
+		if e.PortName == name && e.Protocol == edge.TCP && e.Ready {
+			out = append(out, e.Addr)
+		}
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out)
 }
 
 // parseAddr also reads what the API accepted in old days (leading zeros).

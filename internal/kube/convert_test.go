@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -100,6 +101,21 @@ func TestConvertService(t *testing.T) {
 				{IP: netip.MustParseAddr("10.1.0.10")},
 			}
 		}},
+		{"families, the old field", func(s *corev1.Service) {
+			s.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicyRequireDualStack)
+			s.Spec.LoadBalancerIP = " 10.11.12.70 "
+		}, func(s *edge.Service) { s.IPFamilyPolicy, s.LoadBalancerIP = "RequireDualStack", "10.11.12.70" }},
+		{"what gatehouse has written", func(s *corev1.Service) {
+			s.Finalizers = []string{"example.com/other", "gatehouse.e13.dev/closed"}
+			s.Status.Conditions = []metav1.Condition{{Type: "gatehouse.e13.dev/Exposed", Status: metav1.ConditionTrue, Reason: "Open", Message: "m"}}
+			s.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "gatehouse", FieldsV1: metav1.NewFieldsV1(`{"f:status":{"f:loadBalancer":{"f:ingress":{}}}}`)}}
+		}, func(s *edge.Service) {
+			s.Finalizer, s.StatusBy, s.StatusOurs = true, "gatehouse", true
+			s.Conditions = []edge.Condition{{Type: "gatehouse.e13.dev/Exposed", True: true, Reason: "Open", Message: "m"}}
+		}},
+		{"another's finalizer", func(s *corev1.Service) {
+			s.Finalizers = []string{"service.kubernetes.io/load-balancer-cleanup"}
+		}, func(*edge.Service) {}},
 		{
 			"deleting", func(s *corev1.Service) { s.DeletionTimestamp = new(metav1.NewTime(created)) },
 			func(s *edge.Service) { s.Deleting = true },
@@ -128,7 +144,7 @@ func TestNothingButTheNameIsKeptOfOtherServices(t *testing.T) {
 	}
 }
 
-func TestStatusOurs(t *testing.T) {
+func TestStatusBy(t *testing.T) {
 	entry := func(manager string, second int, fields string) metav1.ManagedFieldsEntry {
 		return metav1.ManagedFieldsEntry{
 			Manager: manager, Subresource: "status", Operation: metav1.ManagedFieldsOperationUpdate,
@@ -140,32 +156,87 @@ func TestStatusOurs(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		entries []metav1.ManagedFieldsEntry
-		want    bool
+		want    string
 	}{
-		{"nobody wrote", nil, false},
-		{"gatehouse wrote", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, ingress)}, true},
-		{"another wrote", []metav1.ManagedFieldsEntry{entry("controller", 1, ingress)}, false},
+		{"nobody wrote", nil, ""},
+		{"gatehouse wrote", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, ingress)}, "gatehouse"},
+		{"another wrote", []metav1.ManagedFieldsEntry{entry("controller", 1, ingress)}, "controller"},
 		{"gatehouse wrote, another wrote the same later", []metav1.ManagedFieldsEntry{
 			entry("gatehouse", 1, ingress), entry("controller", 2, ingress),
-		}, false},
+		}, "controller"},
 		{"another wrote, gatehouse wrote the same later", []metav1.ManagedFieldsEntry{
 			entry("gatehouse", 3, ingress), entry("controller", 2, ingress),
-		}, true},
+		}, "gatehouse"},
+		{"both in the same second", []metav1.ManagedFieldsEntry{entry("gatehouse", 2, ingress), entry("controller", 2, ingress)}, "gatehouse"},
 		{"gatehouse wrote, another has written a condition since", []metav1.ManagedFieldsEntry{
 			entry("gatehouse", 1, ingress), entry("controller", 2, `{"f:status":{"f:conditions":{}}}`),
-		}, true},
-		{"gatehouse cleared", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:status":{"f:loadBalancer":{}}}`)}, false},
-		{"the word elsewhere", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:metadata":{"f:annotations":{"f:ingress":{}}}}`)}, false},
-		{"not JSON", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `"f:ingress"`)}, false},
-		{"no time", []metav1.ManagedFieldsEntry{{Manager: "gatehouse", FieldsV1: metav1.NewFieldsV1(ingress)}}, true},
+		}, "gatehouse"},
+		{"gatehouse cleared", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:status":{"f:loadBalancer":{}}}`)}, ""},
+		{"the word elsewhere", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `{"f:metadata":{"f:annotations":{"f:ingress":{}}}}`)}, ""},
+		{"not JSON", []metav1.ManagedFieldsEntry{entry("gatehouse", 1, `"f:ingress"`)}, ""},
+		{"no time", []metav1.ManagedFieldsEntry{{Manager: "gatehouse", FieldsV1: metav1.NewFieldsV1(ingress)}}, "gatehouse"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := statusOurs(tt.entries); got != tt.want {
-				t.Errorf("got %v", got)
+			if got := statusBy(tt.entries); got != tt.want {
+				t.Errorf("got %q", got)
 			}
 			slices.Reverse(tt.entries)
-			if got := statusOurs(tt.entries); got != tt.want {
-				t.Errorf("in reverse: got %v", got)
+			if got := statusBy(tt.entries); got != tt.want {
+				t.Errorf("in reverse: got %q", got)
+			}
+		})
+	}
+}
+
+func TestOwnConditions(t *testing.T) {
+	in := []metav1.Condition{
+		{Type: "example.com/Other", Status: metav1.ConditionTrue},
+		{Type: "gatehouse.e13.dev/Exposed", Status: metav1.ConditionFalse, Reason: "PortConflict", Message: "taken"},
+		{Type: "LoadBalancerPortsError", Status: metav1.ConditionTrue, Reason: "PortConflict", Message: "80"},
+	}
+	entry := func(manager, condition string) metav1.ManagedFieldsEntry {
+		return metav1.ManagedFieldsEntry{Manager: manager, FieldsV1: metav1.NewFieldsV1(`{"f:status":{"f:conditions":{".":{},"k:{\"type\":\"` + condition + `\"}":{".":{}}}}}`)}
+	}
+	exposed := edge.Condition{Type: "gatehouse.e13.dev/Exposed", Reason: "PortConflict", Message: "taken"}
+	ports := edge.Condition{Type: "LoadBalancerPortsError", True: true, Reason: "PortConflict", Message: "80"}
+	for _, tt := range []struct {
+		name    string
+		entries []metav1.ManagedFieldsEntry
+		want    []edge.Condition
+	}{
+		{"nobody is known to have written them", nil, []edge.Condition{ports, exposed}},
+		{"gatehouse has", []metav1.ManagedFieldsEntry{entry("gatehouse", portsError)}, []edge.Condition{ports, exposed}},
+		{"another has", []metav1.ManagedFieldsEntry{entry("cloud", portsError), entry("cloud", exposed.Type)}, []edge.Condition{exposed}},
+		{"another and gatehouse have", []metav1.ManagedFieldsEntry{entry("cloud", portsError), entry("gatehouse", portsError)}, []edge.Condition{ports, exposed}},
+		{"another has written a third", []metav1.ManagedFieldsEntry{entry("cloud", "example.com/Other")}, []edge.Condition{ports, exposed}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := ownConditions(in, tt.entries); !slices.Equal(got, tt.want) {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+func TestAPIServers(t *testing.T) {
+	at := func(addr, port string, ready bool) edge.Endpoint {
+		return edge.Endpoint{Addr: netip.MustParseAddrPort(addr), PortName: port, Protocol: edge.TCP, Ready: ready}
+	}
+	for _, tt := range []struct {
+		name string
+		in   []edge.Endpoint
+		want string
+	}{
+		{"none", nil, "[]"},
+		{"three, sorted, one not ready", []edge.Endpoint{at("10.0.0.12:6443", "https", true), at("10.0.0.11:6443", "https", true), at("10.0.0.13:6443", "https", false)}, "[10.0.0.11:6443 10.0.0.12:6443]"},
+		{"another port beside", []edge.Endpoint{at("10.0.0.11:6443", "https", true), at("10.0.0.11:9345", "rke2", true)}, "[10.0.0.11:6443]"},
+		{"the only port has another name", []edge.Endpoint{at("10.0.0.11:6443", "api", true), at("10.0.0.12:6443", "api", true)}, "[10.0.0.11:6443 10.0.0.12:6443]"},
+		{"two ports, neither is https", []edge.Endpoint{at("10.0.0.11:6443", "api", true), at("10.0.0.11:9345", "rke2", true)}, "[]"},
+		{"both families", []edge.Endpoint{at("[fd00::11]:6443", "https", true), at("10.0.0.11:6443", "https", true)}, "[10.0.0.11:6443 [fd00::11]:6443]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := fmt.Sprint(apiServersOf(tt.in)); got != tt.want {
+				t.Errorf("got %s", got)
 			}
 		})
 	}
@@ -296,6 +367,12 @@ func TestConvertNode(t *testing.T) {
 		{"leaving", corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{
 			{Key: "node.kubernetes.io/unschedulable"}, {Key: "ToBeDeletedByClusterAutoscaler"},
 		}}}, edge.Node{Leaving: true}},
+		{"control plane", corev1.Node{ObjectMeta: metav1.ObjectMeta{
+			Labels: map[string]string{"node-role.kubernetes.io/control-plane": ""},
+		}}, edge.Node{ControlPlane: true}},
+		{"control plane, as it was called", corev1.Node{ObjectMeta: metav1.ObjectMeta{
+			Labels: map[string]string{"node-role.kubernetes.io/master": "true"},
+		}}, edge.Node{ControlPlane: true}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.in.Name, tt.want.Name = "w1", "w1"

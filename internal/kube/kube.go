@@ -47,11 +47,17 @@ import (
 // FieldManager is the name under which the API server keeps what gatehouse wrote.
 const FieldManager = "gatehouse"
 
+// Finalizer is what gatehouse puts on Services that are open, so that they are
+// gone only once they are closed. That of the cloud's service controller,
+// service.kubernetes.io/load-balancer-cleanup, is not touched.
+const Finalizer = edge.AnnotationPrefix + "closed"
+
 // Options say how to reach the cluster.
 type Options struct {
 	Kubeconfig string // path; empty: in-cluster, then KUBECONFIG
 	UserAgent  string // empty: "gatehouse"
 	Logger     *slog.Logger
+	Namespaces bool // read the labels of namespaces
 }
 
 // Client reads and writes one cluster.
@@ -64,7 +70,8 @@ type Client struct {
 	fresh     *freshness
 	changed   chan struct{}
 	writer    *writer
-	events    chan edge.Event
+	events    *eventQueue
+	requests  *requestCounter
 
 	mu       sync.Mutex
 	problems map[string][]edge.Problem // by what was tried
@@ -82,17 +89,20 @@ func New(o Options) (*Client, error) {
 		file:      o.Kubeconfig,
 		userAgent: cmp.Or(o.UserAgent, "gatehouse"),
 		changed:   make(chan struct{}, 1),
-		events:    make(chan edge.Event, maxQueuedEvents),
+		events:    newEventQueue(),
+		requests:  newRequestCounter(),
 		problems:  make(map[string][]edge.Problem),
 	}
 	c.state = newState(c.notify)
 	c.fresh = newFreshness(c.notify)
 	c.writer = newWriter()
+	c.state.withNamespaces(o.Namespaces)
+	c.state.released = c.writer.wakeUp
 	source, err := loadSource(c.file)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := source.connect(c.userAgent)
+	conn, err := source.connect(c.userAgent, c.requests)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +231,7 @@ func (c *Client) reconnect() {
 	if err != nil || source.sameLogin(old.source) {
 		return // a file that is being written is read again at the next failure
 	}
-	conn, err := source.connect(c.userAgent)
+	conn, err := source.connect(c.userAgent, c.requests)
 	if err != nil {
 		return
 	}
@@ -230,7 +240,7 @@ func (c *Client) reconnect() {
 	}
 }
 
-// kind is one of the three resources that are read.
+// kind is one of the resources that are read.
 type kind struct {
 	resource string
 	example  runtime.Object
@@ -248,7 +258,7 @@ type listObject interface {
 func (c *Client) kinds(s *state) []kind {
 	core := func() rest.Interface { return c.conn.Load().core }
 	discovery := func() rest.Interface { return c.conn.Load().discovery }
-	return []kind{{
+	all := []kind{{
 		resource: "services", example: &corev1.Service{}, store: s.serviceIntake(), client: core,
 		list: func() listObject { return &corev1.ServiceList{} },
 		restrict: func(o *metav1.ListOptions) {
@@ -268,6 +278,14 @@ func (c *Client) kinds(s *state) []kind {
 		list:     func() listObject { return &corev1.NodeList{} },
 		restrict: func(*metav1.ListOptions) {},
 	}}
+	if s.namespaces != nil {
+		all = append(all, kind{
+			resource: "namespaces", example: &corev1.Namespace{}, store: s.namespaceIntake(), client: core,
+			list:     func() listObject { return &corev1.NamespaceList{} },
+			restrict: func(*metav1.ListOptions) {},
+		})
+	}
+	return all
 }
 
 // follow keeps the store of a kind like the API until ctx is done.
@@ -341,6 +359,7 @@ func (c *Client) selectorRefused(k kind, o metav1.ListOptions, err error) bool {
 // List reads the cluster once, without watching it.
 func (c *Client) List(ctx context.Context) (edge.Cluster, error) {
 	s := newState(func() {})
+	s.withNamespaces(c.state.namespaces != nil)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, k := range c.kinds(s) {
 		g.Go(func() error {
@@ -395,6 +414,10 @@ func eachItem(list listObject, f func(obj any) error) error {
 			errs = append(errs, f(&list.Items[i]))
 		}
 	case *corev1.NodeList:
+		for i := range list.Items {
+			errs = append(errs, f(&list.Items[i]))
+		}
+	case *corev1.NamespaceList:
 		for i := range list.Items {
 			errs = append(errs, f(&list.Items[i]))
 		}

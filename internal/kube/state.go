@@ -2,16 +2,12 @@ package kube
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"reflect"
 	"slices"
 	"sync"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/cache"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -20,17 +16,34 @@ import (
 // already converted, so nothing is held twice; snapshot puts it together.
 type state struct {
 	changed func() // called without the lock after something in a snapshot changed
+	// released is called without the lock after a Service left that has
+	// gatehouse's finalizer, or all Services were read anew; nil: nobody asks.
+	released func()
 
 	mu       sync.Mutex
 	services map[string]edge.Service               // type LoadBalancer only, without Endpoints
 	slices   map[string]map[string][]edge.Endpoint // of every Service: each may become a LoadBalancer
 	owners   map[string]string                     // slice -> Service
 	nodes    map[string]edge.Node
-	synced   struct{ services, slices, nodes bool }
+	// namespaces are the labels of each; nil: they are not read. It is replaced,
+	// not changed, since snapshots have it.
+	namespaces    map[string]map[string]string
+	ownNamespaces bool // no snapshot has them
+	synced     struct{ services, slices, nodes, namespaces bool }
+	lists      int // see edge.Cluster
+
+	// left are Services that had gatehouse's finalizer when they were last seen,
+	// and are of another type since, or gone: their UIDs. done are the UIDs of
+	// those that have been rid of it meanwhile, whose end the watch still has to
+	// tell.
+	left         map[string]string
+	done         map[string]struct{}
+	serviceLists int // how often all Services were read
 
 	// What the last snapshot was made of, and which of it is out of date.
 	stale      bool
 	staleNodes bool
+	staleAPI   bool
 	staleKeys  map[string]struct{}
 	whole      map[string]*edge.Service // with Endpoints
 	order      []*edge.Service          // those of whole, in order; nil: to be made
@@ -44,8 +57,21 @@ func newState(changed func()) *state {
 		slices:    make(map[string]map[string][]edge.Endpoint),
 		owners:    make(map[string]string),
 		nodes:     make(map[string]edge.Node),
+		left:      make(map[string]string),
+		done:      make(map[string]struct{}),
 		staleKeys: make(map[string]struct{}),
 		whole:     make(map[string]*edge.Service),
+	}
+}
+
+// apiServersKey is the Service whose endpoints the API servers write themselves.
+const apiServersKey = metav1.NamespaceDefault + "/kubernetes"
+
+// withNamespaces makes namespaces part of the snapshot. It is for before the
+// first is read.
+func (s *state) withNamespaces(read bool) {
+	if read {
+		s.namespaces = make(map[string]map[string]string)
 	}
 }
 
@@ -55,7 +81,7 @@ func newState(changed func()) *state {
 func (s *state) snapshot() (edge.Cluster, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	synced := s.synced.services && s.synced.slices && s.synced.nodes
+	synced := s.synced.services && s.synced.slices && s.synced.nodes && (s.synced.namespaces || s.namespaces == nil)
 	if !s.stale {
 		return s.last, synced
 	}
@@ -82,7 +108,10 @@ func (s *state) snapshot() (edge.Cluster, bool) {
 	if s.order == nil {
 		s.orderLocked()
 	}
-	out := edge.Cluster{Services: make([]edge.Service, 0, len(s.order)), Nodes: s.last.Nodes}
+	out := edge.Cluster{
+		Services: make([]edge.Service, 0, len(s.order)), Nodes: s.last.Nodes,
+		APIServers: s.last.APIServers, Namespaces: s.namespaces, Lists: s.lists,
+	}
 	for _, svc := range s.order {
 		out.Services = append(out.Services, *svc)
 	}
@@ -93,7 +122,15 @@ func (s *state) snapshot() (edge.Cluster, bool) {
 		}
 		slices.SortFunc(out.Nodes, func(a, b edge.Node) int { return cmp.Compare(a.Name, b.Name) })
 	}
-	s.stale, s.staleNodes, s.last = false, false, out
+	if s.staleAPI {
+		var all []edge.Endpoint
+		for _, part := range s.slices[apiServersKey] {
+			all = append(all, part...)
+		}
+		out.APIServers = apiServersOf(mergeEndpoints(all))
+	}
+	s.ownNamespaces = false
+	s.stale, s.staleNodes, s.staleAPI, s.last = false, false, false, out
 	return out, synced
 }
 
@@ -120,14 +157,61 @@ func (s *state) putServiceLocked(v *service) {
 		return // seen again after a reconnect
 	}
 	s.services[key] = v.Service
+	delete(s.left, key) // it is back, or another of its name
+	if !v.Finalizer {
+		delete(s.done, v.UID)
+	}
 	s.touchLocked(key)
 }
 
 func (s *state) dropServiceLocked(key string) {
-	if _, ok := s.services[key]; ok {
-		delete(s.services, key)
-		s.touchLocked(key)
+	old, ok := s.services[key]
+	if !ok {
+		return
 	}
+	delete(s.services, key)
+	s.touchLocked(key)
+	if _, done := s.done[old.UID]; done {
+		delete(s.done, old.UID)
+	} else if old.Finalizer {
+		s.left[key] = old.UID
+	}
+}
+
+// finalizerGone notes that a Service is about to be rid of its finalizer, so
+// that it is not looked for when the watch tells that it is gone; finalizerKept
+// that this went wrong.
+func (s *state) finalizerGone(key, uid string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if svc, ok := s.services[key]; ok && svc.UID == uid {
+		s.done[uid] = struct{}{}
+	}
+}
+
+func (s *state) finalizerKept(uid string) {
+	s.mu.Lock()
+	delete(s.done, uid)
+	s.mu.Unlock()
+}
+
+// takeLeft returns the Services that have left with gatehouse's finalizer since
+// the last call, and how often all Services were read.
+func (s *state) takeLeft() (left map[string]string, lists int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.left) > 0 {
+		left, s.left = s.left, make(map[string]string)
+	}
+	return left, s.serviceLists
+}
+
+// isBalanced says whether a Service is known to be of type LoadBalancer.
+func (s *state) isBalanced(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.services[key]
+	return ok
 }
 
 func (s *state) putSliceLocked(v *slice) {
@@ -168,6 +252,9 @@ func (s *state) endpointsChangedLocked(serviceKey string) {
 	if _, ok := s.services[serviceKey]; ok {
 		s.touchLocked(serviceKey)
 	}
+	if serviceKey == apiServersKey {
+		s.stale, s.staleAPI = true, true
+	}
 }
 
 func (s *state) putNodeLocked(v *node) {
@@ -185,123 +272,25 @@ func (s *state) dropNodeLocked(name string) {
 	}
 }
 
-// intake lets a reflector write objects of one kind into the state: A is the
-// API's type, V what is kept of it.
-type intake[A any, V metav1.ObjectMetaAccessor] struct {
-	state   *state
-	synced  *bool
-	convert func(A) V
-	put     func(V)
-	drop    func(key string)
-	keys    func() []string
+func (s *state) putNamespaceLocked(v *namespace) {
+	if old, ok := s.namespaces[v.name]; ok && maps.Equal(old, v.labels) {
+		return
+	}
+	s.editNamespacesLocked(func() { s.namespaces[v.name] = v.labels })
 }
 
-func (s *state) serviceIntake() cache.ReflectorStore {
-	return &intake[*corev1.Service, *service]{
-		state: s, synced: &s.synced.services, convert: convertService,
-		put: s.putServiceLocked, drop: s.dropServiceLocked, keys: func() []string { return slices.Collect(maps.Keys(s.services)) },
+func (s *state) dropNamespaceLocked(name string) {
+	if _, ok := s.namespaces[name]; ok {
+		s.editNamespacesLocked(func() { delete(s.namespaces, name) })
 	}
 }
 
-func (s *state) sliceIntake() cache.ReflectorStore {
-	return &intake[*discoveryv1.EndpointSlice, *slice]{
-		state: s, synced: &s.synced.slices, convert: convertSlice,
-		put: s.putSliceLocked, drop: s.dropSliceLocked, keys: func() []string { return slices.Collect(maps.Keys(s.owners)) },
+// editNamespacesLocked changes them. The first change after a snapshot, which
+// has them as they were, makes a copy.
+func (s *state) editNamespacesLocked(edit func()) {
+	if !s.ownNamespaces {
+		s.namespaces, s.ownNamespaces = maps.Clone(s.namespaces), true
 	}
-}
-
-func (s *state) nodeIntake() cache.ReflectorStore {
-	return &intake[*corev1.Node, *node]{
-		state: s, synced: &s.synced.nodes, convert: convertNode,
-		put: s.putNodeLocked, drop: s.dropNodeLocked, keys: func() []string { return slices.Collect(maps.Keys(s.nodes)) },
-	}
-}
-
-// Transformer makes the reflector convert objects as they stream in, so that
-// a first list never is in memory in the API's types.
-func (in *intake[A, V]) Transformer() cache.TransformFunc {
-	return func(obj any) (any, error) { return in.kept(obj) }
-}
-
-func (in *intake[A, V]) kept(obj any) (V, error) {
-	switch obj := obj.(type) {
-	case V:
-		return obj, nil
-	case A:
-		return in.convert(obj), nil
-	default:
-		var none V
-		return none, fmt.Errorf("kube: unexpected %T in a watch", obj)
-	}
-}
-
-// Add and Update store one object.
-func (in *intake[A, V]) Add(obj any) error {
-	v, err := in.kept(obj)
-	if err != nil {
-		return err
-	}
-	in.change(func() { in.put(v) })
-	return nil
-}
-
-// Update is Add.
-func (in *intake[A, V]) Update(obj any) error { return in.Add(obj) }
-
-// Delete forgets one object.
-func (in *intake[A, V]) Delete(obj any) error {
-	key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)
-	if err != nil {
-		return err
-	}
-	in.change(func() { in.drop(key) })
-	return nil
-}
-
-// Replace makes list all there is.
-func (in *intake[A, V]) Replace(list []any, _ string) error {
-	values := make(map[string]V, len(list))
-	for _, obj := range list {
-		v, err := in.kept(obj)
-		if err != nil {
-			return err
-		}
-		key, err := cache.MetaNamespaceKeyFunc(v)
-		if err != nil {
-			return err
-		}
-		values[key] = v
-	}
-	in.change(func() {
-		for _, key := range in.keys() {
-			if _, ok := values[key]; !ok {
-				in.drop(key)
-			}
-		}
-		for _, v := range values {
-			in.put(v)
-		}
-		if !*in.synced {
-			*in.synced = true
-			in.state.stale = true // an empty cluster is news as well
-		}
-	})
-	return nil
-}
-
-// Resync has nothing to do: it serves event handlers, and there are none.
-func (in *intake[A, V]) Resync() error { return nil }
-
-// change runs f with the lock held and tells of the change if there is one.
-func (in *intake[A, V]) change(f func()) {
-	in.state.mu.Lock()
-	before := in.state.stale
-	in.state.stale = false
-	f()
-	news := in.state.stale
-	in.state.stale = before || news
-	in.state.mu.Unlock()
-	if news {
-		in.state.changed()
-	}
+	edit()
+	s.stale = true
 }

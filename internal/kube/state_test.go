@@ -197,6 +197,87 @@ func TestSyncedOnceAllHasBeenRead(t *testing.T) {
 	}
 }
 
+// What was missing in a list was not seen to be deleted: who decides has to know.
+func TestListsAreCounted(t *testing.T) {
+	s, told := counted()
+	for i, intake := range []cache.ReflectorStore{s.serviceIntake(), s.sliceIntake(), s.nodeIntake(), s.serviceIntake(), s.nodeIntake()} {
+		*told = 0
+		must(t, intake.Replace(nil, "1"))
+		if c, _ := s.snapshot(); c.Lists != i+1 || *told == 0 {
+			t.Errorf("%d lists after %d, told %d times", c.Lists, i+1, *told)
+		}
+	}
+	must(t, s.nodeIntake().Add(namedNode("w1", "10.0.0.101")))
+	must(t, s.nodeIntake().Delete(namedNode("w1", "")))
+	if c, _ := s.snapshot(); c.Lists != 5 {
+		t.Errorf("%d lists", c.Lists)
+	}
+}
+
+func TestAPIServersFollowTheirSlices(t *testing.T) {
+	s, told := counted()
+	slice := func(endpoints ...discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+		e := sliceFor("default", "kubernetes", "kubernetes", endpoints...)
+		e.Ports[0].Name, e.Ports[0].Port = new("https"), new(int32(6443))
+		return e
+	}
+	step := func(want string, endpoints ...discoveryv1.Endpoint) {
+		t.Helper()
+		*told = 0
+		must(t, s.sliceIntake().Update(slice(endpoints...)))
+		if c, _ := s.snapshot(); fmt.Sprint(c.APIServers) != want || *told != 1 {
+			t.Errorf("%v, told %d times", c.APIServers, *told)
+		}
+	}
+	step("[10.0.0.11:6443]", endpointAt("10.0.0.11"))
+	step("[10.0.0.11:6443 10.0.0.12:6443]", endpointAt("10.0.0.12"), endpointAt("10.0.0.11"))
+	must(t, s.nodeIntake().Add(namedNode("w1", "10.0.0.101")))
+	if c, _ := s.snapshot(); len(c.APIServers) != 2 {
+		t.Errorf("%v, after something else has changed", c.APIServers)
+	}
+	step("[]")
+}
+
+func TestNamespacesAreReadIfSomebodyAsks(t *testing.T) {
+	named := func(name string, labels map[string]string) *corev1.Namespace {
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+	}
+	none, _ := counted()
+	for _, intake := range []cache.ReflectorStore{none.serviceIntake(), none.sliceIntake(), none.nodeIntake()} {
+		must(t, intake.Replace(nil, "1"))
+	}
+	if c, synced := none.snapshot(); c.Namespaces != nil || !synced {
+		t.Errorf("nobody has asked: %v, synced %t", c.Namespaces, synced)
+	}
+	s, told := counted()
+	s.withNamespaces(true)
+	for _, intake := range []cache.ReflectorStore{s.serviceIntake(), s.sliceIntake(), s.nodeIntake()} {
+		must(t, intake.Replace(nil, "1"))
+	}
+	if _, synced := s.snapshot(); synced {
+		t.Error("synced without them")
+	}
+	must(t, s.namespaceIntake().Replace([]any{named("shop", map[string]string{"tier": "gold"}), named("old", nil)}, "1"))
+	before, synced := s.snapshot()
+	if got := fmt.Sprint(before.Namespaces); got != "map[old:map[] shop:map[tier:gold]]" || !synced {
+		t.Errorf("%s, synced %t", got, synced)
+	}
+	must(t, s.namespaceIntake().Update(named("shop", map[string]string{"tier": "lead"})))
+	*told = 0
+	must(t, s.namespaceIntake().Update(named("shop", map[string]string{"tier": "lead"})))
+	if *told != 0 {
+		t.Error("told of a namespace that is as it was")
+	}
+	must(t, s.namespaceIntake().Delete(named("old", nil)))
+	must(t, s.namespaceIntake().Add(named("new", nil)))
+	if c, _ := s.snapshot(); fmt.Sprint(c.Namespaces) != "map[new:map[] shop:map[tier:lead]]" || *told == 0 {
+		t.Errorf("%v, told %d times", c.Namespaces, *told)
+	}
+	if got := fmt.Sprint(before.Namespaces); got != "map[old:map[] shop:map[tier:gold]]" {
+		t.Errorf("the old snapshot became %s", got)
+	}
+}
+
 // The reflector stores what the transformer returned, and adds it again.
 func TestTransformedObjectsAreAccepted(t *testing.T) {
 	s, _ := counted()

@@ -3,15 +3,13 @@ package kube
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"e13.dev/gatehouse/internal/edge"
@@ -19,6 +17,10 @@ import (
 
 const (
 	writeTimeout = 10 * time.Second
+
+	// Of what is asked about Services, only the metadata of the answer is read.
+	metadataOnly     = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+	metadataOnlyList = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 )
 
 // writer holds what Apply was last given, and what came of writing it.
@@ -30,22 +32,42 @@ type writer struct {
 	given bool
 	want  []edge.ServiceStatus
 
-	tries map[string]*try // by Service; the worker's own
+	// The rest is the worker's own.
+	tries     map[string]*try      // by Service
+	leftovers map[string]*leftover // by Service
+	pause     pause
+	// listed is how often all Services had been read when leftovers were last
+	// looked for, and at is when; failures are those of looking, in a row.
+	listed     int
+	listedAt   time.Time
+	listFailed pause
 }
 
 func newWriter() *writer {
-	return &writer{wake: make(chan struct{}, 1), tries: make(map[string]*try)}
+	return &writer{wake: make(chan struct{}, 1), tries: make(map[string]*try), leftovers: make(map[string]*leftover)}
 }
 
-// Apply makes the statuses in the API those in want, in the background, and
-// clears those that gatehouse once wrote and that are not in it. want must have
-// been decided from a Snapshot that was synced: a Service that was not known
-// then would lose its status.
+// Apply makes Services in the API as want says, in the background: their
+// addresses, their conditions of gatehouse's types, and its finalizer. Those that
+// are not in want are left alone. want must have been decided from a Snapshot
+// that was synced: a Service that was not known then would lose its status. It
+// is not to be changed afterwards, and quickest if it is sorted by namespace and
+// name.
+//
+// From the first call on Services that are not of type LoadBalancer any more
+// are rid of what gatehouse has left on them.
 func (c *Client) Apply(want []edge.ServiceStatus) {
+	if !slices.IsSortedFunc(want, compareStatuses) {
+		want = slices.SortedFunc(slices.Values(want), compareStatuses)
+	}
 	c.writer.mu.Lock()
-	c.writer.given, c.writer.want = true, slices.Clone(want)
+	c.writer.given, c.writer.want = true, want
 	c.writer.mu.Unlock()
 	c.writer.wakeUp()
+}
+
+func compareStatuses(a, b edge.ServiceStatus) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
 func (w *writer) wakeUp() {
@@ -62,105 +84,66 @@ type change struct {
 	have   *edge.Service
 }
 
-// changes compares what the API has with what is wanted. Services of which
-// nothing is wanted, that are gone, or that are another object of the same name
-// by now, are left alone.
+// changes compares what the API has with what is wanted, both of them sorted by
+// namespace and name. Services of which nothing is wanted, that are gone, or
+// that are another object of the same name by now, are left alone.
 func changes(have []edge.Service, want []edge.ServiceStatus) []change {
-	wanted := make(map[string]edge.ServiceStatus, len(want))
-	for _, w := range want {
-		wanted[w.Namespace+"/"+w.Name] = w
-	}
 	var out []change
 	for i := range have {
 		svc := &have[i]
-		key := svc.Key()
-		w, ok := wanted[key]
-		switch {
-		case ok && w.UID != svc.UID:
-		case ok && !slices.EqualFunc(w.Ingress, svc.Ingress, sameIngress):
-			out = append(out, change{key, w, svc})
+		for len(want) > 0 && compareToService(&want[0], svc) < 0 {
+			want = want[1:]
+		}
+		if len(want) == 0 {
+			break
+		}
+		if w := &want[0]; compareToService(w, svc) == 0 && w.UID == svc.UID && !sameStatus(*w, svc) {
+			out = append(out, change{svc.Key(), *w, svc})
 		}
 	}
 	return out
 }
 
-// sameIngress compares after the API's defaults.
-func sameIngress(a, b edge.Ingress) bool {
-	return a.IP == b.IP && a.Hostname == b.Hostname && modeOf(a) == modeOf(b) &&
-		slices.EqualFunc(a.Ports, b.Ports, func(a, b edge.IngressPort) bool {
-			return a.Port == b.Port && a.Error == b.Error && cmp.Or(a.Protocol, edge.TCP) == cmp.Or(b.Protocol, edge.TCP)
-		})
+func compareToService(w *edge.ServiceStatus, svc *edge.Service) int {
+	return cmp.Or(cmp.Compare(w.Namespace, svc.Namespace), cmp.Compare(w.Name, svc.Name))
 }
 
-func modeOf(i edge.Ingress) string {
-	if !i.IP.IsValid() {
-		return "" // refused by the API without an ip
-	}
-	return cmp.Or(i.Mode, string(corev1.LoadBalancerIPModeVIP))
-}
-
-// statusPatch is the body of a JSON merge patch. It replaces the list as a
-// whole, needs the verb patch only, and records the writer in managedFields.
-// Server-side apply could do no more: the list is atomic, and what others wrote
-// into it would have to be forced away in any case.
-func statusPatch(s edge.ServiceStatus) []byte {
-	ingress := make([]corev1.LoadBalancerIngress, 0, len(s.Ingress))
-	for _, i := range s.Ingress {
-		e := corev1.LoadBalancerIngress{Hostname: i.Hostname}
-		if i.IP.IsValid() {
-			e.IP = i.IP.String()
-			if i.Mode != "" {
-				e.IPMode = new(corev1.LoadBalancerIPMode(i.Mode))
-			}
-		}
-		for _, p := range i.Ports {
-			port := corev1.PortStatus{Port: int32(p.Port), Protocol: corev1.Protocol(cmp.Or(p.Protocol, edge.TCP))}
-			if p.Error != "" {
-				port.Error = &p.Error
-			}
-			e.Ports = append(e.Ports, port)
-		}
-		ingress = append(ingress, e)
-	}
-	type uid struct {
-		UID string `json:"uid"`
-	}
-	type loadBalancer struct {
-		Ingress []corev1.LoadBalancerIngress `json:"ingress"`
-	}
-	type status struct {
-		LoadBalancer loadBalancer `json:"loadBalancer"`
-	}
-	body, err := json.Marshal(struct {
-		Metadata uid    `json:"metadata"`
-		Status   status `json:"status"`
-	}{uid{s.UID}, status{loadBalancer{ingress}}})
-	if err != nil {
-		panic(fmt.Sprintf("kube: status patch: %v", err)) // strings and numbers always marshal
-	}
-	return body
-}
-
-// SetStatus writes the status of one Service now. A Service that is gone, or
-// that was created anew under the same name, is left alone without an error.
-func (c *Client) SetStatus(ctx context.Context, s edge.ServiceStatus) error {
+// writeStatus writes one change now. It returns the resourceVersion that the
+// Service has with it; none if the Service is gone, or was created anew under
+// the same name, which is no error.
+func (c *Client) writeStatus(ctx context.Context, ch change, exact bool) (version string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	var err error
+	if ch.have.Finalizer && !ch.status.Finalizer {
+		// The watch may tell of the end of the Service before the answer comes.
+		c.state.finalizerGone(ch.key, ch.status.UID)
+		defer func() {
+			if err != nil {
+				c.state.finalizerKept(ch.status.UID)
+			}
+		}()
+	}
 	for range 3 { // conflicts are with other writers, and over at once
-		err = c.conn.Load().core.Patch(types.MergePatchType).
-			Namespace(s.Namespace).Resource("services").Name(s.Name).SubResource("status").
+		var answer metav1.PartialObjectMetadata
+		err = c.conn.Load().core.Patch(types.StrategicMergePatchType).
+			Namespace(ch.status.Namespace).Resource("services").Name(ch.status.Name).SubResource("status").
 			Param("fieldManager", FieldManager).
-			Body(statusPatch(s)).
-			Do(ctx).Error()
-		if !apierrors.IsConflict(err) {
+			SetHeader("Accept", metadataOnly).
+			Body(statusPatch(ch.status, ch.have, time.Now(), exact)).
+			// Who is asked to wait waits with all that is to be written.
+			MaxRetries(0).
+			Do(ctx).Into(&answer)
+		if err == nil {
+			return answer.ResourceVersion, nil
+		}
+		if exact || !apierrors.IsConflict(err) {
 			break
 		}
 	}
 	if apierrors.IsNotFound(err) || otherObject(err) {
-		return nil
+		return "", nil
 	}
-	return err
+	return "", err
 }
 
 // otherObject says whether the API server refused because the uid in the patch
@@ -176,7 +159,11 @@ func (c *Client) writeStatuses(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		if wait, again := c.writeDue(ctx); again {
+		wait, again := c.writeDue(ctx)
+		if later, also := c.releaseLeftovers(ctx); also && (!again || later < wait) {
+			wait, again = later, true
+		}
+		if again {
 			timer.Reset(wait)
 		} else {
 			timer.Stop()

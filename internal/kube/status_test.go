@@ -25,34 +25,81 @@ func statusOf(name string, ingress ...edge.Ingress) edge.ServiceStatus {
 }
 
 func TestStatusPatch(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	const exposed = "gatehouse.e13.dev/Exposed"
+	home := ingressAt("10.11.12.32", "Proxy")
+	with := func(edit func(*edge.ServiceStatus)) edge.ServiceStatus {
+		s := statusOf("web")
+		edit(&s)
+		return s
+	}
 	for _, tt := range []struct {
 		name string
-		in   edge.ServiceStatus
-		want string
+		want edge.ServiceStatus
+		have edge.Service
+		text string // behind the uid
 	}{
-		{"clear", statusOf("web"), `{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[]}}}`},
+		{"clear", statusOf("web"), edge.Service{Ingress: []edge.Ingress{home}}, `},"status":{"loadBalancer":{"ingress":[]}}}`},
 		{
-			"address and mode", statusOf("web", ingressAt("10.11.12.32", "Proxy")),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"Proxy"}]}}}`,
+			"address and mode", statusOf("web", home), edge.Service{},
+			`},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"Proxy"}]}}}`,
 		},
 		{
-			"no mode", statusOf("web", ingressAt("fd00::32", "")),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"fd00::32"}]}}}`,
+			"no mode", statusOf("web", ingressAt("fd00::32", "")), edge.Service{},
+			`},"status":{"loadBalancer":{"ingress":[{"ip":"fd00::32"}]}}}`,
 		},
 		{
-			"a name has no mode", statusOf("web", edge.Ingress{Hostname: "web.example.org", Mode: "Proxy"}),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"hostname":"web.example.org"}]}}}`,
+			"a name has no mode", statusOf("web", edge.Ingress{Hostname: "web.example.org", Mode: "Proxy"}), edge.Service{},
+			`},"status":{"loadBalancer":{"ingress":[{"hostname":"web.example.org"}]}}}`,
 		},
 		{
-			"ports", statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP}, edge.IngressPort{Port: 5060, Protocol: edge.SCTP, Error: "ProtocolNotSupported"})),
-			`{"metadata":{"uid":"u-web"},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"VIP","ports":[{"port":80,"protocol":"TCP"},{"port":5060,"protocol":"SCTP","error":"ProtocolNotSupported"}]}]}}}`,
+			"ports", statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP}, edge.IngressPort{Port: 5060, Protocol: edge.SCTP, Error: "ProtocolNotSupported"})), edge.Service{},
+			`},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"VIP","ports":[{"port":80,"protocol":"TCP"},{"port":5060,"protocol":"SCTP","error":"ProtocolNotSupported"}]}]}}}`,
+		},
+		{
+			"finalizer, with the address", with(func(s *edge.ServiceStatus) { s.Finalizer, s.Ingress = true, []edge.Ingress{home} }), edge.Service{},
+			`,"finalizers":["gatehouse.e13.dev/closed"]},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"Proxy"}]}}}`,
+		},
+		{"released", statusOf("web"), edge.Service{Finalizer: true}, `,"$deleteFromPrimitiveList/finalizers":["gatehouse.e13.dev/closed"]}}`},
+		{
+			"released while it is deleted", statusOf("web"), edge.Service{Finalizer: true, Deleting: true},
+			`,"$deleteFromPrimitiveList/finalizers":["gatehouse.e13.dev/closed"]}}`,
+		},
+		{"none is put on what is being deleted", with(func(s *edge.ServiceStatus) { s.Finalizer = true }), edge.Service{Deleting: true}, `}}`},
+		{
+			"a new condition", with(func(s *edge.ServiceStatus) {
+				s.Conditions = []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}
+			}), edge.Service{},
+			`},"status":{"conditions":[{"type":"gatehouse.e13.dev/Exposed","status":"True","reason":"Open","message":"m","lastTransitionTime":"2026-03-01T12:00:00Z"}]}}`,
+		},
+		{
+			"another message, none at all: since when it is so stays", with(func(s *edge.ServiceStatus) {
+				s.Conditions = []edge.Condition{{Type: exposed, True: true, Reason: "PartlyOpen"}}
+			}), edge.Service{Conditions: []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}},
+			`},"status":{"conditions":[{"type":"gatehouse.e13.dev/Exposed","status":"True","reason":"PartlyOpen","message":""}]}}`,
+		},
+		{
+			"it is not so any more", with(func(s *edge.ServiceStatus) {
+				s.Conditions = []edge.Condition{{Type: exposed, Reason: "NoZone", Message: "m"}}
+			}), edge.Service{Conditions: []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}},
+			`},"status":{"conditions":[{"type":"gatehouse.e13.dev/Exposed","status":"False","reason":"NoZone","message":"m","lastTransitionTime":"2026-03-01T12:00:00Z"}]}}`,
+		},
+		{
+			"one is as it is, one goes", with(func(s *edge.ServiceStatus) {
+				s.Conditions = []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}
+			}), edge.Service{Conditions: []edge.Condition{{Type: "LoadBalancerPortsError", True: true}, {Type: exposed, True: true, Reason: "Open", Message: "m"}}},
+			`},"status":{"conditions":[{"type":"LoadBalancerPortsError","$patch":"delete"}]}}`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := string(statusPatch(tt.in)); got != tt.want {
-				t.Errorf("got  %s\nwant %s", got, tt.want)
+			if got, want := string(statusPatch(tt.want, &tt.have, now, false)), `{"metadata":{"uid":"u-web"`+tt.text; got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
 			}
 		})
+	}
+	exact := string(statusPatch(statusOf("web"), &edge.Service{Finalizer: true, ResourceVersion: "7"}, now, true))
+	if !strings.HasPrefix(exact, `{"metadata":{"uid":"u-web","resourceVersion":"7",`) {
+		t.Errorf("exact: %s", exact)
 	}
 }
 
@@ -85,6 +132,24 @@ func TestChanges(t *testing.T) {
 		{"not ours", has("web", false, other), nil, ""},
 		{"cleared already", has("web", true), nil, ""},
 		{"another of the same name", has("web", false), []edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-before", Ingress: []edge.Ingress{home}}}, ""},
+		{"the finalizer is missing", has("web", true, home), []edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true, Ingress: []edge.Ingress{home}}}, "shop/web: 10.11.12.32"},
+		{
+			"the finalizer is missing, it is being deleted", edge.Service{Namespace: "shop", Name: "web", UID: "u-web", Deleting: true},
+			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true}}, "",
+		},
+		{
+			"a condition is missing", has("web", true),
+			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "gatehouse.e13.dev/Exposed"}}}}, "shop/web: clear",
+		},
+		{
+			"the conditions are in another order",
+			edge.Service{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "B"}, {Type: "A"}}},
+			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "A"}, {Type: "B"}}}}, "",
+		},
+		{
+			"the one before and the one behind are others", has("web", false),
+			[]edge.ServiceStatus{{Namespace: "a-b", Name: "web"}, {Namespace: "shop", Name: "a"}, statusOf("web", home), {Namespace: "shop", Name: "x"}}, "shop/web: 10.11.12.32",
+		},
 		{"gone", has("api", false), []edge.ServiceStatus{statusOf("web", home)}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -106,47 +171,6 @@ func TestChanges(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.text)
 			}
 		})
-	}
-}
-
-// A write that is in effect is not repeated before the watch has told of it,
-// and one that another controller undoes is repeated more and more slowly.
-func TestWritesAreNotRepeatedInHaste(t *testing.T) {
-	now := time.Unix(0, 0)
-	svc := &edge.Service{Namespace: "shop", Name: "web", ResourceVersion: "1"}
-	ch := change{"shop/web", statusOf("web", ingressAt("10.11.12.32", "Proxy")), svc}
-	tr := &try{}
-	write := func() { tr.status, tr.version, tr.at, tr.written = ch.status, svc.ResourceVersion, now, true }
-
-	if !tr.due(ch, now) {
-		t.Fatal("the first write is not due")
-	}
-	write()
-	for range 3 {
-		if now = now.Add(time.Minute); tr.due(ch, now) {
-			t.Error("due again, though the Service has not changed since")
-		}
-	}
-	var delays []string
-	for i := range 6 {
-		svc.ResourceVersion = fmt.Sprint(i + 2) // another controller's write
-		began := now
-		for !tr.due(ch, now) {
-			now = now.Add(500 * time.Millisecond)
-		}
-		delays = append(delays, now.Sub(began).String())
-		write()
-	}
-	if got := strings.Join(delays, " "); got != "1s 2s 4s 8s 16s 16s" {
-		t.Errorf("delays %s", got)
-	}
-	if tr.problem == nil || tr.problem.String() != "service/shop/web: status.loadBalancer: another controller keeps changing it; "+
-		"let one of both own the Service: set another loadBalancerClass, or take the class from the other" {
-		t.Errorf("problem %v", tr.problem)
-	}
-	ch.status = statusOf("web", ingressAt("10.11.12.51", "Proxy"))
-	if !tr.due(ch, now) || tr.problem != nil {
-		t.Error("another wish has to wait")
 	}
 }
 

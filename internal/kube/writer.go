@@ -2,8 +2,12 @@ package kube
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"reflect"
 	"slices"
+	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,85 +17,181 @@ import (
 )
 
 const (
-	concurrentWrites = 4
+	concurrentWrites = 8
 	firstRetry       = time.Second
 	longestRetry     = 16 * time.Second
-	// tryRemembered is for how long a write is remembered after it was seen to
-	// be in effect. Within that, having to repeat it means that somebody else
-	// writes the same status.
+	// givenUp is after how many writes in a row that have failed the others are
+	// not tried: it is not about these Services. They are tried a while later,
+	// which is up to longestPause.
+	givenUp      = 2 * concurrentWrites
+	longestPause = time.Minute
+	// tryRemembered is for how long a write is remembered after it was made.
+	// Within that, having to repeat it means that somebody else writes the same
+	// status.
 	tryRemembered = time.Minute
-	// toleratedOverwrites is how often that may happen before it is a problem:
+	// toleratedOverwrites is how often that may happen before it is a contest:
 	// once is another writer's last word before it stops.
 	toleratedOverwrites = 2
+	// contestPause is how long nothing is written to a Service that somebody else
+	// keeps writing to.
+	contestPause = 10 * time.Minute
 )
 
 // try is the last attempt to write the status of one Service.
 type try struct {
-	status   edge.ServiceStatus
-	version  string    // the Service's resourceVersion before the write
-	at       time.Time // zero: not tried yet
-	written  bool
-	failures int       // in a row, overwritten ones included
-	next     time.Time // not before, if it failed
-	problem  *edge.Problem
-	global   bool // the problem is not with this Service
+	status     edge.ServiceStatus
+	spec       *edge.Service // if contested: see specOf
+	version    string        // the Service's resourceVersion with it, if it was written
+	same       bool          // the API server saw nothing to change
+	at         time.Time     // zero: not tried yet
+	written    bool
+	failures   int // in a row
+	overwrites int // by others, in a row
+	contested  bool
+	next       time.Time // not before
+	problem    *edge.Problem
+	global     bool // the problem is not with this Service
 }
 
-// due says whether to write now.
-func (t *try) due(ch change, now time.Time) bool {
-	if t.at.IsZero() || t.status.UID != ch.status.UID || !slices.EqualFunc(t.status.Ingress, ch.status.Ingress, sameIngress) {
+// specOf is a Service without what follows from being served: as long as that is
+// the same, a status that was contested has no other fate.
+func specOf(s *edge.Service) *edge.Service {
+	out := *s
+	out.ResourceVersion, out.Endpoints = "", nil
+	out.Ingress, out.StatusBy, out.StatusOurs, out.Conditions, out.Finalizer = nil, "", false, nil, false
+	return &out
+}
+
+// due says whether to write now, and whether it has just turned out that
+// somebody else keeps changing what was written.
+func (t *try) due(ch change, now time.Time) (due, contest bool) {
+	if t.at.IsZero() || !sameWish(t.status, ch.status) || t.contested && !reflect.DeepEqual(t.spec, specOf(ch.have)) {
 		*t = try{}
-		return true
+		return true, false
 	}
 	if t.written {
-		if t.version == ch.have.ResourceVersion {
-			return false // the watch has not told of the write yet
+		if !reached(ch.have.ResourceVersion, t.version) || t.same && ch.have.ResourceVersion == t.version {
+			return false, false // the watch has not told of the write yet
+		}
+		if now.Sub(t.at) >= tryRemembered {
+			*t = try{} // it has lasted
+			return true, false
 		}
 		t.written = false
-		t.failed(now)
-		if t.failures > toleratedOverwrites {
-			t.problem = &edge.Problem{
-				Object: "service/" + ch.key, Path: "status.loadBalancer",
-				What:   "another controller keeps changing it",
-				Remedy: "let one of both own the Service: set another loadBalancerClass, or take the class from the other",
-			}
+		t.overwrites++
+		t.next = now.Add(delayAfter(t.overwrites))
+		if t.contested || t.overwrites > toleratedOverwrites {
+			contest = !t.contested
+			t.contested, t.spec = true, specOf(ch.have)
+			t.next = now.Add(contestPause)
+			t.problem = contestOver(ch)
 		}
 	}
-	return !now.Before(t.next)
+	return !now.Before(t.next), contest
 }
 
-func (t *try) failed(now time.Time) {
-	delay := longestRetry
-	if t.failures < 4 {
-		delay = firstRetry << t.failures
+// sameWish says whether the same is to be written.
+func sameWish(a, b edge.ServiceStatus) bool {
+	return a.UID == b.UID && a.Finalizer == b.Finalizer && sameConditions(a.Conditions, b.Conditions) &&
+		slices.EqualFunc(a.Ingress, b.Ingress, sameIngress)
+}
+
+// reached says whether a resourceVersion is that of a write, or a later one.
+// Kubernetes compares them as numbers (KEP-5504); of an API server that has
+// others, any but the one before would do.
+func reached(version, written string) bool {
+	v, err := strconv.ParseUint(version, 10, 64)
+	w, werr := strconv.ParseUint(written, 10, 64)
+	if err != nil || werr != nil {
+		return version == written
 	}
-	t.failures++
-	t.next = now.Add(delay)
+	return v >= w
+}
+
+// contestOver is the problem of a Service that somebody else writes to.
+func contestOver(ch change) *edge.Problem {
+	path, by := "status.loadBalancer", "another controller"
+	switch {
+	case !slices.EqualFunc(ch.status.Ingress, ch.have.Ingress, sameIngress):
+		switch ch.have.StatusBy {
+		case FieldManager:
+			by = "another gatehouse of the same loadBalancerClass"
+		case "":
+		default:
+			by = strconv.Quote(ch.have.StatusBy)
+		}
+	case !sameConditions(ch.status.Conditions, ch.have.Conditions):
+		path = "status.conditions"
+	default:
+		path = "metadata.finalizers"
+	}
+	return &edge.Problem{
+		Object: "service/" + ch.key, Path: path,
+		What:   fmt.Sprintf("%s keeps changing it; gatehouse writes nothing there for %s, or until the Service changes", by, minutes(contestPause)),
+		Remedy: "let one of both own the Service: set another loadBalancerClass, or take the class from the other",
+	}
+}
+
+func minutes(d time.Duration) string { return fmt.Sprintf("%d minutes", int(d.Minutes())) }
+
+func delayAfter(failures int) time.Duration {
+	if failures > 4 {
+		return longestRetry
+	}
+	return firstRetry << (failures - 1)
+}
+
+// pause is a time in which nothing is tried.
+type pause struct {
+	until    time.Time
+	failures int
+}
+
+func (p *pause) failed(now time.Time) {
+	p.failures++
+	p.until = now.Add(min(firstRetry<<min(p.failures-1, 10), longestPause))
+}
+
+// asked is for an API server that says when to come back; it is believed within
+// reason.
+func (p *pause) asked(now time.Time, err error) bool {
+	seconds, ok := apierrors.SuggestsClientDelay(err)
+	if ok && seconds > 0 {
+		p.until = now.Add(min(time.Duration(seconds)*time.Second, 5*longestPause))
+	}
+	return ok && seconds > 0
 }
 
 // wrote notes how a write went.
-func (c *Client) wrote(t *try, ch change, err error) {
+func (c *Client) wrote(t *try, ch change, version string, err error) {
 	now := time.Now()
-	t.status, t.version, t.at = ch.status, ch.have.ResourceVersion, now
-	t.written = err == nil
+	t.status, t.version, t.at = ch.status, version, now
+	t.written, t.same = err == nil, err == nil && version == ch.have.ResourceVersion
 	if err == nil {
 		c.log.Debug("service_status_written", "service", ch.key, "ingress", len(ch.status.Ingress))
-		if t.failures <= toleratedOverwrites || t.global {
+		t.failures = 0
+		if !t.contested {
 			t.problem = nil
 		}
 		return
 	}
 	c.log.Debug("service_status_not_written", "service", ch.key, "err", err)
-	t.failed(now)
+	t.failures++
+	t.next = now.Add(delayAfter(t.failures))
+	t.problem, t.global = c.writeProblem(ch.key, err)
+}
+
+// writeProblem is what is to be said of a write that failed, and whether it is
+// not about the one Service. Nothing, if those who read say the same.
+func (c *Client) writeProblem(key string, err error) (p *edge.Problem, global bool) {
 	if _, answered := answer(err); !answered || apierrors.IsUnauthorized(err) {
-		return // those who read report the same
+		return nil, true
 	}
-	p := c.conn.Load().explain("patch services/status", err)
-	t.global = !apierrors.IsInvalid(err)
-	if !t.global {
-		p.Object, p.Path = "service/"+ch.key, "status.loadBalancer"
+	said := c.conn.Load().explain("patch services/status", err)
+	if global = !apierrors.IsInvalid(err); !global {
+		said.Object, said.Path = "service/"+key, "status.loadBalancer"
 	}
-	t.problem = &p
+	return &said, global
 }
 
 // retryWrites tries at once what has failed while the API server was away.
@@ -112,15 +212,23 @@ func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) 
 	cluster, _ := c.state.snapshot()
 	now := time.Now()
 	if w.hurry.Swap(false) {
+		w.pause, w.listFailed = pause{}, pause{}
 		for _, t := range w.tries {
-			t.next = now
+			if !t.contested {
+				t.next = now
+			}
+		}
+		for _, l := range w.leftovers {
+			l.next = now
 		}
 	}
-	maps.DeleteFunc(w.tries, func(_ string, t *try) bool { return t.written && now.Sub(t.at) >= tryRemembered })
 	differ := changes(cluster.Services, want)
 	waiting := make(map[string]*try, len(differ))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(concurrentWrites)
+	type dueChange struct {
+		change
+		*try
+	}
+	var due []dueChange
 	for _, ch := range differ {
 		t := w.tries[ch.key]
 		if t == nil {
@@ -128,34 +236,104 @@ func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) 
 			w.tries[ch.key] = t
 		}
 		waiting[ch.key] = t
-		if !t.due(ch, now) {
-			continue
+		isDue, contest := t.due(ch, now)
+		if contest {
+			c.log.Warn("service_status_contested", "service", ch.key, "by", ch.have.StatusBy)
+			c.Emit(edge.Event{
+				Namespace: ch.status.Namespace, Name: ch.status.Name, UID: ch.status.UID, Warning: true, Reason: "StatusContested",
+				Message: t.problem.Path + ": " + t.problem.What + "; " + t.problem.Remedy,
+			})
+		}
+		if isDue {
+			due = append(due, dueChange{ch, t})
+		}
+	}
+	// Those that have waited longest come first, so that each has its turn when
+	// most of them fail.
+	slices.SortStableFunc(due, func(a, b dueChange) int { return a.at.Compare(b.at) })
+	if now.Before(w.pause.until) {
+		due = nil
+	}
+	round := &round{pause: &w.pause}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(concurrentWrites)
+	for _, d := range due {
+		if round.over() {
+			break
 		}
 		g.Go(func() error {
-			if err := c.SetStatus(gctx, ch.status); ctx.Err() == nil {
-				c.wrote(t, ch, err)
+			version, err := c.writeStatus(gctx, d.change, false)
+			if ctx.Err() == nil {
+				c.wrote(d.try, d.change, version, err)
+				round.note(err)
 			}
 			return nil
 		})
 	}
 	_ = g.Wait() // each outcome is in its try
-	// A failed write that is not wanted any more is no problem any more.
-	maps.DeleteFunc(w.tries, func(key string, t *try) bool { return waiting[key] == nil && !t.written })
+	now = time.Now()
+	maps.DeleteFunc(w.tries, func(key string, t *try) bool {
+		// What was written is forgotten once it has lasted, and a failed write
+		// that is not wanted any more is no problem any more.
+		return waiting[key] == nil && (!t.written || now.Sub(t.at) >= tryRemembered)
+	})
 	c.report("patch services/status", writeProblems(w.tries)...)
 
-	now = time.Now()
 	for key, t := range w.tries {
-		next := t.at.Add(tryRemembered)
-		if waiting[key] != nil && !t.written {
-			next = t.next
-		} else if t.problem == nil {
+		var next time.Time
+		switch {
+		case waiting[key] != nil && t.written:
+			continue // the watch tells when there is something to do
+		case waiting[key] != nil:
+			next = maxTime(t.next, w.pause.until)
+		case t.problem != nil:
+			next = t.at.Add(tryRemembered)
+		default:
 			continue // what was written and undisputed can be forgotten at any time
 		}
-		if d := max(next.Sub(now), 0); !again || d < wait {
-			wait, again = d, true
-		}
+		wait, again = sooner(wait, again, next, now)
 	}
 	return wait, again
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// round is one go at all that is due, which ends early when nothing works.
+type round struct {
+	mu       sync.Mutex
+	pause    *pause
+	failures int // in a row
+	ended    bool
+}
+
+func (r *round) note(err error) {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		r.failures, r.pause.failures = 0, 0
+	case r.ended:
+	case r.pause.asked(now, err):
+		r.ended = true
+	case apierrors.IsInvalid(err): // says nothing of the others
+	default:
+		if r.failures++; r.failures >= givenUp {
+			r.pause.failed(now)
+			r.ended = true
+		}
+	}
+}
+
+func (r *round) over() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended
 }
 
 // writeProblems is one problem for each Service whose status is refused, and
@@ -172,4 +350,12 @@ func writeProblems(tries map[string]*try) []edge.Problem {
 		all = append(all, *t.problem)
 	}
 	return all
+}
+
+// sooner is how long to wait with one more thing to wait for.
+func sooner(wait time.Duration, again bool, next, now time.Time) (time.Duration, bool) {
+	if d := max(next.Sub(now), 0); !again || d < wait {
+		return d, true
+	}
+	return wait, again
 }
