@@ -2,6 +2,7 @@ package nat
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -450,6 +451,47 @@ func TestClientsAreForgottenWithTheirBackend(t *testing.T) {
 	apply(t, there, State{}, false)
 	if pruned != 1 {
 		t.Errorf("after a restart: looked for clients to forget %d times", pruned)
+	}
+}
+
+// Where clients are remembered a hash stands for an address of IPv6. Of two with
+// the same, one has its clients go where their address says.
+func TestAddressesWithTheSameHash(t *testing.T) {
+	seen := map[uint32]netip.Addr{}
+	var one, other netip.Addr
+	for i := uint32(0); ; i++ {
+		b := netip.MustParseAddr("fd12::").As16()
+		binary.BigEndian.PutUint32(b[12:], i)
+		addr := netip.AddrFrom16(b)
+		if before, ok := seen[hashOfAddr(addr)]; ok {
+			one, other = before, addr
+			break
+		}
+		seen[hashOfAddr(addr)] = addr
+	}
+	remembers := func(ports ...uint16) (got []bool) {
+		var s State
+		for i, addr := range []netip.Addr{other, one} {
+			s.Frontends = append(s.Frontends, with(frontend(edge.TCP, ports[i], "[fd00::1]:80", "[fd00::2]:80"), func(f *edge.Frontend) {
+				f.Listen.Addr, f.Balance, f.AffinityTimeout = addr, edge.BalanceSource, time.Hour
+			}))
+		}
+		a, _ := newFake()
+		want := a.plan(s)
+		for _, f := range s.Frontends {
+			row := want.rows[f.Door]
+			if row.remembers() != strings.Contains(row.v6.chain, "-"+affine+"-") || len(row.v6.slots) == 0 {
+				t.Errorf("%v: %q, %q", f.Door, row.remember, row.v6.chain)
+			}
+			got = append(got, row.remembers())
+		}
+		return got
+	}
+	if got := remembers(80, 80); !slices.Equal(got, []bool{false, true}) {
+		t.Errorf("%v and %v remember clients: %v", other, one, got)
+	}
+	if got := remembers(80, 81); !slices.Equal(got, []bool{true, true}) {
+		t.Errorf("at other ports %v and %v remember clients: %v", other, one, got)
 	}
 }
 

@@ -755,6 +755,17 @@ func TestNetnsMends(t *testing.T) {
 			`add element inet gatehouse sources4 { "eth1" . tcp . 443 . 203.0.113.1-203.0.113.7 }`,
 			`add element inet gatehouse sources4 { "eth1" . tcp . 1-65535 . 203.0.113.1 }`,
 			`add element inet gatehouse restricted { "eth1" . tcp . 80 }`, `add element inet gatehouse masqueraded { "eth1" . tcp . 80 }`,
+			"flush set inet gatehouse addresses4", "flush set inet gatehouse addresses6", "flush map inet gatehouse counting",
+			"flush map inet gatehouse address-doors6", "flush map inet gatehouse tcp6-address-backends", "flush set inet gatehouse address-frontends4",
+			"flush set inet gatehouse address-sources4", "flush set inet gatehouse address-sources6", "flush map inet gatehouse address-remembered6",
+			"flush set inet gatehouse address-restricted6", "flush set inet gatehouse address-masqueraded6", "flush chain inet gatehouse tcp4-address-random-3",
+			"add element inet gatehouse addresses4 { 10.11.12.99 }", "add element inet gatehouse addresses6 { fd12::99 }",
+			`delete element inet gatehouse tcp4-address-backends { "eth1" . 10.11.12.70 . 80 . 2 }`,
+			`add element inet gatehouse tcp4-address-backends { "eth1" . 10.11.12.70 . 81 . 0 : 192.0.2.1 . 80 }`,
+			`add element inet gatehouse tcp6-address-backends { 1 . fd12::70 . 81 . 0 : 2001:db8::1 . 80 }`,
+			`add element inet gatehouse address-doors4 { "eth9" . 10.11.12.70 . tcp . 80 : goto tcp4-address-random-3 }`,
+			`add element inet gatehouse address-masqueraded4 { "eth1" . 10.11.12.70 . tcp . 80 }`,
+			`delete element inet gatehouse counting { reply . ipv6 . tcp }; add element inet gatehouse counting { reply . ipv6 . tcp : goto tcp6-to-clients }`,
 			`delete element inet gatehouse masqueraded { "eth1" . sctp . 3868 }`, `add element inet gatehouse hairpins { "eth7" . "eth8" }`,
 		} {
 			nftCommand(t, damage)

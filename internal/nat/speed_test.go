@@ -28,9 +28,30 @@ func many(n int) State {
 	return s
 }
 
+// manyAddresses is as many doors at addresses of their own, of both families.
+func manyAddresses(n int) State {
+	s := many(n)
+	for i := range s.Frontends {
+		f := &s.Frontends[i]
+		f.Listen.Port, f.Listen.Addr = 80, netip.AddrFrom4([4]byte{10, 11, byte(i / 2 >> 8), byte(i / 2)})
+		if i%2 == 1 {
+			f.Listen.Addr = netip.AddrFrom16([16]byte{0xfd, 0x12, 14: byte(i / 2 >> 8), 15: byte(i / 2)})
+			for j := range f.Backends {
+				v4 := f.Backends[j].Addr
+				f.Backends[j].Addr = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0xfd, 0x44, 15: v4.Addr().As4()[3]}), v4.Port())
+			}
+		}
+	}
+	return s
+}
+
 // How long a full table takes, and how long a change of one backend does in it.
 // It fails where that is by far too long, and prints how long it is.
-func TestNetnsSpeed(t *testing.T) {
+func TestNetnsSpeed(t *testing.T) { testSpeed(t, many) }
+
+func TestNetnsSpeedOfAddresses(t *testing.T) { testSpeed(t, manyAddresses) }
+
+func testSpeed(t *testing.T, many func(int) State) {
 	netnstest.Run(t, func() {
 		for _, n := range []int{1, 1000, 10000} {
 			a := New()
