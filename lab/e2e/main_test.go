@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -31,7 +32,7 @@ zones:
 kubernetes:
   allow: {internet: {namespaces: [public]}}
 admin: {listen: "127.0.0.1:9180"}
-`
+` + poolsConfig
 
 // The site's addresses of the edge box.
 const (
@@ -104,6 +105,11 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	if _, err := lab.Kubectl(ctx, "create", "namespace", "public"); err != nil {
+		return 0, err
+	}
+	// What runs in parallel waits for the cluster, not for processors.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "12"); err != nil {
 		return 0, err
 	}
 	return m.Run(), nil

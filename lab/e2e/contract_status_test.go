@@ -1,0 +1,504 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// patchStatus changes a Service by way of its status, as a field manager.
+func patchStatus(t *testing.T, s *corev1.Service, manager string, change any) {
+	t.Helper()
+	text, err := json.Marshal(change)
+	if err == nil {
+		_, err = kube.CoreV1().Services(s.Namespace).Patch(t.Context(), s.Name, types.StrategicMergePatchType, text, metav1.PatchOptions{FieldManager: manager}, "status")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// become makes a Service one of another type; NodePort and ClusterIP have no class.
+func become(t *testing.T, s *corev1.Service, kind corev1.ServiceType, class any) {
+	t.Helper()
+	spec := map[string]any{"type": kind, "loadBalancerClass": class}
+	if kind == corev1.ServiceTypeClusterIP {
+		spec["externalTrafficPolicy"], spec["allocateLoadBalancerNodePorts"] = nil, nil
+	}
+	if kind == corev1.ServiceTypeNodePort {
+		spec["allocateLoadBalancerNodePorts"] = nil
+	}
+	patch(t, s, map[string]any{"spec": spec})
+}
+
+// loadBalancerClass (KEP-1959): the own one; those without, if the operator says
+// so; and of others not a byte.
+func contractClass(t *testing.T) {
+	ns := room(t)
+	own, other, none := freshPort(), freshPort(), freshPort()
+	create(t, told(ns, "own", proxy, own, nil), ready, ready, ready)
+	foreign := told(ns, "foreign", proxy, other, func(s *corev1.Service) {
+		class := "example.com/other"
+		s.Spec.LoadBalancerClass = &class
+		s.Finalizers = []string{"service.kubernetes.io/load-balancer-cleanup"}
+	})
+	create(t, foreign, ready, ready, ready)
+	classless := told(ns, "classless", proxy, none, func(s *corev1.Service) { s.Spec.LoadBalancerClass = nil })
+	create(t, classless, ready, ready, ready)
+	version := serviceNow(t, ns, "foreign").ResourceVersion
+	t.Cleanup(func() { // it is nobody's, so nobody takes it off
+		_, err := kube.CoreV1().Services(ns).Patch(context.Background(), "foreign", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, 10*time.Second, "the own one is open", opened("home1", atHome(own)))
+	for _, port := range []int{other, none} {
+		if err := closed("home1", atHome(port))(); err != nil {
+			t.Error(err)
+		}
+	}
+	configured(t, withKubernetes("classless: true"))
+	eventually(t, 10*time.Second, "the one without a class is open", opened("home1", atHome(none)))
+	eventually(t, 10*time.Second, "its status says so", ingressIs(t, ns, "classless", homeAddr))
+	if err := closed("home1", atHome(other))(); err != nil {
+		t.Error(err)
+	}
+	if err := writeConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the one without a class is closed", closed("home1", atHome(none)))
+	eventually(t, 10*time.Second, "its status is cleared", ingressIs(t, ns, "classless", ""))
+	s := serviceNow(t, ns, "foreign")
+	if s.ResourceVersion != version || len(eventsIn(t, ns, "foreign")) > 0 {
+		t.Errorf("the one of another class was changed: %+v; %q", s, eventsIn(t, ns, "foreign"))
+	}
+	// A class can only be changed by way of another type.
+	become(t, foreign, corev1.ServiceTypeClusterIP, nil)
+	become(t, foreign, corev1.ServiceTypeLoadBalancer, "gatehouse.e13.dev/edge")
+	eventually(t, 10*time.Second, "it is open when it is of the own class", opened("home1", atHome(other)))
+	eventually(t, 10*time.Second, "and has an address", ingressIs(t, ns, "foreign", homeAddr))
+	if now := serviceNow(t, ns, "foreign"); now.Finalizers[0] != "service.kubernetes.io/load-balancer-cleanup" {
+		t.Errorf("its finalizers are %q", now.Finalizers)
+	}
+}
+
+// status.loadBalancer.ingress (KEP-1860): the address that clients use, and
+// ipMode Proxy: nodes and pods that use it come to the edge box like anybody
+// else, also if it is they whom they reach.
+func contractIPMode(t *testing.T, plane string) {
+	ns, port := room(t), freshPort()
+	create(t, told(ns, "proxied", plane, port, func(s *corev1.Service) {
+		byNodePort(corev1.ServiceExternalTrafficPolicyCluster)(s)
+		s.Annotations["gatehouse.e13.dev/zones"] = "home,cluster"
+	}), ready, ready, ready)
+	eventually(t, 10*time.Second, "it has addresses", ingressIs(t, ns, "proxied", homeAddr+","+clusterAddr))
+	for _, in := range serviceNow(t, ns, "proxied").Status.LoadBalancer.Ingress {
+		if in.IPMode == nil || *in.IPMode != corev1.LoadBalancerIPModeProxy || in.Hostname != "" {
+			t.Errorf("an address is written as %+v", in)
+		}
+	}
+	for _, address := range []string{homeAddr, clusterAddr} {
+		at := fmt.Sprintf("%s:%d", address, port)
+		eventually(t, 15*time.Second, "a node is answered at "+address, opened("w1", at))
+		before := acceptedOn(t, "eth0", port)
+		for range 10 {
+			if _, err := get("w1", at, 5*time.Second); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// kube-proxy would take the address for itself, were the mode VIP.
+		if plane != proxy {
+			continue // nobody counts
+		}
+		eventually(t, 5*time.Second, "the edge box has taken them", func() error {
+			if n := acceptedOn(t, "eth0", port) - before; n < 10 {
+				return fmt.Errorf("%d connections", n)
+			}
+			return nil
+		})
+	}
+}
+
+// acceptedOn is how many connections a frontend has taken that listens on an
+// interface.
+func acceptedOn(t *testing.T, device string, port int) (n uint64) {
+	t.Helper()
+	_, body := admin(t, "/status.json")
+	var s struct {
+		Frontends []frontendNow `json:"frontends"`
+	}
+	if err := json.Unmarshal([]byte(body), &s); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range s.Frontends {
+		if strings.Contains(f.Listen, device) && strings.HasSuffix(f.Listen, fmt.Sprintf(":%d", port)) {
+			n += f.Accepted
+		}
+	}
+	return n
+}
+
+// ports[].error and condition LoadBalancerPortsError (KEP-1435): a port that
+// cannot be served is named, the others are served.
+func contractPortsError(t *testing.T, plane string) {
+	ns := room(t)
+	taken, free := freshPort(), freshPort()
+	create(t, told(ns, "first", plane, taken, nil), ready, ready, ready)
+	eventually(t, 10*time.Second, "open", opened("home1", atHome(taken)))
+	two := told(ns, "second", plane, taken, func(s *corev1.Service) {
+		p := s.Spec.Ports[0]
+		s.Spec.Ports[0].Name, p.Name, p.Port = "taken", "free", int32(free)
+		s.Spec.Ports = append(s.Spec.Ports, p)
+	})
+	anotherSecond(t, ns, "first")
+	makeService(t, two)
+	e := slice(two, ready, ready, ready)
+	port := e.Ports[0]
+	one, other := "taken", "free"
+	e.Ports[0].Name, port.Name = &one, &other
+	e.Ports = append(e.Ports, port)
+	putSlice(t, e)
+	eventually(t, 10*time.Second, "the other port is open", opened("home1", atHome(free)))
+	eventually(t, 10*time.Second, "the port that is taken has an error", func() error {
+		s := serviceNow(t, ns, "second")
+		if len(s.Status.LoadBalancer.Ingress) != 1 {
+			return fmt.Errorf("addresses: %+v", s.Status.LoadBalancer.Ingress)
+		}
+		said := map[int32]string{}
+		for _, p := range s.Status.LoadBalancer.Ingress[0].Ports {
+			said[p.Port] = "well"
+			if p.Error != nil {
+				said[p.Port] = *p.Error
+			}
+		}
+		return want(fmt.Sprint(said), fmt.Sprint(map[int32]string{int32(taken): "gatehouse.e13.dev/PortConflict", int32(free): "well"}))
+	})
+	eventually(t, 10*time.Second, "the condition says so", conditionIs(t, ns, "second", corev1.LoadBalancerPortsError, "True", ""))
+	eventually(t, 10*time.Second, "it is open in part", conditionIs(t, ns, "second", "gatehouse.e13.dev/Exposed", "True", "PartlyOpen"))
+	if err := kube.CoreV1().Services(ns).Delete(t.Context(), "first", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "there is no error any more", func() error {
+		s := serviceNow(t, ns, "second")
+		for _, in := range s.Status.LoadBalancer.Ingress {
+			for _, p := range in.Ports {
+				if p.Error != nil {
+					return errors.New(*p.Error)
+				}
+			}
+		}
+		return errors.Join(conditionIs(t, ns, "second", corev1.LoadBalancerPortsError, "", "")(),
+			conditionIs(t, ns, "second", "gatehouse.e13.dev/Exposed", "True", "Open")())
+	})
+	eventually(t, 10*time.Second, "it is open", opened("home1", atHome(taken)))
+}
+
+// conditionIs is a condition for eventually: a Service has a condition of this
+// type, status and, if it is not empty, reason; no status: it has none.
+func conditionIs(t *testing.T, ns, name, kind, status, reason string) func() error {
+	return func() error {
+		s := serviceNow(t, ns, name)
+		for _, c := range s.Status.Conditions {
+			if c.Type == kind {
+				if string(c.Status) != status || reason != "" && c.Reason != reason {
+					return fmt.Errorf("%s is %s, %s: %s", kind, c.Status, c.Reason, c.Message)
+				}
+				return nil
+			}
+		}
+		if status != "" {
+			return fmt.Errorf("there is no condition %s", kind)
+		}
+		return nil
+	}
+}
+
+// The status is written through the subresource, under gatehouse's name, when it
+// changes and not otherwise. It is cleared when the Service leaves. What others
+// have written beside it stays, and with somebody who writes it too nobody fights.
+func contractStatus(t *testing.T) {
+	t.Run("what does not change is not written", contractQuietStatus)
+	t.Run("cleared when type or class leave", contractStatusCleared)
+	t.Run("another controller", contractContested)
+}
+
+func contractQuietStatus(t *testing.T) {
+	t.Parallel()
+	ns, port := room(t), freshPort()
+	s := told(ns, "quiet", proxy, port, nil)
+	create(t, s, ready, ready, ready)
+	eventually(t, 10*time.Second, "it has an address", ingressIs(t, ns, "quiet", homeAddr))
+	eventually(t, 10*time.Second, "it has a condition", conditionIs(t, ns, "quiet", "gatehouse.e13.dev/Exposed", "True", "Open"))
+	written := serviceNow(t, ns, "quiet")
+	for _, f := range written.ManagedFields {
+		var fields map[string]any
+		if err := json.Unmarshal(f.FieldsV1.Raw, &fields); err != nil {
+			t.Fatal(err)
+		}
+		if _, status := fields["f:status"]; f.Manager == "gatehouse" && status && f.Subresource != "status" || f.Manager != "gatehouse" && status {
+			t.Errorf("the status was written by %s, subresource %q", f.Manager, f.Subresource)
+		}
+	}
+	for _, with := range [][]condition{{ready, notReady, ready}, {ready, absent, terminating}, {notReady, notReady, notReady}, {ready, ready, ready}} {
+		set(t, s, with...)
+		eventually(t, 5*time.Second, "gatehouse has seen the change", func() error {
+			f, _ := openAt(t, port)
+			n := 0
+			for _, b := range f.Backends {
+				if !b.Draining {
+					n++
+				}
+			}
+			ready := strings.Count(fmt.Sprint(with), fmt.Sprint(ready))
+			return want(fmt.Sprint(n), fmt.Sprint(ready))
+		})
+	}
+	for range 3 {
+		if err := syscall.Kill(componentPID(t, "gatehouse"), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Something that follows: then what came before has been decided.
+	other := told(ns, "later", proxy, freshPort(), nil)
+	create(t, other, ready, ready, ready)
+	eventually(t, 10*time.Second, "what follows is decided", ingressIs(t, ns, "later", homeAddr))
+	if now := serviceNow(t, ns, "quiet"); now.ResourceVersion != written.ResourceVersion {
+		t.Errorf("it was written again: %+v, before %+v", now, written)
+	}
+}
+
+func contractStatusCleared(t *testing.T) {
+	t.Parallel()
+	ns, port := room(t), freshPort()
+	s := told(ns, "leaves", proxy, port, nil)
+	create(t, s, ready, ready, ready)
+	ours := func() error {
+		return errors.Join(ingressIs(t, ns, "leaves", homeAddr)(), conditionIs(t, ns, "leaves", "gatehouse.e13.dev/Exposed", "True", "Open")())
+	}
+	cleared := func() error {
+		return errors.Join(ingressIs(t, ns, "leaves", "")(), conditionIs(t, ns, "leaves", "gatehouse.e13.dev/Exposed", "", "")(),
+			want(strings.Join(serviceNow(t, ns, "leaves").Finalizers, ","), ""))
+	}
+	eventually(t, 10*time.Second, "it has an address", ours)
+	patchStatus(t, s, "e2e", map[string]any{"status": map[string]any{"conditions": []metav1.Condition{{
+		Type: "example.com/Seen", Status: metav1.ConditionTrue, Reason: "Seen", LastTransitionTime: metav1.Now(),
+	}}}})
+	for name, leave := range map[string]func(){
+		"ClusterIP": func() { become(t, s, corev1.ServiceTypeClusterIP, nil) },
+		"NodePort":  func() { become(t, s, corev1.ServiceTypeNodePort, nil) },
+		"another class": func() {
+			become(t, s, corev1.ServiceTypeClusterIP, nil)
+			become(t, s, corev1.ServiceTypeLoadBalancer, "example.com/other")
+		},
+	} {
+		leave()
+		eventually(t, 10*time.Second, name+": it is cleared", cleared)
+		eventually(t, 5*time.Second, name+": it is closed", closed("home1", atHome(port)))
+		if err := conditionIs(t, ns, "leaves", "example.com/Seen", "True", "Seen")(); err != nil {
+			t.Errorf("%s: somebody else's: %v", name, err)
+		}
+		become(t, s, corev1.ServiceTypeClusterIP, nil)
+		become(t, s, corev1.ServiceTypeLoadBalancer, "gatehouse.e13.dev/edge")
+		eventually(t, 10*time.Second, name+": it is back", ours)
+		eventually(t, 5*time.Second, name+": it is open again", opened("home1", atHome(port)))
+		if err := conditionIs(t, ns, "leaves", "example.com/Seen", "True", "Seen")(); err != nil {
+			t.Errorf("%s and back: somebody else's: %v", name, err)
+		}
+	}
+}
+
+// contractContested plays another controller, which wants an address of its own
+// in the status, and never gives in.
+func contractContested(t *testing.T) {
+	t.Parallel()
+	ns, port := room(t), freshPort()
+	const theirs = "192.0.2.1"
+	s := told(ns, "wanted", proxy, port, nil)
+	create(t, s, ready, ready, ready)
+	eventually(t, 10*time.Second, "it has an address", ingressIs(t, ns, "wanted", homeAddr))
+	insist := func() (again bool) {
+		t.Helper()
+		if ingressIs(t, ns, "wanted", theirs)() == nil {
+			return false
+		}
+		patchStatus(t, s, "example-controller", map[string]any{"status": map[string]any{"loadBalancer": map[string]any{
+			"ingress": []map[string]any{{"ip": theirs, "ipMode": "VIP"}},
+		}}})
+		return true
+	}
+	written := 0
+	eventually(t, 60*time.Second, "its owner is told who else writes", func() error {
+		if insist() {
+			written++
+		}
+		return saidTo(t, ns, "wanted", "Warning StatusContested: ")()
+	})
+	for _, e := range eventsIn(t, ns, "wanted") {
+		if strings.Contains(e, "StatusContested") && !strings.Contains(e, "example-controller") {
+			t.Errorf("the event does not say who: %s", e)
+		}
+	}
+	if problems := problemsOf(t, ns+"/wanted"); !strings.Contains(problems, "example-controller") {
+		t.Errorf("the problems do not say who: %q", problems)
+	}
+	t.Logf("the other one has written %d times", written)
+	if written > 5 {
+		t.Errorf("it was fought with: written %d times", written)
+	}
+	// It is decided anew, and left alone; clients are served all the same.
+	insist()
+	set(t, s, ready, ready, absent)
+	eventually(t, 5*time.Second, "decided anew", func() error { return want(weightsUp(t, port), "10.0.0.101=1 10.0.0.102=1") })
+	other := told(ns, "later", proxy, freshPort(), nil)
+	create(t, other, ready, ready, ready)
+	eventually(t, 10*time.Second, "what follows is decided", ingressIs(t, ns, "later", homeAddr))
+	if err := ingressIs(t, ns, "wanted", theirs)(); err != nil {
+		t.Errorf("it is fought with: %v", err)
+	}
+	if err := opened("home1", atHome(port))(); err != nil {
+		t.Error(err)
+	}
+	// Whoever changes the Service may have ended it.
+	annotate(t, s, map[string]string{"gatehouse.e13.dev/drain-timeout": "1h"})
+	eventually(t, 15*time.Second, "after a change it is written again", ingressIs(t, ns, "wanted", homeAddr))
+}
+
+// externalIPs (KEP-5707) are not opened, and not in the status.
+func contractExternalIPs(t *testing.T, plane string) {
+	ns, port, nowhere := room(t), freshPort(), freshPort()
+	with := func(name string, port int, address, zones string) *corev1.Service {
+		return told(ns, name, plane, port, func(s *corev1.Service) {
+			s.Spec.ExternalIPs, s.Annotations["gatehouse.e13.dev/zones"] = []string{address}, zones
+		})
+	}
+	create(t, with("other", port, "10.11.12.77", "home"), ready, ready, ready)
+	create(t, with("nowhere", nowhere, homeAddr, ""), ready, ready, ready)
+	eventually(t, 10*time.Second, "open at the own address", opened("home1", atHome(port)))
+	eventually(t, 10*time.Second, "which is all that its status has", ingressIs(t, ns, "other", homeAddr))
+	if a, err := get("home1", net.JoinHostPort("10.11.12.77", fmt.Sprint(port)), time.Second); err == nil {
+		t.Errorf("%s answers at the external address", a.Pod)
+	}
+	eventually(t, 10*time.Second, "who asks for no zone is told", saidTo(t, ns, "nowhere", "Warning NoZone"))
+	if err := closed("home1", atHome(nowhere))(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Events say what happened once, and how often; who breaks and mends a Service
+// all the time does not fill the cluster with them.
+func contractEvents(t *testing.T) {
+	ns, port := room(t), freshPort()
+	s := told(ns, "told", proxy, port, nil)
+	create(t, s, ready, ready, ready)
+	eventually(t, 10*time.Second, "where it is open", saidTo(t, ns, "told", fmt.Sprintf("Normal ZoneOpened: open in zone home at %s, port %d", homeAddr, port)))
+	const rounds = 6
+	for range rounds {
+		annotate(t, s, map[string]string{"gatehouse.e13.dev/target": "sideways"})
+		eventually(t, 5*time.Second, "closed", closed("home1", atHome(port)))
+		annotate(t, s, map[string]string{"gatehouse.e13.dev/target": "pod"})
+		eventually(t, 5*time.Second, "open", opened("home1", atHome(port)))
+	}
+	eventually(t, 15*time.Second, "each thing is one event, and counted", func() error {
+		list, err := kube.CoreV1().Events(ns).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		counts := map[string]int32{}
+		for _, e := range list.Items {
+			if e.Source.Component != "gatehouse" || e.ReportingController != "gatehouse" || e.InvolvedObject.UID == "" {
+				return fmt.Errorf("an event of %q, on %+v", e.Source.Component, e.InvolvedObject)
+			}
+			if _, twice := counts[e.Reason]; twice {
+				t.Errorf("%s is there twice", e.Reason)
+			}
+			counts[e.Reason] = e.Count
+		}
+		if len(counts) != 2 || counts["AnnotationInvalid"] < rounds || counts["ZoneOpened"] < rounds {
+			return fmt.Errorf("there are %v", counts)
+		}
+		return nil
+	})
+}
+
+// kube-proxies of either mode (KEP-5343) are behind node ports in one cluster;
+// what a node is changed to is found again, and nothing of kube-proxy's is touched.
+func contractKubeProxyMode(t *testing.T) {
+	ns := room(t)
+	ports := map[string]int{}
+	made := map[string]*corev1.Service{}
+	for _, plane := range planes {
+		for _, policy := range []corev1.ServiceExternalTrafficPolicy{corev1.ServiceExternalTrafficPolicyLocal, corev1.ServiceExternalTrafficPolicyCluster} {
+			name := strings.ToLower(plane + "-" + string(policy))
+			ports[name] = freshPort()
+			made[name] = told(ns, name, plane, ports[name], byNodePort(policy))
+			create(t, made[name], ready, ready, ready)
+		}
+	}
+	const all = "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1"
+	answer := func(when string) {
+		t.Helper()
+		for name, port := range ports {
+			eventually(t, 30*time.Second, when+", "+name+" has all nodes", func() error { return want(weightsUp(t, port), all) })
+			eventually(t, 30*time.Second, when+", "+name+" is answered by all", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
+		}
+	}
+	modes := func() string {
+		var is []string
+		for _, worker := range []string{"w1", "w3"} {
+			resp, err := httpFrom(worker).Get("http://127.0.0.1:10249/proxyMode")
+			if err != nil {
+				return err.Error()
+			}
+			is = append(is, readAll(resp))
+			resp.Body.Close()
+		}
+		return strings.Join(is, " ")
+	}
+	answer("with nftables")
+	file := lab.Dir() + "/config/kube-proxy-w3.yaml"
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart := func(text string) {
+		err := os.WriteFile(file, []byte(text), 0o644)
+		if err := errors.Join(err, lab.Stop(t.Context(), "kube-proxy-w3"), lab.Start(t.Context(), "kube-proxy-w3")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restored := false
+	t.Cleanup(func() {
+		if !restored {
+			restart(string(before))
+		}
+	})
+	restart(strings.Replace(string(before), "mode: nftables", "mode: iptables", 1))
+	if is := modes(); is != "nftables iptables" {
+		t.Fatalf("the modes are %q: nothing is shown", is)
+	}
+	answer("with iptables on one node")
+	restart(string(before))
+	restored = true
+	answer("with nftables again")
+	tables, err := lab.Exec(t.Context(), "edge", "nft", "list", "tables")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(tables) {
+		if line = strings.TrimSpace(line); !strings.Contains(line, "gatehouse") && !strings.HasSuffix(line, " site") {
+			t.Errorf("there is %s on the edge box", line)
+		}
+	}
+}
