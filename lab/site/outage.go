@@ -132,9 +132,9 @@ func (s *Site) between(a, b string) (network string, ports []string, err error) 
 	return "", nil, fmt.Errorf("%s and %s share no network", a, b)
 }
 
-// Compact makes etcd forget all history: whoever asks to watch from an older resourceVersion is answered 410 Gone. The
-// API server answers watches from what itself remembers, so for a client that is to see it: Cut it off, change something,
-// Compact, Stop and Start kube-apiserver, Mend.
+// Compact makes etcd forget all history: whoever asks for an older resourceVersion, or to watch from there, is answered
+// 410 Gone. The API server itself remembers some minutes of it until it is started anew, so for a client that is to see
+// that: Cut it off, change something, Compact, Stop and Start kube-apiserver, Mend.
 func (s *Site) Compact(ctx context.Context) error {
 	var status struct {
 		Header struct {

@@ -142,6 +142,12 @@ func TestCompacted(t *testing.T) {
 	if err := errors.Join(s.Stop(t.Context(), "kube-apiserver"), s.Start(t.Context(), "kube-apiserver")); err != nil {
 		t.Fatal(err)
 	}
+	_, err = client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{
+		ResourceVersion: old.ResourceVersion, ResourceVersionMatch: metav1.ResourceVersionMatchExact,
+	})
+	if !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
+		t.Errorf("what there was then: %v, want 410", err)
+	}
 	w, err := client.CoreV1().Services("").Watch(t.Context(), metav1.ListOptions{ResourceVersion: old.ResourceVersion})
 	if err == nil {
 		defer w.Stop()
