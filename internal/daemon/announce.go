@@ -58,7 +58,12 @@ func (a *Announcer) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	task(g, "files", func() error { return watcher.Run(ctx) })
-	task(g, "signals", func() error { return onHangup(ctx, watcher.Reload) })
+	task(g, "signals", func() error {
+		return onHangup(ctx, func() {
+			a.cluster.agree()
+			watcher.Reload()
+		})
+	})
 	task(g, "loop", func() error { return a.loop(ctx, watcher) })
 	err := g.Wait()
 	a.cluster.task.stop()
@@ -93,12 +98,9 @@ func (a *Announcer) loop(ctx context.Context, watcher *filewatch.Watcher) error 
 // nothing is left to be tried again.
 func (a *Announcer) decide(ctx context.Context) (done bool) {
 	c := a.files.current()
-	a.cluster.use(ctx, c.Kubernetes)
-	var problems []edge.Problem
-	if c.Kubernetes != nil {
-		problems = a.cluster.problems(c.Kubernetes.Pos)
-	}
-	snapshot, _, _ := a.cluster.look()
+	a.cluster.use(ctx, c)
+	snapshot := a.cluster.look().snapshot
+	problems := a.cluster.problems()
 	if snapshot == nil && c.Kubernetes != nil {
 		a.told.tell(problems) // an old file is better than one that closes everything
 		return true

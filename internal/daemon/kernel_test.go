@@ -393,7 +393,7 @@ func TestDoorsAreLogged(t *testing.T) {
 func TestNotReadyWithoutTheKernel(t *testing.T) {
 	d := &Daemon{log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for why, want := range map[string]bool{"": true, "the nft command is not installed": false} {
-		d.publish(&config.Config{}, desired.State{}, nil, nil, false, 0, why)
+		d.publish(decision{in: desired.Inputs{Config: &config.Config{}, NoNAT: why}}, view{}, 0)
 		if d.ready != want || !want && !strings.Contains(d.waiting[0], why) {
 			t.Errorf("%q: ready %t, waiting for %q", why, d.ready, d.waiting)
 		}

@@ -5,15 +5,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/handover"
+	"e13.dev/gatehouse/internal/laststate"
 	"e13.dev/gatehouse/internal/relay"
 )
 
@@ -36,6 +40,7 @@ const (
 	doorSocket    = "door"
 	sessionSocket = "session"
 	adminSocket   = "admin"
+	stateFile     = "state" // what this process has decided from
 )
 
 // errHandedOver ends the daemon's tasks: another process serves.
@@ -60,6 +65,7 @@ func (d *Daemon) onSignals(ctx context.Context, signals <-chan os.Signal, reload
 		case s := <-signals:
 			switch {
 			case s == syscall.SIGHUP:
+				d.cluster.agree()
 				d.reloading.Store(true)
 				d.manager.tell("RELOADING=1")
 				reload()
@@ -117,23 +123,30 @@ func (d *Daemon) give(ctx context.Context, next *handover.Next) error {
 	if err != nil {
 		return err
 	}
-	sockets, err := pack(h, d.page)
+	sockets, err := pack(h, d.page, d.kept)
 	defer handover.Close(sockets)
 	if err == nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, serveTime, fmt.Errorf("it had the sockets and did not serve within %s", serveTime))
 		defer cancel()
-		d.kernel.retire(true) // or it would mend what the new program changes
+		d.retire(true) // or it would mend what the new program changes
 		err = next.Give(ctx, sockets)
 	}
 	if err != nil {
 		next.Abort() // first: nobody else may read from what is taken back
-		d.kernel.retire(false)
+		d.retire(false)
 		d.relay.Resume()
 		return err
 	}
 	d.handedOver = true
 	return nil
+}
+
+// retire leaves to another process what outlives this one, or takes it back.
+func (d *Daemon) retire(retired bool) {
+	d.kernel.retire(retired)
+	d.addresses.retire(retired)
+	d.journal.retire(retired)
 }
 
 // page is the listener of the status page.
@@ -144,7 +157,7 @@ type page struct {
 
 // pack is the one way from what the parts hand over to sockets; unpack is the
 // way back. What pack returns has to be closed, also with an error.
-func pack(h relay.Handover, p page) (sockets []handover.Socket, err error) {
+func pack(h relay.Handover, p page, kept *laststate.State) (sockets []handover.Socket, err error) {
 	var errs []error
 	add := func(kind string, file *os.File, about any) {
 		data, err := json.Marshal(about)
@@ -164,11 +177,18 @@ func pack(h relay.Handover, p page) (sockets []handover.Socket, err error) {
 			add(adminSocket, file, p)
 		}
 	}
+	if kept != nil {
+		if file, err := toFile(*kept); err != nil {
+			errs = append(errs, err)
+		} else {
+			add(stateFile, file, struct{}{})
+		}
+	}
 	return sockets, errors.Join(errs...)
 }
 
 // unpack takes over all files of the sockets.
-func unpack(sockets []handover.Socket) (h relay.Handover, p page, err error) {
+func unpack(sockets []handover.Socket) (h relay.Handover, p page, kept *laststate.State, err error) {
 	var errs []error
 	for _, s := range sockets {
 		switch s.Kind {
@@ -188,6 +208,10 @@ func unpack(sockets []handover.Socket) (h relay.Handover, p page, err error) {
 				p.listener = l
 			}
 			errs = append(errs, err)
+		case stateFile:
+			var err error
+			kept, err = fromFile(s.File)
+			errs = append(errs, err)
 		default:
 			_ = s.File.Close() // of a later version; it opens its own
 		}
@@ -195,9 +219,39 @@ func unpack(sockets []handover.Socket) (h relay.Handover, p page, err error) {
 	if err := errors.Join(errs...); err != nil {
 		h.Close()
 		p.close()
-		return relay.Handover{}, page{}, fmt.Errorf("sockets not understood: %w", err)
+		return relay.Handover{}, page{}, nil, fmt.Errorf("sockets not understood: %w", err)
 	}
-	return h, p, nil
+	return h, p, kept, nil
+}
+
+// toFile puts the state where another process can read it, and no disk is needed.
+func toFile(s laststate.State) (*os.File, error) {
+	data, err := laststate.Encode(s)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("gatehouse state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	file := os.NewFile(uintptr(fd), "state")
+	if _, err := file.WriteAt(data, 0); err != nil { // whose position both would share
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
+func fromFile(file *os.File) (*laststate.State, error) {
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.NewSectionReader(file, 0, info.Size()))
+	if err != nil {
+		return nil, err
+	}
+	return laststate.Decode(data)
 }
 
 func (p page) close() {
@@ -219,10 +273,11 @@ func (d *Daemon) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h, admin, err := unpack(sockets)
+	h, admin, kept, err := unpack(sockets)
 	if err != nil {
 		return err
 	}
+	d.inherit(kept)
 	d.log.Info("taking over", "doors", len(h.Doors), "sessions", len(h.Sessions))
 	d.mu.Lock()
 	d.relay = d.newRelay(h)
@@ -235,18 +290,28 @@ func (d *Daemon) takeOver(ctx context.Context) error {
 	return d.opts.Previous.Serving(ctx)
 }
 
+// inherit goes on from what the process before has decided from, which is newer
+// than what it has saved.
+func (d *Daemon) inherit(kept *laststate.State) {
+	if kept == nil || kept.Source != d.cluster.look().origin.source {
+		return
+	}
+	d.ledger.take(time.Now(), kept.Allocations)
+	d.cluster.expect(&kept.Cluster)
+}
+
 // awaitCluster waits until the cluster has been read: a decision without its
 // Services would close them.
 func (d *Daemon) awaitCluster(ctx context.Context) error {
-	block := d.files.current().Kubernetes
-	if block == nil {
+	c := d.files.current()
+	if c.Kubernetes == nil {
 		return nil
 	}
-	d.cluster.use(ctx, block)
+	d.cluster.use(ctx, c)
 	late := time.NewTimer(clusterTime)
 	defer late.Stop()
 	for {
-		if _, _, synced := d.cluster.look(); synced {
+		if d.cluster.look().answered {
 			return nil
 		}
 		select {
@@ -255,7 +320,7 @@ func (d *Daemon) awaitCluster(ctx context.Context) error {
 		case <-d.wake:
 		case <-late.C:
 			err := fmt.Errorf("the cluster was not read within %s", clusterTime)
-			if problems := d.cluster.problems(block.Pos); len(problems) > 0 {
+			if problems := d.cluster.problems(); len(problems) > 0 {
 				err = fmt.Errorf("%w: %s", err, problems[0].What)
 			}
 			return err
@@ -268,12 +333,11 @@ func (d *Daemon) awaitCluster(ctx context.Context) error {
 func (d *Daemon) awaitProbes(ctx context.Context) error {
 	c := d.files.current()
 	d.names.Follow(hostNames(c))
-	snapshot, _, _ := d.cluster.look()
-	in, err := d.inputs(c, snapshot)
+	in, err := d.inputs(c, d.cluster.look().snapshot)
 	if err != nil {
 		return err
 	}
-	state, _ := desired.Build(in)
+	state, _ := desired.Settled(in)
 	d.prober.Apply(state.Probes)
 	late := time.NewTimer(probeTime)
 	defer late.Stop()
@@ -300,6 +364,8 @@ func (d *Daemon) stop(ctx context.Context, signals <-chan os.Signal) {
 	d.ready, d.waiting = false, []string{"its end: it is stopping"}
 	d.mu.Unlock()
 	d.cluster.task.stop()
+	d.addresses.task.stop()
+	d.journal.flush()
 	d.closeDoors()
 	defer d.cut(nil)
 	d.drain(ctx, signals)

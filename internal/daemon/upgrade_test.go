@@ -581,7 +581,7 @@ func TestUnpack(t *testing.T) {
 		return f
 	}
 	door, later := open(), open()
-	h, p, err := unpack([]handover.Socket{{Kind: doorSocket, About: []byte(`{"ifindex":3}`), File: door}, {Kind: "later", File: later}})
+	h, p, _, err := unpack([]handover.Socket{{Kind: doorSocket, About: []byte(`{"ifindex":3}`), File: door}, {Kind: "later", File: later}})
 	if err != nil || len(h.Doors) != 1 || h.Doors[0].Ifindex != 3 || h.Doors[0].File != door || p.listener != nil {
 		t.Errorf("%+v %+v %v", h, p, err)
 	}
@@ -589,7 +589,7 @@ func TestUnpack(t *testing.T) {
 		t.Error("a socket of an unknown kind is left open")
 	}
 	bad := open()
-	if _, _, err := unpack([]handover.Socket{{Kind: doorSocket, About: []byte(`{}`), File: door}, {Kind: sessionSocket, About: []byte(`7`), File: bad}}); err == nil {
+	if _, _, _, err := unpack([]handover.Socket{{Kind: doorSocket, About: []byte(`{}`), File: door}, {Kind: sessionSocket, About: []byte(`7`), File: bad}}); err == nil {
 		t.Error("taken")
 	}
 	for _, f := range []*os.File{door, bad} {

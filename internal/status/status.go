@@ -27,6 +27,8 @@ type Status struct {
 	Frontends []Frontend         `json:"frontends"`
 	// Listeners are the doors that several frontends share by name.
 	Listeners []Listener     `json:"listeners,omitempty"`
+	Addresses []Address      `json:"addresses,omitempty"` // of pools: what Services have, or had until a while ago
+	Pools     []Pool         `json:"pools,omitempty"`     // in file order
 	Conntrack *Conntrack     `json:"conntrack,omitempty"` // nil: the kernel follows no connections
 	Routes    []edge.Route   `json:"routes,omitempty"`    // to pods, as they are kept
 	Problems  []edge.Problem `json:"problems"`            // of the configuration files first
@@ -43,14 +45,6 @@ type Config struct {
 	LoadedAt time.Time      `json:"loadedAt"`           // when the running configuration was read
 	Current  bool           `json:"current"`            // false: the files on disk are bad, and the last good ones go on
 	Problems []edge.Problem `json:"problems,omitempty"` // of the files on disk
-}
-
-// Cluster says how gatehouse stands with the Kubernetes API.
-type Cluster struct {
-	Synced   bool   `json:"synced"` // everything was read at least once
-	Error    string `json:"error,omitempty"`
-	Services int    `json:"services"` // of type LoadBalancer
-	Nodes    int    `json:"nodes"`
 }
 
 // Conntrack is how full the kernel's table of connections is, in which every

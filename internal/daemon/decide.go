@@ -1,0 +1,163 @@
+package daemon
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/host"
+	"e13.dev/gatehouse/internal/laststate"
+)
+
+// decision is what was decided, and from what.
+type decision struct {
+	in       desired.Inputs
+	state    desired.State
+	problems []edge.Problem
+}
+
+// build decides, anew once more of the inputs is known.
+func (d *decision) build() { d.state, d.problems = desired.Build(d.in) }
+
+// decide takes the snapshots, builds the desired state and applies it. It
+// reports whether something is left to try again.
+func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
+	d.deciding.Lock()
+	defer d.deciding.Unlock()
+	if d.handedOver {
+		return false
+	}
+	c := d.files.current()
+	d.names.Follow(hostNames(c))
+	d.cluster.use(ctx, c)
+	cluster := d.cluster.look()
+	if len(c.Pools) > 0 || len(d.ledger.all) > 0 {
+		d.addresses.want(ctx)
+	}
+	in, err := d.inputs(c, cluster.snapshot)
+	if err != nil {
+		d.log.Error("interfaces not read", "err", err)
+		return true
+	}
+	now := decision{in: in}
+	now.build()
+	var lacking []edge.Problem
+	if now.state.Transparent {
+		// Before a door opens whose answers would not find their way.
+		var failure string
+		if failure, lacking = d.transparent.apply(ctx, true); failure != in.NoTransparency {
+			now.in.NoTransparency = failure
+			now.build()
+		}
+	}
+	// Without Services it is not known what should be.
+	whole := cluster.snapshot != nil || c.Kubernetes == nil
+	// A kernel that goes on as before is not told what follows from half of what
+	// is to be known.
+	read := cluster.synced || c.Kubernetes == nil
+	held := d.kernel.hold(ctx, read, c.Zones, now.state)
+	if whole {
+		// Before a door opens at an address that no wall is around.
+		if failed := d.addresses.apply(ctx, now.state, in.Doors, d.kernel.forwarded()); failed != nil {
+			now.in.Addresses = failed
+			now.build()
+		}
+	}
+	if !held {
+		// Before the relay closes a door: somebody takes each connection.
+		if now.in.NoNAT = d.kernel.open(ctx, now.state, in.Interfaces); now.in.NoNAT != "" {
+			now.build()
+		}
+		if whole {
+			d.kernel.setRoutes(now.state.Routes, nodesToRoute(c, cluster.snapshot))
+		}
+	}
+	d.prober.Apply(now.state.Probes)
+	probes := probesAt(now.state)
+	d.probesAt.Store(&probes)
+	d.relay.Apply(d.toRelay(now.state, held))
+	if !held {
+		d.kernel.close(ctx)
+	}
+	if !now.state.Transparent {
+		_, lacking = d.transparent.apply(ctx, false)
+	}
+	doors, around := d.notOpened()
+	lacking = append(lacking, around...)
+	if !sameDoors(in.Doors, doors) {
+		// What the machine refused is an input of the decision: decide again,
+		// so that nobody is told that a door is open which is not.
+		now.in.Doors = doors
+		now.build()
+	}
+	if kept := d.kernel.forwarded(); whole && d.addresses.differs(now.state, doors, kept) {
+		d.addresses.apply(ctx, now.state, doors, kept)
+	}
+	d.remember(c, cluster, now.state.Allocations)
+	if cluster.synced && !d.silent {
+		cluster.client.Apply(now.state.Statuses)
+		for _, e := range d.events.fresh(now.state.Events, cluster.snapshot) {
+			cluster.client.Emit(e)
+		}
+	}
+	admin := d.serveAdmin(ctx, c.Admin)
+	unwalled := d.addresses.problems()
+	now.problems = slices.Concat(now.problems, admin, lacking, unwalled, d.journal.problems(), d.cluster.problems())
+	slices.SortStableFunc(now.problems, desired.ComparePositions)
+	d.told.tell(now.problems)
+	d.publish(now, cluster, len(doors))
+	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0 || held || len(d.lingering) > 0 || d.addresses.failing()
+}
+
+// remember keeps who has which address, and the cluster that it follows from.
+// The next decision has to be made when that or what is believed changes by
+// itself.
+func (d *Daemon) remember(c *config.Config, cluster view, allocations []edge.Allocation) {
+	if cluster.snapshot != nil || c.Kubernetes == nil { // else it is not known who has left
+		d.ledger.note(time.Now(), allocations)
+	}
+	d.next = earlier(d.ledger.next(), d.cluster.heldUntil())
+	d.kept = nil
+	if cluster.snapshot != nil {
+		d.kept = &laststate.State{
+			Source: cluster.origin.source, SavedAt: cluster.origin.at, Cluster: *cluster.snapshot, Allocations: d.ledger.all,
+		}
+	}
+	d.journal.note(c.StateDir, d.kept)
+}
+
+// nodesToRoute are the nodes to whose pods there may be routes.
+func nodesToRoute(c *config.Config, snapshot *edge.Cluster) []edge.Node {
+	if snapshot == nil || c.Kubernetes == nil || !c.Kubernetes.PodRoutes {
+		return nil
+	}
+	return snapshot.Nodes
+}
+
+// inputs is everything that a decision follows from, as it is now.
+func (d *Daemon) inputs(c *config.Config, snapshot *edge.Cluster) (desired.Inputs, error) {
+	interfaces, err := d.observer.Snapshot()
+	if err != nil {
+		return desired.Inputs{}, err
+	}
+	doors, _ := d.notOpened()
+	ipv4, ipv6 := host.Forwarding()
+	return desired.Inputs{
+		Config: c, Interfaces: interfaces, Cluster: snapshot, Hosts: d.names.Snapshot(),
+		Health: d.prober.Snapshot(), Doors: doors, NoTransparency: d.transparent.failing(),
+		Addresses: d.addresses.snapshot(), Allocations: d.ledger.before(time.Now()),
+		NoForwarding4: !ipv4, NoForwarding6: !ipv6,
+	}, nil
+}
+
+// notOpened are the doors that neither data plane could open, with the reason;
+// and what is wrong around the kernel's.
+func (d *Daemon) notOpened() (doors map[edge.Door]string, problems []edge.Problem) {
+	doors, problems = d.kernel.state()
+	maps.Copy(doors, failed(d.relay.Doors()))
+	return doors, problems
+}
