@@ -14,9 +14,10 @@ import (
 )
 
 // service is what a client has connected to, as far as conntrack tells: not by
-// which interface.
+// which interface. addr is one of a pool; zero: any other of this machine.
 type service struct {
 	protocol edge.Protocol
+	addr     netip.Addr
 	port     uint16
 }
 
@@ -65,9 +66,39 @@ type answers struct {
 	silent              time.Time // since when it got some and gave none; zero: it is not
 }
 
-func serviceOf(d edge.Door) service { return service{d.Protocol, d.Listen.Port} }
+func serviceOf(d edge.Door) service { return service{d.Protocol, d.Listen.Addr, d.Listen.Port} }
 
-func serviceAt(f conntrack.Flow) service { return service{f.Protocol, f.Front.Port()} }
+// serviceAtLocked is the service that a flow would be of, if it is ours. device is
+// that of the address that its client has used; empty: it is none of this
+// machine's, or of a pool and on none at the moment.
+func (k *kernel) serviceAtLocked(f conntrack.Flow) (s service, device string) {
+	s = service{protocol: f.Protocol, port: f.Front.Port()}
+	addr := f.Front.Addr()
+	if k.pool[addr] {
+		s.addr = addr
+	}
+	return s, k.own[addr]
+}
+
+// isHere says whether a flow is to an address of this machine. Those of pools are:
+// nobody else has translated what came to them.
+func (s service) isHere(device string) bool { return s.addr.IsValid() || device != "" }
+
+// poolLocked finds out which addresses are for doors that have them, also for
+// those that are gone and have connections.
+func (k *kernel) poolLocked(addresses []edge.Address) []netip.Addr {
+	k.pool = map[netip.Addr]bool{}
+	for _, a := range addresses {
+		k.pool[a.Addr] = true
+		k.own[a.Addr] = a.Device
+	}
+	for s := range k.behind {
+		if s.addr.IsValid() {
+			k.pool[s.addr] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(k.pool), netip.Addr.Compare)
+}
 
 // followLocked notes which backends are gone, so that flows to them are
 // forgotten. What moves to the relay is no longer the kernel's: connections end
@@ -191,9 +222,9 @@ const shutTime = kernelInterval
 
 // doomed says whether a flow is to be forgotten.
 func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
-	b, ours := k.behind[serviceAt(f)]
-	device := k.own[f.Front.Addr()]
-	if !ours || device == "" {
+	s, device := k.serviceAtLocked(f)
+	b, ours := k.behind[s]
+	if !ours || !s.isHere(device) {
 		return false
 	}
 	open := isOpen(f)
@@ -205,10 +236,20 @@ func (k *kernel) doomedLocked(f conntrack.Flow, now time.Time) bool {
 	case !b.closed.IsZero():
 		since = b.closed
 	case there:
-		closed, shut := b.shut[device]
-		return keep == keepNone || !open && (keep == keepOpen || shut && now.Sub(closed) <= shutTime)
+		return keep == keepNone || !open && (keep == keepOpen || b.isShut(s, device, now))
 	}
 	return !open || b.drain > 0 && now.Sub(since) >= b.drain
+}
+
+// isShut says whether a flow may have come through a door that was closed a while
+// ago. Clients of an address of a pool come by any interface.
+func (b backing) isShut(s service, device string, now time.Time) bool {
+	for at, since := range b.shut {
+		if (at == device || s.addr.IsValid()) && now.Sub(since) <= shutTime {
+			return true
+		}
+	}
+	return false
 }
 
 // isOpen says whether a flow is a connection that has begun and not ended. What
@@ -311,7 +352,7 @@ func (k *kernel) forgetBackendsLocked(flows []conntrack.Flow) {
 	}
 	has := map[service]map[netip.AddrPort]bool{}
 	for _, f := range flows {
-		s := serviceAt(f)
+		s, _ := k.serviceAtLocked(f)
 		if has[s] == nil {
 			has[s] = map[netip.AddrPort]bool{}
 		}
@@ -348,7 +389,7 @@ func (k *kernel) purgeLocked(ctx context.Context, now time.Time) error {
 	for _, f := range all {
 		if k.doomedLocked(f, now) {
 			doomed = append(doomed, f)
-		} else if k.behind[serviceAt(f)].has(f.Backend) {
+		} else if s, _ := k.serviceAtLocked(f); k.behind[s].has(f.Backend) {
 			ours = true
 		}
 	}
@@ -394,7 +435,8 @@ func (k *kernel) purgeUntranslatedLocked(ctx context.Context) error {
 		return err
 	}
 	stale := slices.DeleteFunc(all, func(f conntrack.Flow) bool {
-		return f.DNAT || !k.stale[serviceAt(f)] || k.own[f.Front.Addr()] == ""
+		s, device := k.serviceAtLocked(f)
+		return f.DNAT || !k.stale[s] || !s.isHere(device)
 	})
 	clear(k.stale)
 	_, err = conntrack.Delete(ctx, stale)
@@ -465,8 +507,9 @@ func (k *kernel) countLocked(ctx context.Context) (map[edge.Door]map[netip.AddrP
 		return nil, err
 	}
 	for _, f := range live {
-		of, device := doors[serviceAt(f)], k.own[f.Front.Addr()]
-		if len(of) == 0 || device == "" || isOver(f) {
+		s, device := k.serviceAtLocked(f)
+		of := doors[s]
+		if len(of) == 0 || !s.isHere(device) || isOver(f) {
 			continue
 		}
 		// Clients may use any address of this machine at any interface. Most use the

@@ -89,6 +89,7 @@ type kernel struct {
 	behind     map[service]backing
 	stale      map[service]bool      // the relay had them, or nobody; their UDP flows are to come to the kernel
 	own        map[netip.Addr]string // this machine's addresses, and their interfaces
+	pool       map[netip.Addr]bool   // addresses of pools that doors have, or may have
 	passed     struct {
 		nat.Count
 		yes bool
@@ -276,13 +277,14 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	for door := range isNew {
 		k.purgeDoorLocked(door) // of who has asked in vain, and goes on
 	}
+	k.followLocked(moving)
+	k.wanted.Addresses = k.poolLocked(state.Addresses)
 	both := k.wanted
 	for _, f := range k.applied.Frontends {
 		if moving[f.Door] {
 			both.Keep = append(slices.Clip(both.Keep), f.Door)
 		}
 	}
-	k.followLocked(moving)
 	k.applyLocked(ctx, both)
 	return k.failure
 }

@@ -141,7 +141,8 @@ func TestNetnsTaken(t *testing.T) {
 		for listen, taken := range map[edge.Listen]bool{
 			{Port: 6}: true, {Port: 7}: false,
 			{Port: 3, Addr: netip.MustParseAddr("10.0.0.1")}: true, {Port: 3, Addr: netip.MustParseAddr("10.0.0.2")}: false,
-			{Port: 1, Addr: netip.MustParseAddr("fd00::1")}: false, {Port: 2, Addr: netip.MustParseAddr("fd00::1")}: true,
+			{Port: 1, Addr: netip.MustParseAddr("10.0.0.1")}: false, {Port: 2, Addr: netip.MustParseAddr("fd00::1")}: false,
+			{Port: 4, Addr: netip.MustParseAddr("fd00::1"), Device: "eth1"}: true, {Port: 10, Addr: netip.MustParseAddr("10.0.0.1"), Device: "eth1"}: true,
 			{Port: 7, Addr: netip.MustParseAddr("127.0.0.1")}: true, {Port: 5, Device: "eth9"}: false, {Port: 1, Device: "eth9"}: true,
 		} {
 			if _, got := Taken([]edge.Door{{Protocol: edge.TCP, Listen: listen}})[edge.Door{Protocol: edge.TCP, Listen: listen}]; got != taken {

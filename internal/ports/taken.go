@@ -14,7 +14,10 @@ import (
 
 // Taken returns the doors whose packets another program listens for, with the
 // words of the error that listening there would end in: it is for doors that
-// are opened without a socket, and would take packets away from who has one.
+// are opened without a socket, and would take packets away from who has one. A
+// door that has an address takes those that come to the address, which never were
+// of a program that listens at all addresses: it is one of a pool, and what comes
+// to it is for doors alone.
 // This process's own sockets do not count, nor do those of the processes ours.
 func Taken(doors []edge.Door, ours ...int) map[edge.Door]string {
 	wanted := map[edge.Protocol]*[1 << 16]bool{}
@@ -82,10 +85,10 @@ func (s socket) gets(at edge.Listen, device int) bool {
 	switch {
 	case at.Device != "" && s.device != 0 && s.device != device:
 		return false
-	case addr.IsUnspecified():
-		return !at.Addr.IsValid() || addr.Is6() || at.Addr.Unmap().Is4()
 	case at.Addr.IsValid():
 		return addr == at.Addr.Unmap()
+	case addr.IsUnspecified():
+		return true
 	default:
 		return !addr.IsLoopback() && !addr.IsMulticast() && addr != broadcast
 	}
