@@ -123,6 +123,7 @@ type builder struct {
 	own         map[netip.Addr]bool // this machine's addresses, with those of pools
 	ground      ground
 	placed      map[netip.Addr]bool // of State.Addresses
+	wanted      map[doorKey]bool    // ports that doors are wanted at; without addresses
 	selectors   map[string]edge.Selector
 	doors       map[doorKey][]*door
 	nodes       map[string]*edge.Node
@@ -146,6 +147,7 @@ func Build(in Inputs) (State, []edge.Problem) {
 		probes:  map[edge.Probe]bool{},
 
 		placed:      map[netip.Addr]bool{},
+		wanted:      map[doorKey]bool{},
 		selectors:   map[string]edge.Selector{},
 		natDevices:  map[string]bool{},
 		podNetworks: map[netip.Prefix]int{},

@@ -33,8 +33,9 @@ type exposed struct {
 	lasting bool   // a row is open, or waits for an address
 }
 
-// add takes the rows of one zone, with the addresses and ports that are open.
-func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open []string) {
+// add takes the rows of one zone, with the addresses and ports that are open, and
+// what is lacking there.
+func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open, lacks []string) {
 	where := ""
 	if zone != "" {
 		where = "zone " + zone
@@ -47,6 +48,9 @@ func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open []s
 	default:
 		x.lasting = true
 		x.open = append(x.open, fmt.Sprintf("%s at %s, port %s", where, addrText(addrs), strings.Join(open, ", ")))
+		for _, what := range lacks {
+			x.shut(where, refusal{"", what, ""})
+		}
 	}
 	type group struct {
 		why   refusal
@@ -84,7 +88,7 @@ func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open []s
 }
 
 func (x *exposed) shut(where string, why refusal) {
-	if x.first.code == "" {
+	if x.first == (refusal{}) {
 		x.first = why
 	}
 	text := why.reason

@@ -117,18 +117,21 @@ func (b *builder) look() {
 	}
 }
 
-// poolsFor are the names of a zone's pools that a Service may have addresses of.
-func (b *builder) poolsFor(s *edge.Service, zone string) []string {
+// poolsFor are the names of a zone's pools that a Service may have addresses of,
+// and of one of which that is not known yet.
+func (b *builder) poolsFor(s *edge.Service, zone string) (names []string, unknown string) {
 	if names := b.ground.names[zone]; names != nil {
-		return names
+		return names, ""
 	}
-	var names []string
 	for _, p := range b.ground.pools[zone] {
-		if b.excluded(s, p.Who) == "" {
+		switch {
+		case b.excluded(s, p.Who) == "":
 			names = append(names, p.Name)
+		case p.NamespaceLabels != "" && b.in.Cluster.Namespaces == nil:
+			unknown = p.Name
 		}
 	}
-	return names
+	return names, unknown
 }
 
 // wants are the families that a Service is to have.
@@ -250,12 +253,18 @@ func (b *builder) wantsOf(s *asking) []pools.Want {
 	addresses, named := b.ofOpenZones(s)
 	all := make([]pools.Want, 0, len(s.zones))
 	for _, zone := range s.req.zones {
-		if s.zones[zone] != nil {
-			all = append(all, pools.Want{
-				Service: s.Key(), UID: s.UID, Zone: zone, IPv4: ipv4, IPv6: ipv6, Pools: b.poolsFor(s.Service, zone),
-				Addresses: addresses, Named: named, Key: s.req.key, Status: status,
-			})
+		at := s.zones[zone]
+		if at == nil {
+			continue
 		}
+		names, unknown := b.poolsFor(s.Service, zone)
+		if unknown != "" { // until then it must not have the interface's own instead
+			at.shut = refusal{addressPending, "the labels of namespaces are not known yet, and with them whether it has an address of pool " + unknown, "it opens once they have been read"}
+		}
+		all = append(all, pools.Want{
+			Service: s.Key(), UID: s.UID, Zone: zone, IPv4: ipv4, IPv6: ipv6, Pools: names,
+			Addresses: addresses, Named: named, Key: s.req.key, Status: status,
+		})
 	}
 	return all
 }
@@ -455,7 +464,7 @@ func (b *builder) ready(listens []edge.Listen) (ready []edge.Listen, waiting []r
 		return listens, nil
 	}
 	for _, l := range listens {
-		if ofPool(l) {
+		if _, isThere := b.devices[l.Device]; ofPool(l) && isThere {
 			if why := b.waits(l.Addr); why.code != "" {
 				if !slices.Contains(waiting, why) {
 					waiting = append(waiting, why)
@@ -477,6 +486,26 @@ func (b *builder) await(row Exposure, waiting []refusal) {
 	}
 	b.closedFor(row, why)
 	b.sayWaiting(row, waiting)
+}
+
+// without is what a Service lacks in a zone where it is open.
+func (b *builder) without(s *asking, zone string) []string {
+	at := s.zones[zone]
+	if at == nil {
+		return nil
+	}
+	var lacks []string
+	for _, f := range at.failures {
+		if f.Code != pools.AddressConflict {
+			lacks = append(lacks, f.What)
+		}
+	}
+	for _, g := range at.given {
+		if why := b.waits(g.Addr); why.code != "" {
+			lacks = append(lacks, why.reason)
+		}
+	}
+	return lacks
 }
 
 // noteWaiting says of an open row which of its addresses it does without.

@@ -30,8 +30,25 @@ func (b *builder) services() {
 		services[i] = b.read(s, selector)
 	}
 	b.assign(services)
+	b.collectPorts(services)
 	for i := range services {
 		b.service(&services[i])
+	}
+}
+
+// collectPorts notes which ports doors are wanted at, by whomever.
+func (b *builder) collectPorts(services []asking) {
+	for key := range b.doors {
+		key.addr = netip.Addr{}
+		b.wanted[key] = true
+	}
+	for i := range services {
+		if len(services[i].zones) == 0 {
+			continue
+		}
+		for _, p := range services[i].Ports {
+			b.wanted[doorKey{protocol: p.Protocol, port: p.Port}] = true
+		}
 	}
 }
 
@@ -186,6 +203,11 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 	var to backing
 	to.target, to.refused = targetOf(req.target, port, addresses)
 	all := endpointsOf(s, port)
+	if ours := slices.IndexFunc(all, b.isCircular); ours >= 0 {
+		to.note = fmt.Sprintf("its endpoint %s is this machine, and left out: connections would go in a circle", all[ours].Addr)
+		all = of(all, func(e edge.Endpoint) bool { return !b.isCircular(e) })
+	}
+	note := to.note
 	endpoints, terminating := usable(all)
 	how := asked{check: req.health, proxy: req.of(port.Protocol).SendProxyProtocol}
 	switch to.target {
@@ -203,7 +225,7 @@ func (b *builder) backing(s *edge.Service, port edge.ServicePort, req request, a
 		} else {
 			to = b.nodeBackends(s, port, ofOneFamily(endpoints, s.IPFamilies), terminating, s.IPFamilies, how)
 		}
-		to.target = edge.TargetNodePort
+		to.target, to.note = edge.TargetNodePort, cmp.Or(to.note, note)
 		if at := req.health.Port; at != 0 && req.health.Interval > 0 && port.Protocol == edge.TCP {
 			b.problem(edge.Problem{
 				Object: "service/" + s.Key(), What: fmt.Sprintf("health.port %d is not asked: of target nodePort the node port itself is checked", at),
@@ -248,6 +270,14 @@ func (b *builder) nodeRemedy(endpoints []edge.Endpoint, local bool) string {
 		return "each node for it has the label " + excludeLabel + ": set kubernetes.ignoreExcludeLabel: true, or remove the label"
 	}
 	return "look for the label " + excludeLabel + " and for missing node addresses"
+}
+
+// isCircular says whether an endpoint, of a slice that somebody has written by
+// hand, is a door of ours: an address of a pool, or one of this machine's own at
+// a port that somebody wants to open.
+func (b *builder) isCircular(e edge.Endpoint) bool {
+	a := e.Addr.Addr()
+	return b.own[a] && (b.placed[a] || b.wanted[doorKey{protocol: e.Protocol, port: e.Addr.Port()}])
 }
 
 // foreignAddresses are the addresses that another controller has assigned.

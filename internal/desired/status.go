@@ -27,7 +27,7 @@ func (b *builder) status(s *asking) {
 	status := edge.ServiceStatus{Namespace: s.Namespace, Name: s.Name, UID: s.UID}
 	var said exposed
 	slices.Reverse(rows[""])
-	said.add("", rows[""], nil, nil)
+	said.add("", rows[""], nil, nil, nil)
 	for i := range b.in.Config.Zones {
 		zone := &b.in.Config.Zones[i]
 		ports, open, bad := portsOf(rows[zone.Name])
@@ -35,7 +35,7 @@ func (b *builder) status(s *asking) {
 		if len(open) > 0 {
 			addrs = b.zoneAddrs(s, rows[zone.Name], zone)
 		}
-		said.add(zone.Name, rows[zone.Name], addrs, open)
+		said.add(zone.Name, rows[zone.Name], addrs, open, b.without(s, zone.Name))
 		for _, a := range addrs {
 			in := edge.Ingress{IP: a, Mode: "Proxy"}
 			if bad {
