@@ -274,8 +274,10 @@ func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) 
 	now = time.Now()
 	maps.DeleteFunc(w.tries, func(key string, t *try) bool {
 		// What was written is forgotten once it has lasted, and a failed write
-		// that is not wanted any more is no problem any more.
-		return waiting[key] == nil && (!t.written || now.Sub(t.at) >= tryRemembered)
+		// that is not wanted any more is no problem any more. With a Service that
+		// leaves its status goes, which the API server itself clears with the type:
+		// if it comes back, that was no contest.
+		return waiting[key] == nil && (!t.written || now.Sub(t.at) >= tryRemembered || !isWanted(want, &t.status))
 	})
 	c.report("patch services/status", writeProblems(w.tries)...)
 
@@ -294,6 +296,13 @@ func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) 
 		wait, again = sooner(wait, again, next, now)
 	}
 	return wait, again
+}
+
+// isWanted says whether something is wanted of the Service that a status was
+// written to. want is sorted.
+func isWanted(want []edge.ServiceStatus, written *edge.ServiceStatus) bool {
+	i, found := slices.BinarySearchFunc(want, *written, compareStatuses)
+	return found && want[i].UID == written.UID
 }
 
 func maxTime(a, b time.Time) time.Time {
