@@ -29,8 +29,8 @@ type state struct {
 	// not changed, since snapshots have it.
 	namespaces    map[string]map[string]string
 	ownNamespaces bool // no snapshot has them
-	synced     struct{ services, slices, nodes, namespaces bool }
-	lists      int // see edge.Cluster
+	synced        struct{ services, slices, nodes, namespaces bool }
+	lists         int // see edge.Cluster
 
 	// left are Services that had gatehouse's finalizer when they were last seen,
 	// and are of another type since, or gone: their UIDs. done are the UIDs of

@@ -1,9 +1,9 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,7 +67,10 @@ func (c *Client) Apply(want []edge.ServiceStatus) {
 }
 
 func compareStatuses(a, b edge.ServiceStatus) int {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Name, b.Name)
 }
 
 func (w *writer) wakeUp() {
@@ -105,7 +108,10 @@ func changes(have []edge.Service, want []edge.ServiceStatus) []change {
 }
 
 func compareToService(w *edge.ServiceStatus, svc *edge.Service) int {
-	return cmp.Or(cmp.Compare(w.Namespace, svc.Namespace), cmp.Compare(w.Name, svc.Name))
+	if c := strings.Compare(w.Namespace, svc.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(w.Name, svc.Name)
 }
 
 // writeStatus writes one change now. It returns the resourceVersion that the
