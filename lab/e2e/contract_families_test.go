@@ -47,7 +47,7 @@ func contractFamilies(t *testing.T, plane string) {
 		{"prefer-v4-v6", ofFamilies(prefer, v4, v6), homeAddr + "," + homeAddr6},
 		{"prefer-v6-v4", ofFamilies(prefer, v6, v4), homeAddr6 + "," + homeAddr},
 		{"require", ofFamilies(require, v4, v6), homeAddr + "," + homeAddr6},
-		{"require-v6", ofFamilies(require, v6), homeAddr6 + "," + homeAddr},
+		{"also-v4", ofFamilies(require, v6), homeAddr6 + "," + homeAddr},
 	} {
 		ports[c.name] = freshPort()
 		made[c.name] = told(ns, c.name, plane, ports[c.name], c.change)

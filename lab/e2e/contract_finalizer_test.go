@@ -14,8 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-const finalizer = "gatehouse.e13.dev/closed"
-
 // edgeRuns runs a program on the edge box, also when the test is over.
 func edgeRuns(t *testing.T, args ...string) string {
 	t.Helper()
@@ -30,7 +28,7 @@ func edgeRuns(t *testing.T, args ...string) string {
 // or not.
 func finalized(t *testing.T, ns, name string, is bool) func() error {
 	return func() error {
-		if all := serviceNow(t, ns, name).Finalizers; slices.Contains(all, finalizer) != is {
+		if all := serviceNow(t, ns, name).Finalizers; slices.Contains(all, ownFinalizer) != is {
 			return fmt.Errorf("its finalizers are %q", all)
 		}
 		return nil

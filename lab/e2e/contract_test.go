@@ -383,16 +383,36 @@ func edgeLoses(t *testing.T, table string, addresses ...string) (noMore func()) 
 // configured has gatehouse run with another configuration until the test ends.
 func configured(t *testing.T, text string) {
 	t.Helper()
-	restoreConfig(t)
-	if err := writeConfig(text); err != nil {
+	runs := func(text string) {
+		t.Helper()
+		before := configLoaded(t)
+		if err := writeConfig(text); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 10*time.Second, "the file is taken", func() error {
+			if now := configLoaded(t); now == before {
+				return errors.New("that of " + now + " runs")
+			}
+			return nil
+		})
+	}
+	runs(text)
+	t.Cleanup(func() { runs(config) })
+}
+
+// configLoaded is when gatehouse has read the configuration that it runs with.
+func configLoaded(t *testing.T) string {
+	t.Helper()
+	_, body := admin(t, "/status.json")
+	var s struct {
+		Config struct {
+			LoadedAt string `json:"loadedAt"`
+		} `json:"config"`
+	}
+	if err := json.Unmarshal([]byte(body), &s); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the file is taken", func() error {
-		if !statusNow(t).Config.Current {
-			return errors.New("it is not the one that runs")
-		}
-		return nil
-	})
+	return s.Config.LoadedAt
 }
 
 // withKubernetes is the configuration with more in its kubernetes block.
