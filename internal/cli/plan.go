@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -57,16 +58,18 @@ func plan(ctx context.Context, out io.Writer, c *config.Config, output string) e
 	if err != nil {
 		return err
 	}
-	state, problems := desired.Build(in)
+	state, problems := desired.Settled(in)
 	if output == "json" {
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(struct {
-			Exposures []desired.Exposure `json:"exposures"`
-			Hairpins  [][2]string        `json:"hairpins,omitempty"`
-			Routes    []edge.Route       `json:"routes,omitempty"`
-			Problems  []edge.Problem     `json:"problems"`
-		}{nonNil(state.Exposures), state.Hairpins, state.Routes, nonNil(problems)})
+			Exposures   []desired.Exposure `json:"exposures"`
+			Addresses   []edge.Address     `json:"addresses,omitempty"`
+			Allocations []edge.Allocation  `json:"allocations,omitempty"`
+			Hairpins    [][2]string        `json:"hairpins,omitempty"`
+			Routes      []edge.Route       `json:"routes,omitempty"`
+			Problems    []edge.Problem     `json:"problems"`
+		}{nonNil(state.Exposures), state.Addresses, state.Allocations, state.Hairpins, state.Routes, nonNil(problems)})
 	}
 	return printPlan(out, state, problems)
 }
@@ -119,6 +122,7 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 			fmt.Fprintln(out, "  "+line)
 		}
 	}
+	printPooled(out, state)
 	printPaths(out, state)
 	if len(shut) > 0 {
 		fmt.Fprintln(out, "\nNot open:")
@@ -141,6 +145,24 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		}
 	}
 	return nil
+}
+
+// printPooled prints who would have which address of a pool.
+func printPooled(out io.Writer, state desired.State) {
+	devices := map[netip.Addr]string{}
+	for _, a := range state.Addresses {
+		devices[a.Addr] = a.Device
+	}
+	if len(state.Allocations) > 0 {
+		fmt.Fprintln(out, "\nAddresses of pools:")
+	}
+	for _, a := range state.Allocations {
+		on := " on " + devices[a.Addr]
+		if devices[a.Addr] == "" {
+			on = " on no interface" // its own is away, or it is in no network of one
+		}
+		fmt.Fprintf(out, "  %s%s for %s, of pool %s, in zone %s\n", a.Addr, on, a.Service, a.Pool, a.Zone)
+	}
 }
 
 // printPaths prints what the kernel would be told besides.

@@ -113,6 +113,11 @@ func TestPlanShowsTheDataPlane(t *testing.T) {
 		Routes:   []edge.Route{{Dst: netip.MustParsePrefix("10.244.1.0/24"), Via: netip.MustParseAddr("10.0.0.101"), Why: "node/w1"}},
 	}
 	state.Exposures[0].Hostnames = []string{"git.example.org"}
+	given := func(addr, zone string) edge.Allocation {
+		return edge.Allocation{Addr: netip.MustParseAddr(addr), Pool: zone + "-v4", Zone: zone, Service: "shop/web"}
+	}
+	state.Allocations = []edge.Allocation{given("10.11.12.70", "home"), given("10.99.0.7", "away")}
+	state.Addresses = []edge.Address{{Addr: netip.MustParseAddr("10.11.12.70"), Device: "eth1", Why: "service/shop/web"}}
 	var out strings.Builder
 	if err := printPlan(&out, state, nil); err != nil {
 		t.Fatal(err)
@@ -127,6 +132,10 @@ home  shop/web:80        @eth1:80  -           nat         pod     10.244.1.5:80
 
 What the backends see as the client's address:
   all: the client's own
+
+Addresses of pools:
+  10.11.12.70 on eth1 for shop/web, of pool home-v4, in zone home
+  10.99.0.7 on no interface for shop/web, of pool away-v4, in zone away
 
 Masqueraded by data plane nat, as answers would not come back through this machine:
   what goes from eth1 to eth1, eth1 to veth0

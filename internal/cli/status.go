@@ -239,15 +239,13 @@ func printStatus(out io.Writer, s status.Status, now time.Time, colour bool) err
 	}
 	fmt.Fprintf(out, "configuration  %s\n", configured)
 	if c := s.Cluster; c != nil {
-		cluster := fmt.Sprintf("%d services, %d nodes", c.Services, c.Nodes)
-		switch {
-		case c.Error != "":
-			cluster = p.in(bad, c.Error)
-		case !c.Synced:
-			cluster = "not read yet"
+		text := c.Says(now)
+		if !c.Well() {
+			text = p.in(bad, text)
 		}
-		fmt.Fprintf(out, "cluster        %s\n", cluster)
+		fmt.Fprintf(out, "cluster        %s\n", text)
 	}
+	printAddresses(out, s, now, p)
 	if c := s.Conntrack; c != nil {
 		usage := fmt.Sprintf("%d of %d entries", c.Entries, c.Max)
 		if c.Full() {
@@ -255,13 +253,7 @@ func printStatus(out io.Writer, s status.Status, now time.Time, colour bool) err
 		}
 		fmt.Fprintf(out, "conntrack      %s\n", usage)
 	}
-	for i, r := range s.Routes {
-		title := "pod routes"
-		if i > 0 {
-			title = ""
-		}
-		fmt.Fprintf(out, "%-13s  %s via %s (%s)\n", title, r.Dst, r.Via, r.Why)
-	}
+	printLines(out, "pod routes", s.Routes, func(r edge.Route) string { return fmt.Sprintf("%s via %s (%s)", r.Dst, r.Via, r.Why) })
 	fmt.Fprintln(out)
 	if err := printFrontends(out, s, now, p); err != nil {
 		return err
@@ -280,6 +272,45 @@ func printStatus(out io.Writer, s status.Status, now time.Time, colour bool) err
 		}
 	}
 	return nil
+}
+
+// printLines prints one line for each of several, the first of which has the
+// title.
+func printLines[T any](out io.Writer, title string, all []T, line func(T) string) {
+	for _, one := range all {
+		fmt.Fprintf(out, "%-13s  %s\n", title, line(one))
+		title = ""
+	}
+}
+
+// printAddresses prints how much of the pools is used, and who has what of them.
+func printAddresses(out io.Writer, s status.Status, now time.Time, p palette) {
+	printLines(out, "pools", s.Pools, func(pool status.Pool) string {
+		text := pool.Says()
+		if pool.Free == 0 {
+			text = p.in(bad, text)
+		}
+		return fmt.Sprintf("%s in zone %s: %s", pool.Name, pool.Zone, text)
+	})
+	printLines(out, "addresses", s.Addresses, func(a status.Address) string {
+		on := ""
+		if a.Device != "" {
+			on = " on " + a.Device
+		}
+		return fmt.Sprintf("%s%s for %s: %s", a.Addr, on, strings.Join(a.Services, ", "), p.in(inkOfAddress(a.State), a.Says(now)))
+	})
+}
+
+func inkOfAddress(s status.AddressState) ink {
+	switch s {
+	case status.AddressReady:
+		return good
+	case status.AddressConflict, status.AddressFailed:
+		return bad
+	case status.AddressPending, status.AddressHeld:
+		return quiet
+	}
+	return plain
 }
 
 // printFrontends prints what is open, and what was and has connections left:

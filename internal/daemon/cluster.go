@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,8 +73,8 @@ func (c *cluster) use(ctx context.Context, conf *config.Config) {
 		return
 	}
 	options := kube.Options{Kubeconfig: block.Kubeconfig, UserAgent: userAgent, Logger: c.log}
-	namespaces := asksForNamespaces(conf)
-	key := fmt.Sprintf("kubeconfig:%s namespaces:%t", block.Kubeconfig, namespaces)
+	options.Namespaces = asksForNamespaces(conf)
+	key := fmt.Sprintf("kubeconfig:%s namespaces:%t", block.Kubeconfig, options.Namespaces)
 	c.mu.Lock()
 	if c.block != nil && c.block.Kubeconfig != block.Kubeconfig {
 		c.guard = guard{} // of another cluster nothing is expected
@@ -283,6 +284,14 @@ func (c *cluster) status(v view) *status.Cluster {
 	}
 	if problems := c.unreachableLocked(); len(problems) > 0 {
 		s.Error = problems[0].What
+	}
+	if c.client != nil {
+		for kind, n := range c.client.Requests() {
+			s.Requests = append(s.Requests, status.Requests{Verb: kind.Verb, Resource: kind.Resource, Code: kind.Code, Count: n})
+		}
+		slices.SortFunc(s.Requests, func(x, y status.Requests) int {
+			return cmp.Or(cmp.Compare(x.Resource, y.Resource), cmp.Compare(x.Verb, y.Verb), cmp.Compare(x.Code, y.Code))
+		})
 	}
 	if l := c.guard.loss; l != nil {
 		s.Held = &status.Loss{Missing: l.What, Since: l.Since, Until: l.Until}

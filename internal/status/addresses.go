@@ -20,6 +20,9 @@ const (
 	AddressHeld     AddressState = "held" // nobody has it, and it is not free yet
 )
 
+// AddressStates are all there are.
+var AddressStates = []AddressState{AddressReady, AddressPending, AddressConflict, AddressFailed, AddressHeld}
+
 // Address is an address of a pool that Services have or, until a while ago, had.
 type Address struct {
 	Addr     netip.Addr   `json:"addr"`
@@ -31,6 +34,19 @@ type Address struct {
 	Conflict string       `json:"conflict,omitempty"` // the hardware address of who answers for it
 	Error    string       `json:"error,omitempty"`    // why it is not ready
 	Until    time.Time    `json:"until,omitzero"`     // of one that is held: when it is free
+}
+
+// Says is its state in words.
+func (a Address) Says(now time.Time) string {
+	switch {
+	case a.State == AddressHeld:
+		return "held, free in " + Age(max(a.Until.Sub(now), 0))
+	case a.Conflict != "":
+		return string(a.State) + ": " + a.Conflict + " answers for it"
+	case a.Error != "":
+		return string(a.State) + ": " + a.Error
+	}
+	return string(a.State)
 }
 
 // Pool says how much of a pool is used. Numbers of addresses are cut off at
@@ -49,6 +65,19 @@ type Pool struct {
 
 // Many is a number of addresses that nobody counts.
 const Many = math.MaxUint64
+
+// Says is how much of it is used, in words.
+func (p Pool) Says() string {
+	text := Count(p.Given) + " given, "
+	if p.Held > 0 {
+		text += Count(p.Held) + " held, "
+	}
+	text += Count(p.Free) + " free"
+	if p.Unusable > 0 {
+		text += ", " + Count(p.Unusable) + " unusable"
+	}
+	return text
+}
 
 // Count prints a number of addresses.
 func Count(n uint64) string {

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -31,20 +32,35 @@ type Loss struct {
 
 // Requests are requests of one kind to the Kubernetes API.
 type Requests struct {
-	Verb     string `json:"verb"`     // "list", "watch", "patch", "create"
+	Verb     string `json:"verb"`     // "get", "list", "watch", "create", "patch"
 	Resource string `json:"resource"` // "services", "services/status", "events"
-	Code     string `json:"code"`     // "200"; "error": there was no answer
+	Code     string `json:"code"`     // the class of the answer: "2xx"; "none": there was none
 	Count    uint64 `json:"count"`
 }
 
-// Source says in words where what is decided from comes from.
-func (c Cluster) Source(now time.Time) string {
+// Well says that nobody has to look.
+func (c Cluster) Well() bool { return c.Held == nil && c.Error == "" }
+
+// Says is how things stand with the cluster, in words.
+func (c Cluster) Says(now time.Time) string {
+	if !c.Synced && c.From == "" && c.Services+c.Nodes == 0 { // nothing is decided from it
+		return cmp.Or(c.Error, "not read yet")
+	}
+	text := fmt.Sprintf("%d services, %d nodes, %s", c.Services, c.Nodes, c.source(now))
+	if c.Held != nil {
+		text += fmt.Sprintf("; it lacks %s since %s, which is not believed until %s", c.Held.Missing, Clock(now, c.Held.Since), Clock(now, c.Held.Until))
+	}
+	if c.Error != "" {
+		text += "; " + c.Error
+	}
+	return text
+}
+
+// source says where what is decided from comes from.
+func (c Cluster) source(now time.Time) string {
 	text := "from the API"
-	switch {
-	case c.From != "":
-		text = fmt.Sprintf("from %s of %s", c.From, Clock(now, c.SavedAt))
-	case !c.Synced && c.Services == 0 && c.Nodes == 0:
-		return "not read yet"
+	if c.From != "" {
+		text = "from " + c.From + " of " + Clock(now, c.SavedAt)
 	}
 	if !c.StaleSince.IsZero() {
 		text += ", stale since " + Clock(now, c.StaleSince)

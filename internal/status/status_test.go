@@ -50,3 +50,30 @@ func TestRatesAreThoseOfTheFile(t *testing.T) {
 		t.Errorf("no limit is %v a second", got)
 	}
 }
+
+// Where what is decided from comes from is said of each moment.
+func TestClusterSays(t *testing.T) {
+	now := time.Date(2026, 11, 22, 21, 10, 0, 0, time.UTC)
+	early := now.Add(-7 * time.Minute)
+	for want, c := range map[string]Cluster{
+		"not read yet":                      {},
+		"connection refused":                {Error: "connection refused"},
+		"0 services, 0 nodes, from the API": {Synced: true},
+		"2 services, 3 nodes, from the API": {Synced: true, Services: 2, Nodes: 3},
+		"2 services, 3 nodes, from the API, stale since 21:03; no route": {Synced: true, Services: 2, Nodes: 3, StaleSince: early, Error: "no route"},
+		"2 services, 3 nodes, from /var/lib/gatehouse of 21:03":          {From: "/var/lib/gatehouse", SavedAt: early, Services: 2, Nodes: 3},
+		"0 services, 3 nodes, from /s of 2026-11-20 21:10, stale since 21:03; no route": {
+			From: "/s", SavedAt: now.Add(-48 * time.Hour), Nodes: 3, StaleSince: early, Error: "no route",
+		},
+		"9 services, 3 nodes, from the API; it lacks 7 of 9 Services since 21:03, which is not believed until 21:08": {
+			Synced: true, Services: 9, Nodes: 3, Held: &Loss{Missing: "7 of 9 Services", Since: early, Until: early.Add(5 * time.Minute)},
+		},
+	} {
+		if got := c.Says(now); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if c.Well() != (c.Error == "" && c.Held == nil) {
+			t.Errorf("%s: well %t", want, c.Well())
+		}
+	}
+}

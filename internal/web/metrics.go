@@ -37,6 +37,10 @@ var (
 	problems       = desc("problems", "All problems, those of the configuration files included.")
 	kubeSynced     = desc("kubernetes_synced", "1 when Services, EndpointSlices and Nodes were read at least once.")
 	kubeConnected  = desc("kubernetes_connected", "1 when the last request to the Kubernetes API went well.")
+	kubeHeld       = desc("kubernetes_loss_held", "1 while the Kubernetes API lacks most of what was there, and is not believed.")
+	kubeRequests   = desc("kubernetes_requests_total", "Requests to the Kubernetes API, by verb, resource and class of the answer (none: there was none).", "verb", "resource", "code")
+	poolAddresses  = desc("pool_addresses", "Addresses of the pool: given to Services, held for who had them until a minute ago, free, or unusable.", "pool", "state")
+	addresses      = desc("addresses", "Addresses that Services have or had until a minute ago, by how far they are: ready, pending, conflict, failed or held.", "pool", "state")
 	exposures      = desc("exposures", "Service ports and static frontends by zone and whether they are open.", "zone", "open")
 	clientSeen     = desc("exposure_client_address_seen", "1 when the backends of what is open see the client's own address.", "frontend", "zone", "protocol")
 	// Those of others on this machine count in them.
@@ -118,8 +122,8 @@ func backendDesc(name, help string) *prometheus.Desc {
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range slices.Concat(ofFrontend.all(), ofListener.all(), []*prometheus.Desc{
-		buildInfo, ready, configCurrent, configLoaded, configProblems, problems, kubeSynced, kubeConnected, exposures, clientSeen,
-		conntrackEntries, conntrackLimit,
+		buildInfo, ready, configCurrent, configLoaded, configProblems, problems, kubeSynced, kubeConnected, kubeHeld, kubeRequests, poolAddresses, addresses,
+		exposures, clientSeen, conntrackEntries, conntrackLimit,
 		routed, limit, clientLimit, clientRate, banTime, banned, idleTimeout, drainTimeout, affinityTimeout, frontendInfo,
 		backendUp, backendDraining, backendTotal, backendActive, backendFailures, backendWeight, backendShare,
 		backendReceived, backendSent, backendReceivedPackets, backendSentPackets,
@@ -145,7 +149,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	if s.Cluster != nil {
 		gauge(kubeSynced, number(s.Cluster.Synced))
 		gauge(kubeConnected, number(s.Cluster.Error == ""))
+		gauge(kubeHeld, number(s.Cluster.Held != nil))
+		for _, r := range s.Cluster.Requests {
+			counter(kubeRequests, r.Count, r.Verb, r.Resource, r.Code)
+		}
 	}
+	c.collectPools(s, gauge)
 	if c := s.Conntrack; c != nil {
 		gauge(conntrackEntries, float64(c.Entries))
 		gauge(conntrackLimit, float64(c.Max))
@@ -238,6 +247,30 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		labels := []string{l.Zone, string(l.Protocol), l.Listen}
 		traffic(ofListener, edge.DataPlaneProxy, l.Error == "" && !l.Draining, l.Traffic, labels)
 		counter(routed, l.Routed, labels...)
+	}
+}
+
+func (collector) collectPools(s status.Status, gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	for _, p := range s.Pools {
+		for state, n := range map[string]uint64{"given": p.Given, "held": p.Held, "free": p.Free, "unusable": p.Unusable} {
+			gauge(poolAddresses, float64(n), p.Name, state)
+		}
+	}
+	type poolState struct {
+		pool  string
+		state status.AddressState
+	}
+	counts := map[poolState]int{}
+	for _, p := range s.Pools {
+		for _, state := range status.AddressStates {
+			counts[poolState{p.Name, state}] = 0 // so that a count that falls to none is seen to
+		}
+	}
+	for _, a := range s.Addresses {
+		counts[poolState{a.Pool, a.State}]++
+	}
+	for k, n := range counts {
+		gauge(addresses, float64(n), k.pool, string(k.state))
 	}
 }
 

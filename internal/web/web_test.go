@@ -24,7 +24,16 @@ func sample() status.Status {
 	return status.Status{
 		Version: "v1", StartedAt: time.Now().Add(-time.Minute), Ready: true,
 		Config:  status.Config{Files: []string{"gatehouse.yaml"}, LoadedAt: time.Unix(1700000000, 0), Current: true},
-		Cluster: &status.Cluster{Synced: true, Services: 2, Nodes: 3},
+		Cluster: &status.Cluster{Synced: true, Services: 2, Nodes: 3, Requests: []status.Requests{{Verb: "watch", Resource: "services", Code: "2xx", Count: 301}}},
+		Pools: []status.Pool{
+			{Name: "home-v4", Zone: "home", Addresses: 16, Given: 2, Held: 1, Free: 11, Unusable: 2},
+			{Name: "home-v6", Zone: "home", Addresses: status.Many, Free: status.Many},
+		},
+		Addresses: []status.Address{
+			{Addr: netip.MustParseAddr("10.11.12.70"), Pool: "home-v4", Zone: "home", Device: "eth1", Services: []string{"shop/web", "shop/api"}, State: status.AddressReady},
+			{Addr: netip.MustParseAddr("10.11.12.71"), Pool: "home-v4", Zone: "home", Device: "eth1", Services: []string{"shop/mail"}, State: status.AddressConflict, Conflict: "52:54:00:00:00:07"},
+			{Addr: netip.MustParseAddr("10.11.12.72"), Pool: "home-v4", Zone: "home", Services: []string{"shop/old"}, State: status.AddressHeld, Until: time.Now().Add(40*time.Second + 400*time.Millisecond)},
+		},
 		Exposures: []desired.Exposure{
 			{Name: "shop/web:80", Service: "shop/web", Zone: "home", Port: 80, Protocol: edge.TCP, Open: true, Why: "service/shop/web", ClientSeen: true},
 			{Name: "shop/web:80", Service: "shop/web", Zone: "internet", Port: 80, Protocol: edge.TCP, Open: true, Why: "service/shop/web"},
@@ -212,6 +221,18 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_backend_draining{backend="10.244.2.7:8443",data_plane="nat",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 1`,
 		`gatehouse_frontend_connections_active{data_plane="proxy",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 94`,
 		`gatehouse_backend_connections_active{backend="10.244.1.7:8443",data_plane="proxy",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 94`,
+		`gatehouse_kubernetes_loss_held 0`,
+		`gatehouse_kubernetes_requests_total{code="2xx",resource="services",verb="watch"} 301`,
+		`gatehouse_pool_addresses{pool="home-v4",state="given"} 2`,
+		`gatehouse_pool_addresses{pool="home-v4",state="held"} 1`,
+		`gatehouse_pool_addresses{pool="home-v4",state="free"} 11`,
+		`gatehouse_pool_addresses{pool="home-v4",state="unusable"} 2`,
+		`gatehouse_pool_addresses{pool="home-v6",state="free"} 1.8446744073709552e+19`,
+		`gatehouse_addresses{pool="home-v4",state="ready"} 1`,
+		`gatehouse_addresses{pool="home-v4",state="conflict"} 1`,
+		`gatehouse_addresses{pool="home-v4",state="held"} 1`,
+		`gatehouse_addresses{pool="home-v4",state="pending"} 0`,
+		`gatehouse_addresses{pool="home-v6",state="ready"} 0`,
 		`gatehouse_conntrack_entries 240000`,
 		`gatehouse_conntrack_entries_limit 262144`,
 		"go_goroutines ", "process_resident_memory_bytes ",
@@ -224,7 +245,8 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 	for _, none := range []string{
 		`connections_limit{data_plane="proxy",frontend="shop/web:80",listen="@eth1:80",protocol="UDP"`, `drain_timeout_seconds{data_plane="proxy",frontend="shop/web:80",listen="@eth1:80",protocol="UDP"`,
 		`idle_timeout_seconds{data_plane="proxy",frontend="old"`, `info{balance="",`, `banned_clients{data_plane="proxy",frontend="shop/web:80"`, `client_address_seen{frontend="shop/<b>:81"`,
-		// Whoever comes from outside makes no series.
+		// Whoever comes from outside makes no series, and no address has one.
+		"10.11.12.7", "52:54",
 		"203.0.113", "2001:db8",
 		`packets_total{data_plane="proxy",frontend="shop/web:80",listen="@eth1:80",protocol="TCP"`,
 		// The kernel does not say it, and a relay's backend is not counted apart.
@@ -288,7 +310,10 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 		"shop/api:443 TCP @eth1:443 moved by the kernel \\(nat\\) seen the client's own 81 82 8.3 kB in 8.4 kB out 85 packets in 86 packets out " +
 			"10.244.1.7:8443 w1 up 100.0 %, took 87, has 88 8.9 kB in, 9.0 kB out 10.244.2.7:8443 w2 draining: 93 left, until they end " +
 			"backend chosen by client address",
-		"2 services, 3 nodes · conntrack 240000 of 262144",
+		"2 services, 3 nodes, from the API · conntrack 240000 of 262144",
+		"Addresses of pools home-v4 in zone home: 2 given, 1 held, 11 free, 2 unusable home-v6 in zone home: 0 given, very many free address interface pool zone services state " +
+			"10.11.12.70 eth1 home-v4 home shop/web shop/api ready 10.11.12.71 eth1 home-v4 home shop/mail conflict: 52:54:00:00:00:07 answers for it " +
+			"10.11.12.72 – home-v4 home shop/old held, free in (40|39)s",
 		"Routes to pods 10.244.1.0/24 via 10.0.0.101 node/w1 status.json",
 		"TCP @veth0:443 in internet, shared by server name 3 waiting for a name 112 of 123 given to a frontend 71 not tls 72 unknown name 73 not accepted " +
 			"from before it was shared: 2 left with 10.0.0.103:443 , until they end internet shop/git:443",
