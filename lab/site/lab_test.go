@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -550,6 +551,15 @@ spec:
 	out, err := s.Exec(t.Context(), "default/host", "hostname", "-I")
 	if err != nil || !slices.Contains(strings.Fields(out), ip) {
 		t.Errorf("exec in the pod: %q, %v", out, err)
+	}
+	if out := kubectl(t, s, "exec", "host", "--", "sh", "-c", "hostname; echo $IP; hostname -I"); !strings.HasPrefix(out, "host\n"+ip+"\n"+ip+" ") {
+		t.Errorf("kubectl exec: %q", out)
+	}
+	input := s.KubectlCommand(t.Context(), "exec", "-i", "host", "--", "sh", "-c", "cat; echo to stderr >&2; exit 7")
+	input.Stdin = strings.NewReader("from stdin")
+	var exit *exec.ExitError
+	if out, err := input.CombinedOutput(); !errors.As(err, &exit) || exit.ExitCode() != 7 || !strings.Contains(string(out), "from stdin") || !strings.Contains(string(out), "to stderr") {
+		t.Errorf("kubectl exec with input: %q, %v", out, err)
 	}
 	eventually(t, 10*time.Second, "an unknown image is explained", func() error {
 		if m := get("failed", ".status.containerStatuses[0].state.waiting.message"); !strings.Contains(m, "lab/web, lab/tls, lab/echo and lab/host") {

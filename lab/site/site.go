@@ -3,9 +3,11 @@ package site
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +33,10 @@ type Options struct {
 	Config    string   `json:"config,omitempty"`
 	Manifests []string `json:"manifests,omitempty"` // files that are kubectl-applied before gatehouse starts
 	Samples   bool     `json:"samples,omitempty"`   // two Deployments with Services
+
+	// Images are further images that pods may have: by name, without a tag, the program that stands for it and its first
+	// arguments. In a container's command, /NAME is the program of that name.
+	Images map[string][]string `json:"images,omitempty"`
 
 	// Programs; empty: from LAB and LABKUBE, beside this program, in ./bin or a parent's, in the PATH.
 	Lab     string `json:"lab"`
@@ -286,7 +292,29 @@ func (s *Site) installPrograms() error {
 			return err
 		}
 	}
-	return nil
+	return s.installImages()
+}
+
+// ImagesFile is where the agents find Options.Images, in the lab's directory.
+const ImagesFile = "config/images.json"
+
+func (s *Site) installImages() error {
+	images := map[string][]string{}
+	for name, argv := range s.record.Options.Images {
+		if len(argv) == 0 {
+			return fmt.Errorf("image %s: no program given", name)
+		}
+		to := s.path("bin", filepath.Base(argv[0]))
+		if err := copyProgram(argv[0], to); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("image %s: %w", name, err)
+		}
+		images[name] = append([]string{to}, argv[1:]...)
+	}
+	data, err := json.Marshal(images)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.path(ImagesFile), data, 0o644)
 }
 
 func copyProgram(from, to string) error {

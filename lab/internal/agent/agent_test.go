@@ -1,9 +1,13 @@
 package agent
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -58,6 +62,35 @@ func TestAddressesRestBeforeReuse(t *testing.T) {
 	}
 }
 
+// Somebody else's image: a program of its own, by its entry point, by its name in the image, or any other program.
+func TestImagesOfOthers(t *testing.T) {
+	a := testAgent(t)
+	a.cfg.Dir = t.TempDir()
+	file := filepath.Join(a.cfg.Dir, site.ImagesFile)
+	err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755),
+		os.WriteFile(file, []byte(`{"registry.example:5000/tests/agnhost":["/b/agnhost"],"registry.example/pause":["/b/agnhost","pause"]}`), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		spec corev1.Container
+		want string
+	}{
+		{corev1.Container{Image: "registry.example:5000/tests/agnhost:2.1", Args: []string{"netexec"}}, "/b/agnhost netexec"},
+		{corev1.Container{Image: "registry.example:5000/tests/agnhost:2.1", Command: []string{"/agnhost", "porter"}}, "/b/agnhost porter"},
+		{corev1.Container{Image: "registry.example:5000/tests/agnhost@sha256:1", Command: []string{"sh", "-c"}, Args: []string{"x"}}, "sh -c x"},
+		{corev1.Container{Image: "registry.example/pause:3"}, "/b/agnhost pause"},
+		{corev1.Container{Image: "lab/host", Command: []string{"/agnhost"}}, "/agnhost"},
+	} {
+		p := newPod(a, site.PodRecord{Namespace: "n", Name: "p", UID: "u", Netns: "x"})
+		p.obj = &corev1.Pod{}
+		got, err := p.argv(tt.spec)
+		if i := slices.Index(got, "--"); err != nil || strings.Join(got[i+1:], " ") != tt.want {
+			t.Errorf("%s %v %v: %q, %v; want %s", tt.spec.Image, tt.spec.Command, tt.spec.Args, got, err, tt.want)
+		}
+	}
+}
+
 // A person who knows one address of a pod knows the other.
 func TestLastNumbersAreTheSame(t *testing.T) {
 	a := testAgent(t)
@@ -91,12 +124,12 @@ func TestCommandLines(t *testing.T) {
 				Image: "lab/host", Command: []string{"nginx", "$(CONF)", "$(NOBODY)"}, Args: []string{"-x"},
 				Env: []corev1.EnvVar{{Name: "CONF", Value: "a b"}},
 			},
-			want: []string{"/state/bin/lab", "_enter", "ghlab-x-p-1", "--bind", "/state/pods/w1/u/run:/run", "--", "nginx", "a b", "$(NOBODY)", "-x"},
+			want: []string{"/state/bin/lab", "_enter", "ghlab-x-p-1", "--bind", "/state/pods/w1/u/run:/run", "--hostname", "p", "--", "nginx", "a b", "$(NOBODY)", "-x"},
 		},
 		{
 			name: "in the node's network",
 			spec: corev1.Container{Image: "lab/host", Command: []string{"true"}},
-			want: []string{"/state/bin/lab", "_enter", "ghlab-x-w1", "--bind", "/state/pods/w1/u/run:/run", "--", "true"},
+			want: []string{"/state/bin/lab", "_enter", "ghlab-x-w1", "--bind", "/state/pods/w1/u/run:/run", "--hostname", "w1", "--", "true"},
 		},
 		{name: "no command", spec: corev1.Container{Image: "lab/host"}, err: "image lab/host: no command given; it runs a program of the machine"},
 		{name: "unknown", spec: corev1.Container{Image: "nginx:1"}, err: `image "nginx:1": the lab has lab/web, lab/tls, lab/echo and lab/host`},

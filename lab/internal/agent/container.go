@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -118,7 +119,7 @@ func (p *pod) watchAdopted(c *container) {
 
 // argv turns the image's name into a command line.
 func (p *pod) argv(spec corev1.Container) ([]string, error) {
-	image, _, _ := strings.Cut(strings.TrimPrefix(spec.Image, "docker.io/"), ":")
+	image := imageName(spec.Image)
 	lab := filepath.Join(p.agent.cfg.Dir, "bin", "lab")
 	env, err := p.variables(spec)
 	if err != nil {
@@ -137,12 +138,13 @@ func (p *pod) argv(spec corev1.Container) ([]string, error) {
 		if len(argv) == 0 {
 			return nil, errors.New("image lab/host: no command given; it runs a program of the machine")
 		}
-		netns := p.rec.Netns
-		if netns == "" {
-			netns = "ghlab-" + p.agent.cfg.Lab + "-" + p.agent.cfg.Node
+		return append(p.agent.wayIn(p.rec, p.dir()), argv...), nil
+	}
+	if entry := p.agent.images()[image]; len(entry) > 0 {
+		if len(spec.Command) > 0 {
+			entry = p.agent.program(expand(spec.Command, env))
 		}
-		binds := []string{filepath.Join(p.dir(), "run") + ":/run"}
-		return append([]string{lab}, site.EnterArgs(netns, binds, argv)...), nil
+		return slices.Concat(p.agent.wayIn(p.rec, p.dir()), entry, args), nil
 	}
 	return nil, fmt.Errorf("image %q: the lab has lab/web, lab/tls, lab/echo and lab/host", spec.Image)
 }

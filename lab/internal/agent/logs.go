@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// serveLogs is the one page of a kubelet's API that the lab has: kubectl logs.
+// serveLogs is what of a kubelet's API the lab has: kubectl logs and kubectl exec.
 func (a *Agent) serveLogs(ctx context.Context) {
 	pki := filepath.Join(a.cfg.Dir, "pki")
 	ca, err := os.ReadFile(filepath.Join(pki, "ca.crt"))
@@ -28,6 +28,8 @@ func (a *Agent) serveLogs(ctx context.Context) {
 	clients.AppendCertsFromPEM(ca)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", a.containerLogs)
+	mux.HandleFunc("GET /exec/{namespace}/{pod}/{container}", a.exec)
+	mux.HandleFunc("POST /exec/{namespace}/{pod}/{container}", a.exec)
 	server := &http.Server{
 		Addr:              net.JoinHostPort(a.cfg.Address.String(), strconv.Itoa(kubeletPort)),
 		Handler:           mux,
@@ -42,14 +44,7 @@ func (a *Agent) serveLogs(ctx context.Context) {
 }
 
 func (a *Agent) containerLogs(w http.ResponseWriter, r *http.Request) {
-	a.mu.Lock()
-	var uid types.UID
-	for id, p := range a.pods {
-		if p.rec.Namespace == r.PathValue("namespace") && p.rec.Name == r.PathValue("pod") {
-			uid = id
-		}
-	}
-	a.mu.Unlock()
+	uid := a.uidOf(r.PathValue("namespace"), r.PathValue("pod"))
 	if uid == "" {
 		http.Error(w, "no such pod on this node", http.StatusNotFound)
 		return
@@ -92,6 +87,18 @@ func (a *Agent) containerLogs(w http.ResponseWriter, r *http.Request) {
 		case <-tick.C:
 		}
 	}
+}
+
+// uidOf is empty when no such pod is on this node.
+func (a *Agent) uidOf(namespace, name string) types.UID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, p := range a.pods {
+		if p.rec.Namespace == namespace && p.rec.Name == name {
+			return id
+		}
+	}
+	return ""
 }
 
 func lastLines(data []byte, n int) []byte {

@@ -16,8 +16,8 @@ import (
 	"e13.dev/gatehouse/lab/site"
 )
 
-// Main is `lab _enter NETNS [--bind SOURCE:TARGET]... -- PROGRAM [ARGUMENT]...`; it returns only if it fails. Without
-// a --bind the machine's file system stays as it is.
+// Main is `lab _enter NETNS [--bind SOURCE:TARGET]... [--hostname NAME] -- PROGRAM [ARGUMENT]...`; it returns only if it
+// fails. Without a --bind the machine's file system stays as it is.
 func Main(args []string) error {
 	if len(args) == 0 {
 		return errors.New("no namespace given")
@@ -26,6 +26,10 @@ func Main(args []string) error {
 	var binds []string
 	for len(args) > 1 && args[0] == "--bind" {
 		binds, args = append(binds, args[1]), args[2:]
+	}
+	hostname := ""
+	if len(args) > 1 && args[0] == "--hostname" {
+		hostname, args = args[1], args[2:]
 	}
 	if len(args) < 2 || args[0] != "--" {
 		return errors.New("no program given")
@@ -44,6 +48,14 @@ func Main(args []string) error {
 	if len(binds) > 0 {
 		if err := mounts(binds); err != nil {
 			return err
+		}
+	}
+	if hostname != "" {
+		if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
+			return fmt.Errorf("new UTS namespace: %w", err)
+		}
+		if err := unix.Sethostname([]byte(hostname)); err != nil {
+			return fmt.Errorf("host name %s: %w", hostname, err)
 		}
 	}
 	program, err := exec.LookPath(argv[0])
