@@ -2,7 +2,7 @@
 // which connections it knows, and to forget some of them. It makes no entries
 // and changes none.
 //
-//	flows, err := conntrack.List(ctx, conntrack.Filter{DNAT: true, Unreplied: true})
+//	flows, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
 //	deleted, err := conntrack.Delete(ctx, flows)
 //
 // Entries of zones other than the default one are not seen: no rule of
@@ -58,24 +58,17 @@ type Flow struct {
 	Client, Front netip.AddrPort // the original direction
 	Backend, Seen netip.AddrPort // the reply direction: its source and destination
 
-	State     TCPState      // empty unless it is TCP
-	Replied   bool          // a packet of the reply direction has been seen
-	DNAT      bool          // the destination is rewritten
-	ID        uint32        // another entry has it only if it is of the same client and front, later
-	Timeout   time.Duration // until it is forgotten, if nothing comes
-	Started   time.Time     // zero unless the kernel keeps it (nf_conntrack_timestamp)
-	ToBackend Count         // zero unless the kernel counts (nf_conntrack_acct)
-	ToClient  Count
+	State   TCPState      // empty unless it is TCP
+	Replied bool          // a packet of the reply direction has been seen
+	DNAT    bool          // the destination is rewritten
+	ID      uint32        // another entry has it only if it is of the same client and front, later
+	Timeout time.Duration // until it is forgotten, if nothing comes
 }
-
-// Count is what has passed in one direction.
-type Count struct{ Packets, Bytes uint64 }
 
 // Filter says which flows are wanted.
 type Filter struct {
-	DNAT      bool          // only those whose destination is rewritten
-	Unreplied bool          // only those that nobody has answered
-	Protocol  edge.Protocol // empty: TCP, UDP and SCTP
+	DNAT     bool          // only those whose destination is rewritten
+	Protocol edge.Protocol // empty: TCP, UDP and SCTP
 }
 
 // List returns the flows that the filter lets through, of both IP families. A
@@ -83,13 +76,11 @@ type Filter struct {
 //
 // The kernel walks all entries, and hands over those with the status that is
 // asked for (Linux 5.15; an older one all). Measured with 262,144 hash buckets
-// and 100,000 entries, of which 10,000 are rewritten and 1,000 of those are
-// unreplied:
+// and 100,000 entries, of which 10,000 are rewritten:
 //
-//	filter           flows    by the kernel  here
-//	none             100,000  175 ms         175 ms
-//	DNAT              10,000   40 ms         125 ms
-//	DNAT, Unreplied    1,000   15 ms         115 ms
+//	filter  flows    by the kernel  here
+//	none    100,000  175 ms         175 ms
+//	DNAT     10,000   40 ms         125 ms
 //
 // With no entries at all it takes 4 ms. The CPU that the kernel does it on
 // handles no packets until it has 32 KB to hand over, which a filter makes rare:
@@ -132,7 +123,7 @@ func list(ctx context.Context, f Filter, request []byte) (flows []Flow, err erro
 }
 
 func (f Filter) wants(flow *Flow) bool {
-	return (!f.DNAT || flow.DNAT) && (!f.Unreplied || !flow.Replied) && (f.Protocol == "" || f.Protocol == flow.Protocol)
+	return (!f.DNAT || flow.DNAT) && (f.Protocol == "" || f.Protocol == flow.Protocol)
 }
 
 // Delete makes the kernel forget flows, and says how many of them it still had.

@@ -86,6 +86,12 @@ func listed(t *testing.T, f Filter) []Flow {
 	return flows
 }
 
+// unreplied are those that nobody has answered.
+func unreplied(t *testing.T, f Filter) []Flow {
+	t.Helper()
+	return slices.DeleteFunc(listed(t, f), func(f Flow) bool { return f.Replied })
+}
+
 func deleted(t *testing.T, flows []Flow, want int) {
 	t.Helper()
 	got, err := Delete(t.Context(), flows)
@@ -137,7 +143,7 @@ func TestNetnsUDPIsFreedFromADeadBackend(t *testing.T) {
 			if answered(t, c, 100*time.Millisecond) {
 				t.Fatal("the silent backend answers")
 			}
-			stuck := listed(t, Filter{DNAT: true, Unreplied: true, Protocol: edge.UDP})
+			stuck := unreplied(t, Filter{DNAT: true, Protocol: edge.UDP})
 			if len(stuck) != 1 {
 				t.Fatalf("listed are %+v, want one flow", stuck)
 			}
@@ -165,7 +171,7 @@ func TestNetnsUDPIsFreedFromADeadBackend(t *testing.T) {
 			if want := netip.MustParseAddrPort(backends[1]); f.Backend != want || !f.Replied {
 				t.Errorf("the flow is now %+v", f)
 			}
-			if rest := listed(t, Filter{Unreplied: true}); len(rest) != 0 {
+			if rest := unreplied(t, Filter{}); len(rest) != 0 {
 				t.Errorf("unreplied are %+v", rest)
 			}
 			deleted(t, []Flow{f}, 1)
@@ -195,7 +201,7 @@ func TestNetnsSYNIsFreedFromADeadBackend(t *testing.T) {
 			if err := connect(200 * time.Millisecond); err == nil {
 				t.Fatal("the silent backend answers")
 			}
-			stuck := listed(t, Filter{DNAT: true, Unreplied: true, Protocol: edge.TCP})
+			stuck := unreplied(t, Filter{DNAT: true, Protocol: edge.TCP})
 			if len(stuck) != 1 {
 				t.Fatalf("listed are %+v, want one flow", stuck)
 			}
@@ -210,7 +216,7 @@ func TestNetnsSYNIsFreedFromADeadBackend(t *testing.T) {
 			if err := connect(3 * time.Second); err != nil {
 				t.Fatalf("after its entry is deleted, the client does not come to the new backend: %v", err)
 			}
-			if rest := listed(t, Filter{Unreplied: true}); len(rest) != 0 {
+			if rest := unreplied(t, Filter{}); len(rest) != 0 {
 				t.Errorf("unreplied are %+v", rest)
 			}
 		}
@@ -223,10 +229,7 @@ func TestNetnsEstablishedConnectionIsReset(t *testing.T) {
 	netnstest.Run(t, func() {
 		site := newSite(t)
 		send(t, alive4, alive6)
-		netnstest.Setting(t, nil, "net/netfilter/nf_conntrack_acct", "1")
-		netnstest.Setting(t, nil, "net/netfilter/nf_conntrack_timestamp", "1")
 		for front, backend := range map[string]string{front4: alive4, front6: alive6} {
-			began := time.Now()
 			var c net.Conn
 			site.Home.Do(t, func() {
 				var err error
@@ -261,12 +264,6 @@ func TestNetnsEstablishedConnectionIsReset(t *testing.T) {
 			f := flows[0]
 			if f.Protocol != edge.TCP || f.State != Established || !f.Replied || f.Client != addrOf(c.LocalAddr()) || f.Backend.String() != backend || f.Seen != f.Client {
 				t.Errorf("the flow is %+v", f)
-			}
-			if f.Started.Before(began.Add(-time.Second)) || f.Started.After(time.Now().Add(time.Second)) {
-				t.Errorf("the flow began at %v, want %v", f.Started, began)
-			}
-			if f.ToBackend.Packets < 4 || f.ToBackend.Bytes < 4*40 || f.ToClient.Packets < 3 || f.ToClient.Bytes < 3*40 {
-				t.Errorf("counted are %+v and %+v", f.ToBackend, f.ToClient)
 			}
 			deleted(t, flows, 1)
 			if err := say(); !errors.Is(err, syscall.ECONNRESET) {
@@ -304,8 +301,7 @@ func appendNew(b []byte, f *Flow, last bool) []byte {
 	return finish(b, start)
 }
 
-// fill makes n entries: one in 10 is rewritten, and of those one in 10 is
-// unreplied, with as many of the others.
+// fill makes n entries, of which one in 10 is rewritten. A few are not replied.
 func fill(t *testing.T, n int) {
 	t.Helper()
 	s, err := open()
@@ -360,8 +356,6 @@ func TestNetnsManyEntries(t *testing.T) {
 		}{
 			{Filter{}, n},
 			{Filter{DNAT: true}, n / 10},
-			{Filter{Unreplied: true}, n / 50},
-			{Filter{DNAT: true, Unreplied: true}, n / 100},
 			{Filter{Protocol: edge.TCP}, 0},
 		} {
 			var times [2]time.Duration

@@ -75,12 +75,6 @@ func parse(b []byte) (f Flow, ok bool) {
 			f.Timeout = time.Duration(be32(value)) * time.Second
 		case nl.CTA_ID:
 			f.ID = be32(value)
-		case nl.CTA_COUNTERS_ORIG:
-			f.ToBackend = parseCount(value)
-		case nl.CTA_COUNTERS_REPLY:
-			f.ToClient = parseCount(value)
-		case nl.CTA_TIMESTAMP:
-			f.Started = parseStart(value)
 		}
 	}
 	ok = f.Protocol != "" && f.Protocol == reply.protocol &&
@@ -149,27 +143,6 @@ func parseState(b []byte) TCPState {
 	return ""
 }
 
-func parseCount(b []byte) (c Count) {
-	for kind, value := range attributes(b).all {
-		switch kind {
-		case nl.CTA_COUNTERS_PACKETS:
-			c.Packets = be64(value)
-		case nl.CTA_COUNTERS_BYTES:
-			c.Bytes = be64(value)
-		}
-	}
-	return c
-}
-
-func parseStart(b []byte) (start time.Time) {
-	for kind, value := range attributes(b).all {
-		if ns := be64(value); kind == nl.CTA_TIMESTAMP_START && ns > 0 {
-			start = time.Unix(0, int64(ns))
-		}
-	}
-	return start
-}
-
 // attributes are those of netlink, one behind the other.
 type attributes []byte
 
@@ -202,27 +175,13 @@ func be32(b []byte) uint32 {
 	return binary.BigEndian.Uint32(b)
 }
 
-func be64(b []byte) uint64 {
-	if len(b) != 8 {
-		return 0
-	}
-	return binary.BigEndian.Uint64(b)
-}
-
 // listRequest asks for the entries of both families. Kernels before Linux 5.15
 // do not know the attributes, and send all.
 func listRequest(f Filter) []byte {
-	var mask, want uint32
-	if f.DNAT {
-		mask, want = mask|statusDstNAT, want|statusDstNAT
-	}
-	if f.Unreplied {
-		mask |= statusSeenReply
-	}
 	b := appendHeader(nil, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 0, unix.AF_UNSPEC)
-	if mask != 0 { // the kernel refuses an empty one
-		b = appendAttribute(b, nl.CTA_STATUS, binary.BigEndian.AppendUint32(nil, want))
-		b = appendAttribute(b, ctaStatusMask, binary.BigEndian.AppendUint32(nil, mask))
+	if f.DNAT { // the kernel refuses an empty mask
+		b = appendAttribute(b, nl.CTA_STATUS, binary.BigEndian.AppendUint32(nil, statusDstNAT))
+		b = appendAttribute(b, ctaStatusMask, binary.BigEndian.AppendUint32(nil, statusDstNAT))
 	}
 	return finish(b, 0)
 }
