@@ -93,6 +93,18 @@ func TestNetnsWatch(t *testing.T) {
 	})
 }
 
+// A table of the family arp is watched like the one of the same name beside it.
+func TestNetnsWatchARP(t *testing.T) {
+	netnstest.Run(t, func() {
+		lost := make(chan struct{}, 100)
+		go func() { _ = Watch(t.Context(), "ours", func() { lost <- struct{}{} }) }()
+		netnstest.Eventually(t, 10*time.Second, "a loss is told", func() bool {
+			nftCommand(t, "add table arp ours; delete table arp ours")
+			return len(lost) > 0
+		})
+	})
+}
+
 // Without the right to change anything the error says so, whatever nft's text
 // looks like.
 func TestNetnsNotPermitted(t *testing.T) {

@@ -13,8 +13,8 @@ import (
 )
 
 // Watch calls lost each time that something is taken out of a table of the family
-// inet, by whom ever: it is not ours alone to flush. It returns when ctx ends, or when the
-// kernel does not tell. Since messages can be lost too, it is no substitute for
+// inet or arp, by whom ever: it is not ours alone to flush. It returns when ctx ends,
+// or when the kernel does not tell. Since messages can be lost too, it is no substitute for
 // Apply once in a while.
 func Watch(ctx context.Context, table string, lost func()) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
@@ -60,6 +60,6 @@ func isLoss(m syscall.NetlinkMessage, table string) bool {
 	}
 	// One of the attributes is the name of the table. Should it be that of another,
 	// whose name ends like it, a comparison will find nothing to do.
-	return len(m.Data) > nfgenmsg && m.Data[0] == unix.NFPROTO_INET &&
+	return len(m.Data) > nfgenmsg && (m.Data[0] == unix.NFPROTO_INET || m.Data[0] == unix.NFPROTO_ARP) &&
 		bytes.Contains(m.Data[nfgenmsg:], []byte(table+"\x00"))
 }
