@@ -279,7 +279,7 @@ func (k *Keeper) put(e *entry, d *device, now time.Time) {
 		k.schedule(e, now.Add(k.options.AskAgain))
 		return
 	}
-	k.log.Info("address added", "address", e.addr, "interface", e.device, "for", e.why)
+	k.added = append(k.added, e.addr.String())
 	e.phase, e.err, e.conflict, e.sent, e.lost = on, "", "", 0, time.Time{}
 	k.tell(e, d, now)
 }

@@ -140,6 +140,8 @@ func (l *loop) step(ctx context.Context) time.Duration {
 			busy = next
 		}
 	}
+	k.say("addresses added", k.added)
+	k.added = nil
 	leaving, behind := k.leaving, k.wallError != ""
 	for o, until := range k.lingering {
 		behind = behind || !now.Before(until) || k.entries[o.addr] == nil
@@ -199,7 +201,7 @@ func (l *loop) step(ctx context.Context) time.Duration {
 
 // takeOff removes addresses that nobody wants and nobody uses, and says whether
 // there were any.
-func (k *Keeper) takeOff(now time.Time) (some bool) {
+func (k *Keeper) takeOff(now time.Time) bool {
 	used, err := inUse()
 	if err != nil {
 		k.log.Warn("cannot tell which addresses are used", "err", err)
@@ -213,6 +215,7 @@ func (k *Keeper) takeOff(now time.Time) (some bool) {
 			lingering[o.addr] = true
 		}
 	}
+	var removed []string
 	for addr, e := range k.entries {
 		if e.wanted {
 			continue
@@ -228,11 +231,20 @@ func (k *Keeper) takeOff(now time.Time) (some bool) {
 				continue
 			}
 		}
-		k.log.Info("address removed", "address", addr, "interface", e.device)
+		removed = append(removed, addr.String())
 		k.forget(e)
-		some = true
 	}
-	return some
+	k.say("addresses removed", removed)
+	return len(removed) > 0
+}
+
+// say logs what has happened to addresses. They may be thousands.
+func (k *Keeper) say(what string, addresses []string) {
+	const most = 10
+	if n := len(addresses); n > 0 {
+		slices.Sort(addresses)
+		k.log.Info(what, "count", n, "addresses", addresses[:min(n, most)])
+	}
 }
 
 // judge says what is wrong with the machine.

@@ -64,6 +64,7 @@ type Keeper struct {
 	lingering map[opening]time.Time // until when packets pass that are of no opening
 	dirty     bool                  // the machine is to be read again
 	leaving   bool                  // there are entries that nobody wants
+	added     []string              // since it was last said
 	told      bool                  // of what Snapshot and Problems return now
 	readError string
 	wallError string
@@ -228,6 +229,7 @@ func (k *Keeper) raise(ctx context.Context) error {
 		if err == nil && !e.walled && c.places[addr] == e.device {
 			e.walled, k.dirty = true, true
 		}
+		k.note(e)
 	}
 	return err
 }

@@ -196,8 +196,9 @@ var layout = sync.OnceValue(func() []string {
 // An address of a pool can be reached through its openings, and not where
 // something else listens at all addresses. It is the first packet of a
 // connection of TCP that counts: what has begun may end, whatever has become of
-// its opening. A fragment that is not the first has no port, and passes; without
-// the first one it comes to nothing. What this machine sends itself (lo) passes.
+// its opening. A fragment that is not the first has no port, and has to pass; without
+// the first one it comes to nothing. (That a first one may be too short to have
+// the flags is what RFC 1858 section 4 is about.) What this machine sends itself (lo) passes.
 //
 // There is nothing of conntrack in it, which would follow every connection then.
 const inetTable = `table inet TABLE {
@@ -227,11 +228,15 @@ const inetTable = `table inet TABLE {
 		ip6 daddr @addresses6 goto to6 comment "to an address of a pool SUM"
 	}
 	chain to4 {
+		meta l4proto tcp ip frag-off & 0x1fff == 1 drop comment "the flags were not in the first fragment SUM"
+		ip frag-off & 0x1fff != 0 return comment "not the first fragment SUM"
 		ip daddr . meta l4proto . th dport @everywhere4 return comment "open at every interface SUM"
 		tcp flags & (fin|syn|rst|ack) == syn iifname . ip daddr . meta l4proto . th dport != @openings4 reject with tcp reset comment "not open SUM"
 		meta l4proto { udp, sctp } iifname . ip daddr . meta l4proto . th dport != @openings4 reject with icmp type port-unreachable comment "not open SUM"
 	}
 	chain to6 {
+		meta l4proto tcp frag frag-off 1 drop comment "the flags were not in the first fragment SUM"
+		frag frag-off != 0 return comment "not the first fragment SUM"
 		ip6 daddr . meta l4proto . th dport @everywhere6 return comment "open at every interface SUM"
 		tcp flags & (fin|syn|rst|ack) == syn iifname . ip6 daddr . meta l4proto . th dport != @openings6 reject with tcp reset comment "not open SUM"
 		meta l4proto { udp, sctp } iifname . ip6 daddr . meta l4proto . th dport != @openings6 reject with icmpv6 type port-unreachable comment "not open SUM"
