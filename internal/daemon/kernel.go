@@ -208,6 +208,7 @@ func (k *kernel) adoptLocked(ctx context.Context) ([]edge.Door, error) {
 			b.backends[c.Backend] = keepAll
 		}
 	}
+	k.poolLocked(nil)
 	if k.there = len(doors)+len(counts) > 0; k.there {
 		k.swept = true // it goes with its last flow
 		k.once.Do(func() { close(k.needed) })
