@@ -2,8 +2,10 @@ package teardown
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -22,6 +24,7 @@ import (
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/netnstest"
 	"e13.dev/gatehouse/internal/nft"
+	"e13.dev/gatehouse/internal/vip"
 )
 
 const mark = 0x1000
@@ -55,7 +58,7 @@ func command(t *testing.T, args ...string) string {
 func machine(t *testing.T) string {
 	t.Helper()
 	return command(t, "nft", "-s", "list", "ruleset") +
-		command(t, "ip", "rule") + command(t, "ip", "-6", "rule") +
+		command(t, "ip", "-o", "address") + command(t, "ip", "rule") + command(t, "ip", "-6", "rule") +
 		command(t, "ip", "route", "show", "table", "all") + command(t, "ip", "-6", "route", "show", "table", "all")
 }
 
@@ -102,6 +105,26 @@ func (c client) answered(t *testing.T) error {
 	}
 	_, err := c.Read(make([]byte, 100))
 	return err
+}
+
+// haveAddresses puts addresses of pools on eth1.
+func haveAddresses(t *testing.T, addrs ...string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	k, ended := vip.New(slog.New(slog.DiscardHandler), vip.Options{}), make(chan error)
+	go func() { ended <- k.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	var wanted []edge.Address
+	for _, a := range addrs {
+		wanted = append(wanted, edge.Address{Addr: netip.MustParseAddr(a), Device: "eth1"})
+	}
+	if err := k.Apply(ctx, wanted, nil); err != nil {
+		t.Fatal(err)
+	}
+	netnstest.Eventually(t, 10*time.Second, "addresses are ready", func() bool {
+		states := k.Snapshot()
+		return !slices.ContainsFunc(wanted, func(a edge.Address) bool { return !states[a.Addr].Ready })
+	})
 }
 
 // Everything of gatehouse's goes, what has begun is cut, and what is of others
@@ -153,9 +176,12 @@ func TestNetnsNothingIsLeft(t *testing.T) {
 			t.Fatalf("the routes: %v, changed %t", problems, changed)
 		}
 
+		haveAddresses(t, "10.11.12.70", "fd12::70")
+
 		removed, err := Run(t.Context(), delivery)
 		want := []string{
-			"nftables table inet gatehouse, which had UDP @eth1:53, TCP @eth1:80", "3 connections that the kernel followed", "routes to pods",
+			"nftables table inet gatehouse, which had UDP @eth1:53, TCP @eth1:80", "3 connections that the kernel followed",
+			"addresses of pools, and nftables tables inet and arp gatehouse-addresses", "routes to pods",
 			"nftables table inet gatehouse-transparent", "rules and routes of transparent relaying",
 		}
 		if err != nil || !slices.Equal(removed, want) {

@@ -1,5 +1,6 @@
 // Package teardown takes out of the kernel what gatehouse has left there: the
-// nat data plane outlives the process, and goes only when it is told to.
+// nat data plane and addresses of pools outlive the process, and go only when
+// they are told to.
 //
 //	removed, err := teardown.Run(ctx, delivery)
 //
@@ -12,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -21,6 +21,7 @@ import (
 	"e13.dev/gatehouse/internal/host"
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/nft"
+	"e13.dev/gatehouse/internal/vip"
 )
 
 // RunningError is why nothing was removed: a gatehouse runs in this network
@@ -39,13 +40,8 @@ func (e *RunningError) Error() string {
 // cannot be removed the others are, and the error names it. The delivery is that
 // of transparent relaying.
 func Run(ctx context.Context, delivery host.Delivery) (removed []string, err error) {
-	pids, err := host.Running()
-	if err != nil {
-		return nil, fmt.Errorf("find out whether gatehouse runs: %w", err)
-	}
-	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() })
-	if len(pids) > 0 {
-		return nil, &RunningError{pids}
+	if err := Running(); err != nil {
+		return nil, err
 	}
 	var errs []error
 	note := func(what string, was bool, err error) {
@@ -71,6 +67,10 @@ func Run(ctx context.Context, delivery host.Delivery) (removed []string, err err
 		}
 		note(followed, n > 0, err)
 	}
+
+	// Before the wall around them, which goes with them.
+	was, err = vip.Remove(ctx)
+	note("addresses of pools, and nftables tables inet and arp "+vip.Table, was, err)
 
 	var routes host.Routes
 	was, err = routes.Remove()

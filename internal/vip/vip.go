@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // grace is how long packets of UDP and SCTP pass a door that has gone: nobody
@@ -297,6 +298,9 @@ func Remove(ctx context.Context) (removed bool, err error) {
 		return removed, errors.Join(errs...)
 	}
 	w, err := readWall(ctx)
+	if errors.Is(err, nft.ErrNotInstalled) && !removed {
+		return false, nil // there was never a wall
+	}
 	if err == nil && w.exists {
 		removed = true
 		err = run(ctx, replacement(nil))
