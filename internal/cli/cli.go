@@ -78,7 +78,7 @@ that they ask for, and spreads connections evenly over their pods.`,
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newAnnounce(), newDemo(), newDown(), newVersion()} {
+	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newAnnounce(), newDemo(), newDown(), newUninstall(), newVersion()} {
 		cmd.Args = noArgs
 		root.AddCommand(cmd)
 	}

@@ -2,9 +2,9 @@ package kube
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -96,7 +96,7 @@ func (c *Client) release(ctx context.Context, key string, l *leftover) error {
 	if c.state.isBalanced(key) {
 		return nil // it is again, and decided upon as such
 	}
-	namespace, name := splitKey(key)
+	namespace, name, _ := strings.Cut(key, "/")
 	released, err := c.clean(ctx, namespace, name, func(s *corev1.Service) bool {
 		return string(s.UID) == l.uid && s.Spec.Type != corev1.ServiceTypeLoadBalancer
 	})
@@ -150,6 +150,9 @@ func (c *Client) readService(ctx context.Context, namespace, name string) (*core
 func cleaned(svc *corev1.Service) (change, []string) {
 	have := &edge.Service{Namespace: svc.Namespace, Name: svc.Name}
 	convertWritten(svc, have)
+	if !slices.ContainsFunc(have.Conditions, func(c edge.Condition) bool { return strings.HasPrefix(c.Type, edge.AnnotationPrefix) }) {
+		have.Conditions = nil // gatehouse writes no other type alone: it is somebody else's
+	}
 	want := edge.ServiceStatus{Namespace: svc.Namespace, Name: svc.Name, UID: have.UID, Ingress: have.Ingress}
 	var taken []string
 	if have.Finalizer {
@@ -197,76 +200,4 @@ func (c *Client) listMetadata(ctx context.Context, o metav1.ListOptions) (*metav
 	err := c.conn.Load().core.Get().Resource("services").VersionedParams(&o, metav1.ParameterCodec).
 		SetHeader("Accept", metadataOnlyList).MaxRetries(0).Do(ctx).Into(page)
 	return page, err
-}
-
-func splitKey(key string) (namespace, name string) {
-	for i := range key {
-		if key[i] == '/' {
-			return key[:i], key[i+1:]
-		}
-	}
-	return "", key
-}
-
-// Cleaning is what Uninstall did, or would do, with one Service.
-type Cleaning struct {
-	Service string   `json:"service"`         // namespace/name
-	Removed []string `json:"removed"`         // "the finalizer", "the address 10.11.12.70", "the condition …"
-	Error   string   `json:"error,omitempty"` // why it is still there
-}
-
-// Uninstall takes everything that gatehouse has written in Services of any type,
-// or with dryRun says what that is. It tells of each as soon as it is done, in the order in
-// which the API server lists them, and goes on past those that fail.
-func (c *Client) Uninstall(ctx context.Context, dryRun bool, tell func(Cleaning)) error {
-	o := metav1.ListOptions{Limit: listPage}
-	for {
-		page := &corev1.ServiceList{}
-		err := c.conn.Load().core.Get().Resource("services").VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(page)
-		if err != nil {
-			p := c.conn.Load().explain("list services", err)
-			return fmt.Errorf("kube: %s; %s", p.What, p.Remedy)
-		}
-		for i := range page.Items {
-			svc := &page.Items[i]
-			ch, taken := cleaned(svc)
-			if len(taken) == 0 {
-				continue
-			}
-			did := Cleaning{Service: ch.key, Removed: taken}
-			if !dryRun {
-				did = c.uninstallFrom(ctx, svc)
-			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if len(did.Removed) > 0 || did.Error != "" {
-				tell(did)
-			}
-		}
-		if o.Continue = page.Continue; o.Continue == "" {
-			return nil
-		}
-	}
-}
-
-func (c *Client) uninstallFrom(ctx context.Context, svc *corev1.Service) Cleaning {
-	did := Cleaning{Service: svc.Namespace + "/" + svc.Name}
-	for {
-		taken, err := c.clean(ctx, svc.Namespace, svc.Name, func(now *corev1.Service) bool { return now.UID == svc.UID })
-		if seconds, ok := apierrors.SuggestsClientDelay(err); ok && ctx.Err() == nil && apierrors.IsTooManyRequests(err) {
-			select { // as long as it says
-			case <-ctx.Done():
-			case <-time.After(max(1, time.Duration(seconds)) * time.Second):
-			}
-			continue
-		}
-		if err != nil {
-			p := c.conn.Load().explain("patch services/status", err)
-			did.Error = p.What + "; " + p.Remedy
-			return did
-		}
-		did.Removed = taken
-		return did
-	}
 }

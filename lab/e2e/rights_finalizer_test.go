@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -114,57 +113,4 @@ func TestGatehouseChangesNothingElseOfAService(t *testing.T) {
 	if _, err := kube.CoreV1().Services(ns).Patch(t.Context(), "web", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}); err != nil {
 		t.Error(err)
 	}
-}
-
-// The finalizer is there as soon as the address is, and holds up nothing: a
-// deleted Service is gone, one of another type is free, and so is the namespace.
-func TestTheFinalizerIsReleased(t *testing.T) {
-	ns := namespace(t)
-	apply(t, deployment(ns, "web", "web", "", 1))
-	awaitPods(t, ns, "web")
-	get := func() (*corev1.Service, error) {
-		return kube.CoreV1().Services(ns).Get(t.Context(), "web", metav1.GetOptions{})
-	}
-	opened := func() {
-		t.Helper()
-		apply(t, service(ns, "web", "web", "home", "Cluster", 8991))
-		eventually(t, 10*time.Second, "an address and the finalizer", func() error {
-			s, err := get()
-			if err == nil && (len(s.Status.LoadBalancer.Ingress) == 0 || !slices.Contains(s.Finalizers, ownFinalizer)) {
-				err = fmt.Errorf("finalizers %q, status %+v", s.Finalizers, s.Status)
-			}
-			return err
-		})
-	}
-	gone := func() error {
-		if _, err := get(); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("it is there: %v", err)
-		}
-		return nil
-	}
-	opened()
-	kubectl(t, "delete", "service", "-n", ns, "web", "--wait=false")
-	eventually(t, 5*time.Second, "deleted", gone)
-	eventually(t, 5*time.Second, "closed", closed("home1", homeAddr+":8991"))
-
-	opened()
-	kubectl(t, "patch", "service", "-n", ns, "web", "-p", `{"spec":{"type":"ClusterIP","loadBalancerClass":null,"externalTrafficPolicy":null}}`)
-	eventually(t, 5*time.Second, "nothing of it is left", func() error {
-		s, err := get()
-		if err == nil && (len(s.Finalizers) > 0 || len(s.Status.Conditions) > 0 || len(s.Status.LoadBalancer.Ingress) > 0) {
-			err = fmt.Errorf("finalizers %q, status %+v", s.Finalizers, s.Status)
-		}
-		return err
-	})
-	kubectl(t, "delete", "service", "-n", ns, "web", "--wait=false")
-	eventually(t, 5*time.Second, "deleted", gone)
-
-	opened()
-	kubectl(t, "delete", "namespace", ns, "--wait=false")
-	eventually(t, 30*time.Second, "the namespace is gone", func() error {
-		if _, err := kube.CoreV1().Namespaces().Get(t.Context(), ns, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("it is there: %v", err)
-		}
-		return nil
-	})
 }
