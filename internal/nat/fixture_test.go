@@ -75,7 +75,7 @@ func mix() State {
 			atAddr(vip6, with(frontend(edge.UDP, 53, "[fd00:10::5]:55"), func(f *edge.Frontend) { f.Listen.Device = "eth0" })),
 		},
 		Addresses: []netip.Addr{netip.MustParseAddr("10.11.12.71"), netip.MustParseAddr(vip6)},
-		Hairpins: [][2]string{{"eth0", "eth0"}, {"eth1", "eth0"}},
+		Hairpins:  [][2]string{{"eth0", "eth0"}, {"eth1", "eth0"}},
 	}
 }
 

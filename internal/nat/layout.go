@@ -170,7 +170,7 @@ func (l *list) ofDoors(n names) {
 		for _, v := range n.versions() {
 			*l = append(*l, &knftables.Map{
 				Name:   n.of(p.word, v.number, backends),
-				TypeOf: fmt.Sprintf("%s . numgen random mod 2 : %s daddr . %s dport", n.slotsType(p.word, v), v.word, p.word),
+				TypeOf: fmt.Sprintf("%s . numgen random mod 2 : %s daddr . %s dport", n.slotsType(p.word), v.word, p.word),
 			})
 		}
 	}
@@ -342,24 +342,24 @@ func chainObjects(name string) []knftables.Object {
 	}
 	l := list{&knftables.Chain{Name: name}}
 	client := clientOf(c.version)
-	switch to := c.names.of(c.protocol, c.version, backends); c.kind {
+	switch to := c.of(c.protocol, c.version, backends); c.kind {
 	case random:
-		l.rule(name, "by weight", "dnat %s to %s . numgen random mod %s map @%s", wordOfVersion(c.version), c.names.slots(c.protocol, c.version), c.argument, to)
+		l.rule(name, "by weight", "dnat %s to %s . numgen random mod %s map @%s", wordOfVersion(c.version), c.slots(c.protocol), c.argument, to)
 	case source:
-		l.rule(name, "by client", "dnat %s to %s . jhash %s mod %s seed %#x map @%s", wordOfVersion(c.version), c.names.slots(c.protocol, c.version), client, c.argument, hashSeed, to)
+		l.rule(name, "by client", "dnat %s to %s . jhash %s mod %s seed %#x map @%s", wordOfVersion(c.version), c.slots(c.protocol), client, c.argument, hashSeed, to)
 	case affine:
-		key := c.names.client(c.protocol, c.version)
+		key := c.client(c.protocol, c.version)
 		if c.version == 4 {
-			l.rule(name, "as the last time", "dnat ip to %s map @%s", key, c.names.of(c.protocol, 4, affinity))
+			l.rule(name, "as the last time", "dnat ip to %s map @%s", key, c.of(c.protocol, 4, affinity))
 		} else {
-			l.rule(name, "as the last time", "dnat ip6 to %s map @%s : %s map @%s", key, c.names.of(c.protocol, 6, affinity), key, c.names.of(c.protocol, 6, affinityPort))
+			l.rule(name, "as the last time", "dnat ip6 to %s map @%s : %s map @%s", key, c.of(c.protocol, 6, affinity), key, c.of(c.protocol, 6, affinityPort))
 		}
 		l.rule(name, "for the first time", "goto %s", next(name))
 	case remembering:
-		for _, v := range c.names.versions() {
+		for _, v := range c.versions() {
 			remember := func(to, backend string) {
 				l.rule(name, "remember the client", "meta nfproto ipv%d meta l4proto %s update @%s { %s timeout %s : %s }",
-					v.number, c.protocol, c.names.of(c.protocol, v.number, to), c.names.clientCT(v.number), c.argument, backend)
+					v.number, c.protocol, c.of(c.protocol, v.number, to), c.clientCT(v.number), c.argument, backend)
 			}
 			if v.number == 4 {
 				remember(affinity, "ip daddr . th dport")

@@ -214,7 +214,7 @@ func clientOf(version int) string {
 const deviceHash = "jhash iifname mod 4294967295 seed"
 
 // slots is what finds the slots of a packet's door.
-func (n names) slots(protocol string, version int) string {
+func (n names) slots(protocol string) string {
 	switch n.version {
 	case 4:
 		return fmt.Sprintf("iifname . ip daddr . %s dport", protocol)
@@ -226,11 +226,11 @@ func (n names) slots(protocol string, version int) string {
 }
 
 // slotsType is its type. Any number has that of numgen.
-func (n names) slotsType(protocol string, v version) string {
+func (n names) slotsType(protocol string) string {
 	if n.version == 6 {
 		return fmt.Sprintf("numgen random mod 2 . ip6 daddr . %s dport", protocol)
 	}
-	return n.slots(protocol, v.number)
+	return n.slots(protocol)
 }
 
 // client is what finds the backend that the client of a packet had last. Its key

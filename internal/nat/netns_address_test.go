@@ -124,8 +124,14 @@ func TestNetnsAddressesDoNotMix(t *testing.T) {
 		seen := func(network string) string {
 			var got []string
 			for _, c := range [][2]string{
-				{"10.11.12.7", edge4}, {"10.11.12.8", edge4}, {"10.11.12.7", vip4}, {"10.11.12.8", vip4},
-				{"fd12::7", edge6}, {"fd12::8", edge6}, {"fd12::7", vip6}, {"fd12::8", vip6},
+				{"10.11.12.7", edge4},
+				{"10.11.12.8", edge4},
+				{"10.11.12.7", vip4},
+				{"10.11.12.8", vip4},
+				{"fd12::7", edge6},
+				{"fd12::8", edge6},
+				{"fd12::7", vip6},
+				{"fd12::8", vip6},
 			} {
 				answer, err := dial(t, site.Home, network, c[0], net.JoinHostPort(c[1], "80"))
 				switch {
