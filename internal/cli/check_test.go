@@ -9,6 +9,7 @@ import (
 
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/nft"
+	"e13.dev/gatehouse/internal/vip"
 )
 
 func TestCheckSaysWhatTheMachineLacks(t *testing.T) {
@@ -43,6 +44,32 @@ func TestCheckSaysWhatTheMachineLacks(t *testing.T) {
 			mayAsk:    !c.mayNot,
 			lacking:   func(context.Context) ([]nat.Lack, error) { return c.lacks, c.err },
 			obstacles: func(context.Context) ([]string, error) { return c.obstacles, nil },
+		}.check(t.Context(), &stderr)
+		if stderr.String() != c.want || !errors.Is(err, c.wantErr) {
+			t.Errorf("%s: got %q, %v; want %q, %v", name, stderr.String(), err, c.want, c.wantErr)
+		}
+	}
+}
+
+// What a machine lacks for pools is a no.
+func TestCheckSaysWhatTheMachineLacksForPools(t *testing.T) {
+	for name, c := range map[string]struct {
+		mayNot  bool
+		lacks   []vip.Lack
+		err     error
+		want    string
+		wantErr error
+	}{
+		"nothing":         {},
+		"may not look":    {mayNot: true, want: "not looked at: whether this machine can have addresses of pools; that takes CAP_NET_ADMIN\n"},
+		"may not ask":     {err: nft.ErrNotPermitted, want: "not looked at: whether this machine can have addresses of pools; that takes CAP_NET_ADMIN\n"},
+		"no nft":          {err: nft.ErrNotInstalled, want: "this machine lacks for pools: the nft command; apt install nftables, or what your distribution calls it\n", wantErr: errNo},
+		"may send no ARP": {lacks: []vip.Lack{{What: "the right to ask", Needs: "CAP_NET_RAW"}}, want: "this machine lacks for pools: the right to ask; it takes CAP_NET_RAW\n", wantErr: errNo},
+	} {
+		var stderr strings.Builder
+		err := poolMachine{
+			mayAsk:  !c.mayNot,
+			lacking: func(context.Context) ([]vip.Lack, error) { return c.lacks, c.err },
 		}.check(t.Context(), &stderr)
 		if stderr.String() != c.want || !errors.Is(err, c.wantErr) {
 			t.Errorf("%s: got %q, %v; want %q, %v", name, stderr.String(), err, c.want, c.wantErr)

@@ -1,6 +1,7 @@
 package vip
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/netnstest"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 func notReady(s edge.AddressState) bool { return !s.Ready && s.Error != "" }
@@ -388,6 +390,21 @@ func TestNetnsNoWallNoAddress(t *testing.T) {
 		awaitReady(t, k, vip4)
 		if p := k.Problems(); len(p) > 0 {
 			t.Errorf("problems are %v", p)
+		}
+	})
+}
+
+func TestNetnsLacking(t *testing.T) {
+	netnstest.Run(t, func() {
+		if lacking, err := Lacking(t.Context()); err != nil || len(lacking) > 0 {
+			t.Errorf("this machine, that can, lacks %v, %v", lacking, err)
+		}
+		if rules := run1(t, nil, "nft list ruleset"); rules != "" {
+			t.Errorf("to look has left behind\n%s", rules)
+		}
+		t.Setenv("PATH", t.TempDir())
+		if _, err := Lacking(t.Context()); !errors.Is(err, nft.ErrNotInstalled) {
+			t.Errorf("without nft: %v", err)
 		}
 	})
 }
