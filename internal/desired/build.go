@@ -101,6 +101,8 @@ type Exposure struct {
 	behind *backing     // of a Service, while it is decided
 	shut   refusal      // its owner has been told why it is closed, whoever has its doors
 	here   []netip.Addr // addresses of pools that it has in this zone
+	vips   []netip.Addr // and in all of its zones
+	lacks  string       // it is open, and not at all of its addresses or for all of its names
 }
 
 // policy is what kube-proxy does with the connections to a Service.
@@ -121,6 +123,7 @@ type builder struct {
 	zones       map[string]*edge.Zone
 	devices     map[string]edge.Interface
 	own         map[netip.Addr]bool // this machine's addresses, with those of pools
+	pooled      map[netip.Addr]bool // those of pools among them
 	ground      ground
 	placed      map[netip.Addr]bool // of State.Addresses
 	wanted      map[doorKey]bool    // ports that doors are wanted at; without addresses
@@ -142,6 +145,7 @@ func Build(in Inputs) (State, []edge.Problem) {
 		zones:   map[string]*edge.Zone{},
 		devices: map[string]edge.Interface{},
 		own:     map[netip.Addr]bool{},
+		pooled:  map[netip.Addr]bool{},
 		doors:   map[doorKey][]*door{},
 		nodes:   map[string]*edge.Node{},
 		probes:  map[edge.Probe]bool{},
@@ -371,33 +375,20 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	}
 	proto.AcceptProxyProtocol = slices.Clone(proto.AcceptProxyProtocol)
 	slices.SortFunc(proto.AcceptProxyProtocol, comparePrefixes)
-	names, lost, conflict := b.claim(row, proto.AcceptProxyProtocol, listens)
-	if row.shut.code != "" {
-		b.closedFor(row, row.shut)
+	got := b.claimAll(&row, proto.AcceptProxyProtocol, listens)
+	if len(got) == 0 {
 		return
 	}
-	if conflict != nil {
-		b.closedBy(row, conflict)
-		return
+	listens = nil
+	var waiting []refusal
+	for i := range got {
+		got[i].listens, waiting = b.ready(got[i].listens, waiting)
+		listens = append(listens, got[i].listens...)
 	}
-	listens, waiting := b.ready(listens)
 	if len(listens) == 0 && len(waiting) > 0 {
 		b.await(row, waiting)
 		return
 	}
-	if len(lost) > 0 {
-		reason, remedy := b.lose(row, lost, listens)
-		if len(names) == 0 {
-			b.closed(row, "PortConflict", reason, remedy)
-			return
-		}
-		b.problem(edge.Problem{Object: objectOf(row), What: reason, Remedy: remedy})
-		if row.Service != "" {
-			b.event(row.Service, true, "PortConflict", reason+"; "+remedy)
-		}
-		row.Notes = append(row.Notes, reason)
-	}
-	row.Hostnames, proto.Hostnames = names, names
 	row.Open = true
 	row.Balance = cmp.Or(proto.Balance, edge.BalanceRandom)
 	side := ""
@@ -432,7 +423,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		proto.Terminating = row.behind.terminating
 	}
 	var failed []string
-	for _, l := range listens {
+	for i, l := range listens {
 		door := edge.Door{Protocol: row.Protocol, Listen: l}
 		if l.Device != "" {
 			device, ok := b.devices[l.Device]
@@ -454,7 +445,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		row.Listens = append(row.Listens, l)
 		b.natDevices[l.Device] = b.natDevices[l.Device] || nat
 		f := proto
-		f.Door, f.Zone, f.Backends = door, row.Zone, row.Backends
+		f.Door, f.Zone, f.Backends, f.Hostnames = door, row.Zone, row.Backends, namesAt(got, i)
 		b.state.Frontends = append(b.state.Frontends, f)
 		if err, bad := b.in.Doors[door]; bad {
 			failed = append(failed, err)
@@ -613,12 +604,19 @@ func objectOf(row Exposure) string {
 	return "frontend/" + row.Name
 }
 
-// placeOf names where a row meets another, for people.
-func placeOf(row Exposure, l edge.Listen) string {
-	if row.Zone != "" {
+// placeOf names where a row meets another, for people: what it wants, and what
+// the other one has.
+func placeOf(row Exposure, wants, has edge.Listen) string {
+	switch {
+	case row.Zone == "":
+		return "at " + has.String()
+	case ofPool(wants):
+		return "at " + wants.Addr.String() + " in zone " + row.Zone
+	case len(row.vips) > 0:
+		return "at the interface's own address in zone " + row.Zone
+	default:
 		return "in zone " + row.Zone
 	}
-	return "at " + l.String()
 }
 
 // inZone puts the zone in front of what is said of one port in it.

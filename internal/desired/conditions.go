@@ -59,6 +59,9 @@ func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open, la
 	var groups []group
 	for i := range rows { // sorted by portsOf
 		e := &rows[i]
+		if e.Open && e.lacks != "" {
+			x.shut(where+", port "+portText(e.Protocol, e.Port), refusal{"", e.lacks, ""})
+		}
 		if e.Open {
 			continue
 		}

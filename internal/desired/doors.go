@@ -66,7 +66,8 @@ func (b *builder) near(p edge.Protocol, l edge.Listen) []*door {
 // A conflict is why a row cannot have a door.
 type conflict struct {
 	*door
-	kind conflictKind
+	kind  conflictKind
+	wants edge.Listen
 }
 
 type conflictKind int
@@ -85,7 +86,89 @@ type loss struct {
 	to   *claim
 }
 
-// claim takes all the doors of a row, or none and returns why. Of its hostnames
+// taking are doors that a row has, with its names there.
+type taking struct {
+	listens []edge.Listen
+	names   []string
+}
+
+// claimAll takes the doors of a row, and closes it if there are none: those at
+// each of its addresses of pools, and those at what the interfaces have for
+// themselves. A door that somebody else has keeps it from none of the others.
+func (b *builder) claimAll(row *Exposure, accept []netip.Prefix, listens []edge.Listen) (got []taking) {
+	groups := byAddress(listens)
+	var reason, remedy string
+	for _, group := range groups {
+		names, lost, conflict := b.claim(*row, accept, group)
+		if row.shut.code != "" {
+			continue // it has them as soon as it may
+		}
+		why, what := "", ""
+		switch {
+		case conflict != nil:
+			why, what = b.explain(*row, conflict)
+		case len(lost) > 0:
+			why, what = b.lose(*row, lost, group)
+		}
+		if conflict == nil && (len(names) > 0 || len(lost) == 0) {
+			got = append(got, taking{group, names})
+		}
+		if reason == "" {
+			reason, remedy = why, what
+		} else if why != "" && why != reason {
+			reason += ", and " + why
+		}
+	}
+	switch {
+	case row.shut.code != "":
+		b.closedFor(*row, row.shut)
+	case len(got) == 0:
+		b.closed(*row, "PortConflict", reason, remedy)
+	case reason != "":
+		b.problem(edge.Problem{Object: objectOf(*row), What: reason, Remedy: remedy})
+		if row.Service != "" {
+			b.event(row.Service, true, "PortConflict", reason+"; "+remedy)
+		}
+		row.Notes, row.lacks = append(row.Notes, reason), reason
+	}
+	row.Hostnames = nil
+	for _, t := range got {
+		row.Hostnames = append(row.Hostnames, t.names...)
+	}
+	slices.Sort(row.Hostnames)
+	row.Hostnames = slices.Compact(row.Hostnames)
+	return got
+}
+
+// byAddress divides listens at addresses of pools, by those.
+func byAddress(listens []edge.Listen) [][]edge.Listen {
+	if !slices.ContainsFunc(listens, ofPool) {
+		return [][]edge.Listen{listens}
+	}
+	var groups [][]edge.Listen
+	for _, l := range listens {
+		i := slices.IndexFunc(groups, func(g []edge.Listen) bool { return g[0].Addr == l.Addr })
+		if i < 0 {
+			i = len(groups)
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], l)
+	}
+	return groups
+}
+
+// namesAt are the names that a row has at the n-th of its listens.
+func namesAt(got []taking, n int) []string {
+	for _, t := range got {
+		if n < len(t.listens) {
+			return t.names
+		}
+		n -= len(t.listens)
+	}
+	return nil
+}
+
+// claim takes all the doors of a row at one address, or none and returns why. Of its hostnames
 // it takes those that nobody has at one of the doors, and returns the others.
 func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.Listen) (names []string, lost []loss, _ *conflict) {
 	var shared []*door
@@ -109,7 +192,7 @@ func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.List
 				shared = append(shared, d)
 				continue
 			}
-			return nil, nil, &conflict{d, kind}
+			return nil, nil, &conflict{d, kind, l}
 		}
 	}
 	for _, name := range row.Hostnames {
@@ -159,15 +242,16 @@ func overlap(x, y edge.Listen) bool {
 	return !x.Addr.IsValid() || !y.Addr.IsValid() || x.Addr == y.Addr
 }
 
-// closedBy closes a row that cannot have its doors, and tells both.
-func (b *builder) closedBy(row Exposure, c *conflict) {
-	place := fmt.Sprintf("%s port %d %s", row.Protocol, row.Port, placeOf(row, c.listen))
-	reason := place + " is taken by " + c.first.name
+// explain says why a row cannot have a door, and tells who has it.
+func (b *builder) explain(row Exposure, c *conflict) (reason, remedy string) {
+	place := fmt.Sprintf("%s port %d %s", row.Protocol, row.Port, placeOf(row, c.wants, c.listen))
+	reason = place + " is taken by " + c.first.name
 	older := row.Service != "" && c.first.service != ""
 	if older {
 		reason += ", which is older"
 	}
-	remedy, told := "use another port or zone for one of the two", ""
+	remedy = "use another port or zone for one of the two"
+	told := ""
 	switch c.kind {
 	case taken:
 	case takenByName:
@@ -188,10 +272,10 @@ func (b *builder) closedBy(row Exposure, c *conflict) {
 		remedy = "give both the same acceptProxyProtocol"
 	}
 	if older {
-		b.event(c.first.service, true, "PortConflict", fmt.Sprintf("service %s also wants %s port %d in zone %s; it stays closed there, this one is older and keeps it%s",
-			row.Service, row.Protocol, row.Port, row.Zone, told))
+		b.event(c.first.service, true, "PortConflict", fmt.Sprintf("service %s also wants %s port %d %s; it stays closed there, this one is older and keeps it%s",
+			row.Service, row.Protocol, row.Port, placeOf(row, c.wants, c.listen), told))
 	}
-	b.closed(row, "PortConflict", reason, remedy)
+	return reason, remedy
 }
 
 // lose tells both of the hostnames that a row does not get. It returns that in
@@ -205,7 +289,7 @@ func (b *builder) lose(row Exposure, lost []loss, listens []edge.Listen) (reason
 		}
 		names[l.to] = append(names[l.to], l.name)
 	}
-	place := fmt.Sprintf("%s port %d %s", row.Protocol, row.Port, placeOf(row, listens[0]))
+	place := fmt.Sprintf("%s port %d %s", row.Protocol, row.Port, placeOf(row, listens[0], listens[0]))
 	var parts []string
 	for _, other := range order {
 		part := hostnames(names[other])

@@ -62,6 +62,11 @@ func (b *builder) stripPools(interfaces []edge.Interface) []edge.Interface {
 		if stripped == nil {
 			stripped = slices.Clone(interfaces)
 		}
+		for _, p := range i.Addrs {
+			if isPool(p) {
+				b.pooled[p.Addr()] = true
+			}
+		}
 		stripped[n].Addrs = slices.DeleteFunc(slices.Clone(i.Addrs), isPool)
 	}
 	if stripped == nil {
@@ -163,9 +168,6 @@ func (b *builder) assign(services []asking) {
 	if !none {
 		r = pools.Assign(in)
 		b.state.Allocations = r.Allocations
-	}
-	for i := range r.Allocations {
-		b.own[r.Allocations[i].Addr] = true
 	}
 	for i := range services {
 		s := &services[i]
@@ -458,10 +460,10 @@ func (b *builder) waits(a netip.Addr) refusal {
 }
 
 // ready leaves the listens that can be opened, as far as their addresses go, and
-// why the others cannot, each once.
-func (b *builder) ready(listens []edge.Listen) (ready []edge.Listen, waiting []refusal) {
+// adds why the others cannot, each once.
+func (b *builder) ready(listens []edge.Listen, waiting []refusal) (open []edge.Listen, _ []refusal) {
 	if !slices.ContainsFunc(listens, ofPool) {
-		return listens, nil
+		return listens, waiting
 	}
 	for _, l := range listens {
 		if _, isThere := b.devices[l.Device]; ofPool(l) && isThere {
@@ -472,9 +474,9 @@ func (b *builder) ready(listens []edge.Listen) (ready []edge.Listen, waiting []r
 				continue
 			}
 		}
-		ready = append(ready, l)
+		open = append(open, l)
 	}
-	return ready, waiting
+	return open, waiting
 }
 
 // await closes a row until it has one of its addresses. That somebody else has

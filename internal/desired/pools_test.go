@@ -164,6 +164,16 @@ func TestScenariosOfPools(t *testing.T) {
 			key := annotate("sharing-key", "web")
 			in.Cluster.Services = []edge.Service{service("a/git", 9, key, named("git.example.org")), service("a/wiki", 8, key, named("wiki.example.org,git.example.org"))}
 		},
+		"pools-part-of-the-doors": func(in *Inputs) {
+			in.Config.Pools = slices.Delete(in.Config.Pools, 1, 2) // without home-v6
+			both, key := families("PreferDualStack", "IPv4", "IPv6"), annotate("sharing-key", "web")
+			in.Cluster.Services = []edge.Service{
+				service("a/older", 9, both), service("b/younger", 8, both), service("b/dns", 7, dns, both),
+				service("shop/one", 6, annotate("zones", "internet")), service("shop/two", 5, annotate("zones", "internet")),
+				service("a/git", 4, key, both, named("git.example.org")), service("a/wiki", 3, key, both, named("wiki.example.org,git.example.org")),
+				service("c/git", 2, both, named("git.example.org,c.example.org")),
+			}
+		},
 		"pools-families": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
 				service("a/require", 9, families("RequireDualStack", "IPv4", "IPv6"), annotate("zones", "home,internet"), func(s *edge.Service) { s.Namespace = "shop" }),

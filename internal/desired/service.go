@@ -30,25 +30,20 @@ func (b *builder) services() {
 		services[i] = b.read(s, selector)
 	}
 	b.assign(services)
-	b.collectPorts(services)
+	for key := range b.doors { // of files
+		key.addr = netip.Addr{}
+		b.wanted[key] = true
+	}
 	for i := range services {
 		b.service(&services[i])
 	}
 }
 
-// collectPorts notes which ports doors are wanted at, by whomever.
-func (b *builder) collectPorts(services []asking) {
-	for key := range b.doors {
-		key.addr = netip.Addr{}
-		b.wanted[key] = true
-	}
-	for i := range services {
-		if len(services[i].zones) == 0 {
-			continue
-		}
-		for _, p := range services[i].Ports {
-			b.wanted[doorKey{protocol: p.Protocol, port: p.Port}] = true
-		}
+// want notes which ports a Service wants doors at. They come oldest first, so that
+// no younger one can take the endpoints of another by wanting their port.
+func (b *builder) want(s *asking) {
+	for _, p := range s.Ports {
+		b.wanted[doorKey{protocol: p.Protocol, port: p.Port}] = true
 	}
 }
 
@@ -124,6 +119,7 @@ func (b *builder) service(s *asking) {
 // rows decides each port of a Service in each zone that it asks for.
 func (b *builder) rows(s *asking, addresses []netip.Addr) {
 	k, req := b.in.Config.Kubernetes, s.req
+	b.want(s)
 	if s.AffinityTimeout > 0 && req.terms.Balance != edge.BalanceSource {
 		b.problem(edge.Problem{
 			Object: "service/" + s.Key(), What: fmt.Sprintf("sessionAffinity: ClientIP is not kept: annotation %s asks for %s", annBalance, req.terms.Balance),
@@ -149,7 +145,7 @@ func (b *builder) rows(s *asking, addresses []netip.Addr) {
 			row := b.row(s.Service, zone, port)
 			row.Sources, row.Hostnames = req.sources, req.hostnames
 			row.of = policy{local: s.Local, affinity: s.AffinityTimeout > 0}
-			row.shut = cmp.Or(s.shut, at.shut)
+			row.shut, row.vips = cmp.Or(s.shut, at.shut), s.vips
 			for _, g := range at.given {
 				row.here = append(row.here, g.Addr)
 			}
@@ -273,11 +269,11 @@ func (b *builder) nodeRemedy(endpoints []edge.Endpoint, local bool) string {
 }
 
 // isCircular says whether an endpoint, of a slice that somebody has written by
-// hand, is a door of ours: an address of a pool, or one of this machine's own at
-// a port that somebody wants to open.
+// hand, is a door of ours: an address of a pool that is on this machine, or one
+// of its own at a port that this Service or an older one wants to open.
 func (b *builder) isCircular(e edge.Endpoint) bool {
 	a := e.Addr.Addr()
-	return b.own[a] && (b.placed[a] || b.wanted[doorKey{protocol: e.Protocol, port: e.Addr.Port()}])
+	return b.pooled[a] || b.own[a] && b.wanted[doorKey{protocol: e.Protocol, port: e.Addr.Port()}]
 }
 
 // foreignAddresses are the addresses that another controller has assigned.
