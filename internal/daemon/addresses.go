@@ -41,7 +41,21 @@ type addresses struct {
 	// in it.
 	walled map[netip.Addr]bool
 	doors  []edge.Door
+
+	conflicts map[netip.Addr]conflict // some of which nobody wants any more
 }
+
+// conflict is what was seen of an address that somebody else has.
+type conflict struct {
+	state edge.AddressState
+	seen  time.Time
+	timed bool // it is looked at once more when it is over
+}
+
+// conflictKept is how long an address is not given to anybody after somebody
+// else was seen to have it. The keeper knows only of those that are wanted: who
+// has moved on to another one would get the same again, and again.
+const conflictKept = time.Minute
 
 // keeperTask is the one task of the slot.
 const keeperTask = "keeper"
@@ -110,7 +124,43 @@ func (a *addresses) snapshot() map[netip.Addr]edge.AddressState {
 	if !a.wanted() {
 		return nil
 	}
-	return a.keeper.Snapshot()
+	return a.withConflicts(a.keeper.Snapshot(), time.Now())
+}
+
+// withConflicts adds those that were seen a short while ago.
+func (a *addresses) withConflicts(states map[netip.Addr]edge.AddressState, now time.Time) map[netip.Addr]edge.AddressState {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for addr, s := range states {
+		if !s.Ready && s.Conflict != "" {
+			if a.conflicts == nil {
+				a.conflicts = map[netip.Addr]conflict{}
+			}
+			a.conflicts[addr] = conflict{state: s, seen: now}
+		} else {
+			delete(a.conflicts, addr)
+		}
+	}
+	for addr, c := range a.conflicts {
+		if _, wanted := states[addr]; wanted {
+			continue
+		}
+		left := conflictKept - now.Sub(c.seen)
+		if left <= 0 {
+			delete(a.conflicts, addr)
+			continue
+		}
+		if !c.timed {
+			c.timed = true
+			a.conflicts[addr] = c
+			time.AfterFunc(left, a.changed)
+		}
+		if states == nil {
+			states = map[netip.Addr]edge.AddressState{}
+		}
+		states[addr] = c.state
+	}
+	return states
 }
 
 // apply makes the addresses those of this machine, and has it answer at them for

@@ -16,6 +16,7 @@ type ask struct {
 	closed4, closed6 bool // it asks for what no zone has: nobody knows in place of what
 
 	given    []grant
+	spoilt   []grant      // it had them without asking, and they are in conflict
 	lost     []netip.Addr // of those requested: somebody else has them
 	own      []Network
 	failures []Failure

@@ -145,6 +145,7 @@ func (a *assignment) claim(w *ask, addr netip.Addr) verdict {
 		return refused
 	}
 	if !requested && a.in.Unusable[addr] != "" && !slices.Contains(w.Status, addr) {
+		w.spoilt = append(w.spoilt, grant{addr, s})
 		return forgotten
 	}
 	a.give(w, s, addr)
@@ -229,7 +230,9 @@ func (a *assignment) serve() {
 }
 
 // take gives a Service an address of some segments of a slot: one that it can
-// share, or else the lowest of the first pool that has one.
+// share, or else the lowest of the first pool that has one. If there is none, one
+// that it had and that is in conflict is better than nothing: as long as it has
+// that, it is asked for, and its owner told who else does.
 func (a *assignment) take(w *ask, slot *slot, of func(*segment) bool) bool {
 	if w.Key != "" {
 		for _, s := range slot.segments {
@@ -245,6 +248,12 @@ func (a *assignment) take(w *ask, slot *slot, of func(*segment) bool) bool {
 		}
 		if addr := a.lowest(s); addr.IsValid() {
 			a.give(w, s, addr)
+			return true
+		}
+	}
+	for _, g := range w.spoilt {
+		if g.segment.slot == slot && of(g.segment) && a.free(w, g.addr) {
+			a.give(w, g.segment, g.addr)
 			return true
 		}
 	}

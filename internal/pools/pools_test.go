@@ -247,6 +247,14 @@ func TestAssign(t *testing.T) {
 			},
 			change: func(in *Input) { in.Wants = []Want{in.Wants[1], in.Wants[0], in.Wants[2], in.Wants[3]} },
 		},
+		"what it had and somebody else answers for is better than nothing": {
+			before: "a 10.1.0.8; b 10.1.0.9", wants: "a; b; c", unusable: "10.1.0.8 10.1.0.9 10.1.0.12 10.1.0.13",
+			gets: map[string][]string{
+				"a": {"10.1.0.8 of v4 eth0", own1, "AddressConflict 4: 10.1.0.8 cannot be used: 52:54:00:00:00:01 has it; " + conflict},
+				"b": {"10.1.0.9 of v4 eth0", own1, "AddressConflict 4: 10.1.0.9 cannot be used: 52:54:00:00:00:01 has it; " + conflict},
+				"c": {own1, "PoolExhausted 4: pool v4 has no free address in 10.1.0.0/24; add addresses to pool v4 or delete a Service; 2 of 4 are given, 2 cannot be used"},
+			},
+		},
 		"with the interface away, and a pool in each network": {
 			before: "a 10.1.0.9; a 10.2.0.50", wants: "a; b; c addresses=10.1.0.20",
 			change: func(in *Input) {
