@@ -1,0 +1,214 @@
+package daemon
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/laststate"
+)
+
+// outage is a cluster of one Service with a backend, and a daemon's files.
+type outage struct {
+	api              *apiServer
+	file, stateDir   string
+	front            string // where the Service is to be open
+	services, slices []object
+}
+
+// newOutage has four Services, of which the first is served: fewer are not
+// missed.
+func newOutage(t *testing.T) *outage {
+	t.Helper()
+	o := &outage{api: newAPIServer(t), stateDir: filepath.Join(t.TempDir(), "state"), file: filepath.Join(t.TempDir(), "gatehouse.yaml")}
+	_, nodePort := portOf(t, echo(t, "one"))
+	for i := range 4 {
+		front, port := portOf(t, freeAddr(t))
+		if i == 0 {
+			o.front = front
+		}
+		service, slice := serviceAt(fmt.Sprintf("web%d", i), port, nodePort)
+		o.services, o.slices = append(o.services, service), append(o.slices, slice)
+	}
+	o.api.set("services", o.services...)
+	o.api.set("endpointslices", o.slices...)
+	o.api.set("nodes", nodeAt("127.0.0.1"))
+	write(t, o.file, fmt.Sprintf(`apiVersion: gatehouse.e13.dev/v1
+stateDir: %q
+zones: {home: {interfaces: [lo]}}
+kubernetes: {kubeconfig: %q, holdLosses: 1h, health: {interval: 0s}, healthzPort: 0}
+`, o.stateDir, o.api.kubeconfig(t)))
+	return o
+}
+
+func portOf(t *testing.T, addr string) (string, int) {
+	t.Helper()
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr, n
+}
+
+// saved waits until a state with so many Services is kept.
+func (o *outage) saved(t *testing.T, services int) {
+	t.Helper()
+	eventually(t, "saved", func() error {
+		data, err := os.ReadFile(filepath.Join(o.stateDir, "cluster"))
+		if err != nil {
+			return err
+		}
+		s, err := laststate.Decode(data)
+		if err == nil && len(s.Cluster.Services) != services {
+			err = fmt.Errorf("%d Services", len(s.Cluster.Services))
+		}
+		return err
+	})
+}
+
+// What the API has said is served by the next process, too, when it is away; and
+// the cluster hears nothing of what follows from that.
+func TestTheLastStateIsServedAtOnce(t *testing.T) {
+	o := newOutage(t)
+	o.api.serve(t)
+	t.Run("before", func(t *testing.T) {
+		d := start(t, o.file)
+		eventually(t, "served", serves(o.front, "one"))
+		o.saved(t, 4)
+		if c := d.Status().Cluster; c.From != "" || !c.Synced || c.Services != 4 || len(c.Requests) == 0 {
+			t.Errorf("the status says %+v", c)
+		}
+	})
+	o.api.stop()
+	written := len(o.api.written())
+
+	d := start(t, o.file)
+	eventually(t, "served without the API", serves(o.front, "one"))
+	s := d.Status()
+	if c := s.Cluster; c.From != o.stateDir || c.Synced || c.Services != 4 || time.Since(c.SavedAt) > time.Minute {
+		t.Errorf("the status says %+v", c)
+	}
+	if !s.Ready {
+		t.Errorf("not ready: %v", s.NotReady)
+	}
+	eventually(t, "stale once it is known to be away", func() error {
+		if c := d.Status().Cluster; c.StaleSince.IsZero() || c.Error == "" {
+			return fmt.Errorf("%+v", c)
+		}
+		return nil
+	})
+	o.api.serve(t)
+	eventually(t, "the API again", func() error {
+		if c := d.Status().Cluster; c.From != "" || !c.Synced || !c.StaleSince.IsZero() {
+			return fmt.Errorf("%+v", c)
+		}
+		return nil
+	})
+	for _, w := range o.api.written()[written:] {
+		if strings.Contains(w, "/events") {
+			t.Errorf("told, though nothing is new: %s", w)
+		}
+	}
+}
+
+// A state of another cluster opens nothing.
+func TestTheStateOfAnotherClusterIsNotServed(t *testing.T) {
+	o := newOutage(t)
+	o.api.serve(t)
+	t.Run("before", func(t *testing.T) {
+		start(t, o.file)
+		o.saved(t, 4)
+	})
+	o.api.stop()
+	data, err := os.ReadFile(o.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(data), "kubeconfig: \"")
+	kubeconfig, _, _ := strings.Cut(rest, "\"")
+	there, err := os.ReadFile(kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, kubeconfig, strings.ReplaceAll(string(there), o.api.addr, "127.0.0.2:6443"))
+	d := start(t, o.file)
+	eventually(t, "it is asked", func() error {
+		s := d.Status()
+		if s.Cluster == nil || s.Cluster.Error == "" {
+			return fmt.Errorf("%+v", s.Cluster)
+		}
+		return nil
+	})
+	if s := d.Status(); len(s.Frontends) > 0 || s.Cluster.From != "" || s.Ready {
+		t.Errorf("%+v, ready %t, with %d frontends", s.Cluster, s.Ready, len(s.Frontends))
+	}
+}
+
+// An API server that has lost its data is not believed, before a restart and
+// after it, until the operator says so.
+func TestAnEmptyClusterIsNotBelieved(t *testing.T) {
+	o := newOutage(t)
+	o.api.serve(t)
+	held := func(d *Daemon) func() error {
+		return func() error {
+			s := d.Status()
+			if s.Cluster == nil || s.Cluster.Held == nil {
+				return fmt.Errorf("%+v", s.Cluster)
+			}
+			for _, p := range s.Problems {
+				if strings.Contains(p.What, "suddenly lacks 4 of 4 Services") && strings.Contains(p.Remedy, "SIGHUP") {
+					return nil
+				}
+			}
+			return fmt.Errorf("problems: %v", s.Problems)
+		}
+	}
+	var written int
+	t.Run("while it runs", func(t *testing.T) {
+		d := start(t, o.file)
+		eventually(t, "served", serves(o.front, "one"))
+		o.saved(t, 4)
+		eventually(t, "written", func() error {
+			if len(o.api.written()) < 4 {
+				return fmt.Errorf("%v", o.api.written())
+			}
+			return nil
+		})
+		o.api.set("services")
+		eventually(t, "held", held(d))
+		written = len(o.api.written())
+		if err := serves(o.front, "one")(); err != nil {
+			t.Error(err)
+		}
+	})
+	o.saved(t, 4) // and not the empty one
+
+	d := start(t, o.file)
+	eventually(t, "held after a restart", held(d))
+	if err := serves(o.front, "one")(); err != nil {
+		t.Error(err)
+	}
+	if w := o.api.written(); len(w) > written {
+		t.Errorf("written while it is held: %v", w[written:])
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "believed", func() error {
+		if s := d.Status(); s.Cluster.Held != nil || len(s.Frontends) > 0 || s.Cluster.Services != 0 {
+			return fmt.Errorf("%+v, %d frontends", s.Cluster, len(s.Frontends))
+		}
+		return nil
+	})
+	o.saved(t, 0)
+}
