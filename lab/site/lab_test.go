@@ -555,6 +555,9 @@ spec:
 	if out := kubectl(t, s, "exec", "host", "--", "sh", "-c", "hostname; echo $IP; hostname -I"); !strings.HasPrefix(out, "host\n"+ip+"\n"+ip+" ") {
 		t.Errorf("kubectl exec: %q", out)
 	}
+	if out := kubectl(t, s, "exec", "host", "--", "getent", "ahostsv4", "kubernetes.default"); !strings.HasPrefix(out, "10.96.0.1 ") {
+		t.Errorf("the API server's name in a pod: %q", out)
+	}
 	input := s.KubectlCommand(t.Context(), "exec", "-i", "host", "--", "sh", "-c", "cat; echo to stderr >&2; exit 7")
 	input.Stdin = strings.NewReader("from stdin")
 	var exit *exec.ExitError

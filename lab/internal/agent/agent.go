@@ -89,6 +89,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.adopt()
 	go a.serveHealth(ctx)
 	go a.serveLogs(ctx)
+	if a.cfg.PodCIDR.IsValid() {
+		go a.serveDNS(ctx)
+	}
 	go a.keepNode(ctx)
 
 	factory := informers.NewSharedInformerFactoryWithOptions(a.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {

@@ -124,7 +124,7 @@ func TestCommandLines(t *testing.T) {
 				Image: "lab/host", Command: []string{"nginx", "$(CONF)", "$(NOBODY)"}, Args: []string{"-x"},
 				Env: []corev1.EnvVar{{Name: "CONF", Value: "a b"}},
 			},
-			want: []string{"/state/bin/lab", "_enter", "ghlab-x-p-1", "--bind", "/state/pods/w1/u/run:/run", "--hostname", "p", "--", "nginx", "a b", "$(NOBODY)", "-x"},
+			want: []string{"/state/bin/lab", "_enter", "ghlab-x-p-1", "--bind", "/state/pods/w1/u/run:/run", "--bind", "/state/pods/w1/u/resolv.conf:/etc/resolv.conf", "--hostname", "p", "--", "nginx", "a b", "$(NOBODY)", "-x"},
 		},
 		{
 			name: "in the node's network",

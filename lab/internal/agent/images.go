@@ -41,13 +41,16 @@ func imageName(image string) string {
 	return image
 }
 
-// wayIn is the command line that gets a program into a pod: its network, its host name, its /run.
+// wayIn is the command line that gets a program into a pod: its network, its host name, its /run and names.
 func (a *Agent) wayIn(rec site.PodRecord, dir string) []string {
 	netns, hostname := rec.Netns, rec.Name
+	binds := []string{filepath.Join(dir, "run") + ":/run"}
 	if netns == "" {
 		netns, hostname = "ghlab-"+a.cfg.Lab+"-"+a.cfg.Node, a.cfg.Node
+	} else if _, err := os.Stat("/etc/resolv.conf"); err == nil {
+		binds = append(binds, filepath.Join(dir, "resolv.conf")+":/etc/resolv.conf")
 	}
 	lab := filepath.Join(a.cfg.Dir, "bin", "lab")
-	args := site.EnterArgs(netns, []string{filepath.Join(dir, "run") + ":/run"}, nil)
+	args := site.EnterArgs(netns, binds, nil)
 	return append(append([]string{lab}, args[:len(args)-1]...), "--hostname", hostname, "--")
 }

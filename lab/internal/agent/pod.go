@@ -136,6 +136,10 @@ func (p *pod) begin(ctx context.Context) error {
 		if err := p.connect(ctx); err != nil {
 			return err
 		}
+		resolv := p.agent.resolvConf(p.rec.Namespace)
+		if err := os.WriteFile(filepath.Join(p.dir(), "resolv.conf"), []byte(resolv), 0o644); err != nil {
+			return err
+		}
 		p.save()
 	}
 	if p.obj == nil {
