@@ -158,8 +158,13 @@ func (b *builder) assign(services []asking) {
 		in.Pools = append(in.Pools, pools.Pool{Name: p.Name, Zone: p.Zone, Ranges: p.Addresses, Auto: p.Auto})
 	}
 	none := len(in.Pools) == 0 // all share the interfaces' addresses
+	has := make(map[string]bool, len(b.in.Allocations))
+	for i := range b.in.Allocations {
+		has[b.in.Allocations[i].UID] = true
+	}
 	for i := range services {
-		if s := &services[i]; s.own {
+		// Who asks for what cannot be read keeps what it has until that is mended.
+		if s := &services[i]; s.own && (s.no.code == "" || has[s.UID] || s.StatusOurs && len(s.Ingress) > 0) {
 			none = none && len(s.req.addresses) == 0
 			in.Wants = append(in.Wants, b.wantsOf(s)...)
 		}
@@ -306,9 +311,12 @@ func (b *builder) settle(s *asking) {
 			g := &at.given[i]
 			g.Device = b.deviceOf(z, *g)
 			b.place(s, g)
-			if g.Pool != "" {
+			if s.no.code == "" {
 				b.event(s.Key(), false, "IPAllocated", fmt.Sprintf("%s of pool %s, in zone %s", g.Addr, g.Pool, z.Name))
 			}
+		}
+		if s.no.code != "" {
+			continue // it is closed, and its owner told of something else
 		}
 		for _, f := range at.failures {
 			if f.Code == pools.AddressConflict {

@@ -52,8 +52,7 @@ func keptBefore(addr, pool, zone, service string) edge.Allocation {
 func appear(in *Inputs, state State) {
 	in.Addresses = map[netip.Addr]edge.AddressState{}
 	for i := range in.Interfaces {
-		n := len(site().Interfaces[i].Addrs)
-		in.Interfaces[i].Addrs = in.Interfaces[i].Addrs[:min(n, len(in.Interfaces[i].Addrs)):n]
+		in.Interfaces[i].Addrs = slices.DeleteFunc(slices.Clone(in.Interfaces[i].Addrs), netip.Prefix.IsSingleIP)
 		for _, a := range state.Addresses {
 			if a.Device == in.Interfaces[i].Name {
 				in.Interfaces[i].Addrs = append(in.Interfaces[i].Addrs, netip.PrefixFrom(a.Addr, a.Addr.BitLen()))
@@ -223,6 +222,14 @@ func TestScenariosOfPools(t *testing.T) {
 				service("e/no-zone-any-more", 11, left, annotate("zones", "")), service("f/new", 10),
 			}
 			in.Allocations = []edge.Allocation{keptBefore("10.11.12.64", "home-v4", "home", "a/deleting"), keptBefore("10.11.12.65", "home-v4", "home", "a/gone")}
+		},
+		"pools-closed-by-a-mistake": func(in *Inputs) {
+			wrong := func(s *edge.Service) { s.SourceRanges = []string{"10.11.12.0/33"} }
+			in.Cluster.Services = []edge.Service{
+				service("a/new", 9, wrong), service("a/open", 8, wrong), service("a/known", 7, annotate("addresses", "10.11.12.67,nothing"), func(s *edge.Service) { s.StatusOurs, s.Ingress = true, addressOf("10.11.12.67") }),
+				service("b/asks", 6, annotate("addresses", "10.11.12.65")),
+			}
+			in.Allocations = []edge.Allocation{keptBefore("10.11.12.65", "home-v4", "home", "a/open")}
 		},
 		"pools-no-finalizer": func(in *Inputs) {
 			in.Config.Kubernetes.Finalizer = false

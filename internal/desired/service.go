@@ -59,9 +59,7 @@ func (b *builder) read(s *edge.Service, selector edge.Selector) asking {
 	if s.Deleting || !a.chosen || !a.own && len(s.Ingress) == 0 {
 		return a
 	}
-	if a.req, a.no = b.request(s); a.no.code != "" {
-		return a
-	}
+	a.req, a.no = b.request(s)
 	a.zones = make(map[string]*place, len(a.req.zones))
 	for _, zone := range a.req.zones {
 		if _, why := b.mayOpen(s, zone); b.zones[zone] != nil && why == "" {
@@ -251,21 +249,27 @@ const excludeLabel = "node.kubernetes.io/exclude-from-external-load-balancers"
 // nodeRemedy is for when there are endpoints, and no node may take connections
 // for them.
 func (b *builder) nodeRemedy(endpoints []edge.Endpoint, local bool) string {
-	inTheWay := 0
+	hasNode := func(e edge.Endpoint) bool { return e.Node != "" }
+	local = local && slices.ContainsFunc(endpoints, hasNode) // else all nodes have them
+	excluded := 0
 	for _, n := range b.in.Cluster.Nodes {
 		holds := slices.ContainsFunc(endpoints, func(e edge.Endpoint) bool { return e.Node == n.Name })
 		switch {
 		case local && !holds:
 		case n.Excluded && !b.in.Config.Kubernetes.IgnoreExcludeLabel:
-			inTheWay++
+			excluded++
 		default:
 			return "look for missing node addresses, and nodes that are leaving (taint ToBeDeletedByClusterAutoscaler)"
 		}
 	}
-	if inTheWay > 0 {
+	switch {
+	case excluded > 0:
 		return "each node for it has the label " + excludeLabel + ": set kubernetes.ignoreExcludeLabel: true, or remove the label"
+	case len(b.in.Cluster.Nodes) == 0:
+		return "there is no node"
+	default:
+		return "no node that holds its pods is known"
 	}
-	return "look for the label " + excludeLabel + " and for missing node addresses"
 }
 
 // isCircular says whether an endpoint, of a slice that somebody has written by

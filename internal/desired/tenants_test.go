@@ -141,11 +141,14 @@ func run(in *Inputs) {
 	appear(in, state)
 	state, _ = Build(*in)
 	in.Allocations = state.Allocations
+	written := map[string]edge.ServiceStatus{}
 	for _, st := range state.Statuses {
-		for i := range in.Cluster.Services {
-			if s := &in.Cluster.Services[i]; s.Namespace == st.Namespace && s.Name == st.Name {
-				s.StatusOurs, s.Ingress, s.Conditions, s.Finalizer = true, st.Ingress, st.Conditions, st.Finalizer
-			}
+		written[st.Namespace+"/"+st.Name] = st
+	}
+	for i := range in.Cluster.Services {
+		s := &in.Cluster.Services[i]
+		if st, ok := written[s.Key()]; ok {
+			s.StatusOurs, s.Ingress, s.Conditions, s.Finalizer = true, st.Ingress, st.Conditions, st.Finalizer
 		}
 	}
 }
