@@ -23,7 +23,8 @@ type machine struct {
 	owners  ports.Owners   // nil: not read yet
 	holders map[edge.Door]holders
 
-	vicinity *vicinity // nil: not read yet
+	neighbours *neighbours
+	vicinity   *vicinity // nil: not read yet
 }
 
 // holders are who was last seen to hold a port, outliving an Apply: while a
@@ -35,8 +36,8 @@ type holders struct {
 
 const holdersAge = 2 * time.Second
 
-func newMachine(known map[edge.Door]holders) *machine {
-	return &machine{devices: map[string]int{}, holders: known}
+func newMachine(known map[edge.Door]holders, n *neighbours) *machine {
+	return &machine{devices: map[string]int{}, holders: known, neighbours: n}
 }
 
 func (m *machine) device(name string) int {
@@ -84,8 +85,26 @@ func listen(at edge.Listen, m *machine) (fds []int, addr netip.AddrPort, err err
 	if at.Device != "" && m.device(at.Device) == 0 {
 		return nil, netip.AddrPort{}, fmt.Errorf("listen on %s: there is no interface %s", at, at.Device)
 	}
+	door := edge.Door{Protocol: edge.TCP, Listen: at}
+	fd, addr, err := listenTCP(at, false)
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = m.neighbours.beside(door, err, func() (err error) {
+			if fd, addr, err = listenTCP(at, true); err == nil {
+				// It was for this moment.
+				setOption(int32(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 0)
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return nil, netip.AddrPort{}, fmt.Errorf("listen on %s: %w", at, explainListen(err, door, m))
+	}
+	return []int{fd}, addr, nil
+}
+
+func listenTCP(at edge.Listen, shared bool) (fd int, addr netip.AddrPort, err error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return errors.Join(bindToDevice(c, at.Device), prepare(c))
+		return errors.Join(bindToDevice(c, at.Device), prepare(c, shared))
 	}}
 	// Go listens on MPTCP sockets by default since 1.24; splice and TCP_INFO are
 	// what relay relies on, and what it knows of them is true of TCP.
@@ -101,12 +120,12 @@ func listen(at edge.Listen, m *machine) (fds []int, addr netip.AddrPort, err err
 	}
 	l, err := lc.Listen(context.Background(), network, net.JoinHostPort(host, strconv.Itoa(int(at.Port))))
 	if err != nil {
-		return nil, netip.AddrPort{}, fmt.Errorf("listen on %s: %w", at, explainListen(err, edge.Door{Protocol: edge.TCP, Listen: at}, m))
+		return -1, netip.AddrPort{}, err
 	}
 	defer l.Close()
 	a := l.Addr().(*net.TCPAddr).AddrPort()
-	fd, err := duplicate(l.(*net.TCPListener))
-	return []int{fd}, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), err
+	fd, err = duplicate(l.(*net.TCPListener))
+	return fd, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), err
 }
 
 // boundTo is the address of a socket that was made elsewhere.
@@ -122,9 +141,12 @@ func boundTo(fd int) netip.AddrPort {
 }
 
 // prepare sets what the sockets of accepted connections are to have: they
-// inherit it.
-func prepare(c syscall.RawConn) error {
+// inherit it. Shared, it can be bound beside a neighbour.
+func prepare(c syscall.RawConn, shared bool) error {
 	return c.Control(func(fd uintptr) {
+		if shared {
+			setOption(int32(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}
 		setOption(int32(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		keepAlive(int32(fd))
 	})

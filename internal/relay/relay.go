@@ -169,7 +169,7 @@ func (r *Relay) Apply(frontends []edge.Frontend) []DoorStatus {
 			groups[f.Door] = append(groups[f.Door], f)
 		}
 	}
-	m := newMachine(r.holders)
+	m := newMachine(r.holders, newNeighbours(r, wanted))
 	// Close first: a port may move from one interface to another in one call.
 	removed, moved := map[*door]bool{}, map[*door]bool{}
 	for key, d := range r.doors {
@@ -266,6 +266,7 @@ func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (
 	d.ifindex = m.device(f.Listen.Device)
 	if fds := r.opts.Adopt.take(f.Door, d.ifindex); fds != nil {
 		d.setSockets(fds, boundTo(fds[0]), len(r.loops))
+		m.neighbours.opened(d)
 		return d, true, nil
 	}
 	var fds []int
@@ -282,6 +283,7 @@ func (r *Relay) openLocked(f edge.Frontend, group []edge.Frontend, m *machine) (
 		return nil, false, err
 	}
 	d.setSockets(fds, addr, len(r.loops))
+	m.neighbours.opened(d)
 	return d, true, nil
 }
 

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -475,12 +476,18 @@ func listenUDP(at edge.Listen, m *machine, n int) (fds []int, addr netip.AddrPor
 	port := at.Port
 	for i := range n {
 		fd, err := bindUDP(at, m, port, i > 0)
+		if i == 0 && errors.Is(err, unix.EADDRINUSE) {
+			err = m.neighbours.beside(edge.Door{Protocol: edge.UDP, Listen: at}, err, func() (err error) {
+				fd, err = bindUDP(at, m, port, true)
+				return err
+			})
+		}
 		if err != nil {
 			return fds, netip.AddrPort{}, err
 		}
 		fds = append(fds, fd)
-		if i == 0 && n > 1 {
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		if i == 0 {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, min(n-1, 1)); err != nil {
 				return fds, netip.AddrPort{}, os.NewSyscallError("setsockopt", err)
 			}
 		}
