@@ -72,10 +72,19 @@ func (b *builder) leave(s *asking) {
 	case s.own && s.StatusOurs && b.isHereOnly(s): // owned while its labels matched
 	case s.Deleting && s.Finalizer:
 		status.Ingress, status.Conditions = s.Ingress, s.Conditions
+	case isForlorn(s.Service):
 	default:
 		return
 	}
 	b.state.Statuses = append(b.state.Statuses, status)
+}
+
+// isForlorn says whether what is written contradicts itself, so that nobody
+// stands by it: open, without an address. The API server clears the addresses
+// when the type changes; by the time that it is one of a load balancer again, of
+// another class, the rest is there still.
+func isForlorn(s *edge.Service) bool {
+	return len(s.Ingress) == 0 && slices.ContainsFunc(s.Conditions, func(c edge.Condition) bool { return c.Type == conditionExposed && c.True })
 }
 
 // isHereOnly says whether all that a status says is an address of this machine.
