@@ -84,16 +84,23 @@ func TestUninstall(t *testing.T) {
 		out      string
 	}{
 		{
-			"done", 200, []string{openService, otherService}, nil, exitOK, 1,
+			"done", 200,
+			[]string{openService, otherService},
+			nil, exitOK, 1,
 			"removed from service/shop/web: the finalizer, the address 10.11.12.70, the condition gatehouse.e13.dev/Exposed\n1 Service changed\n",
 		},
 		{
-			"dry run", 200, []string{openService, otherService}, []string{"--dry-run"}, exitOK, 0,
+			"dry run", 200,
+			[]string{openService, otherService},
+			[]string{"--dry-run"},
+			exitOK, 0,
 			"would be removed from service/shop/web: the finalizer, the address 10.11.12.70, the condition gatehouse.e13.dev/Exposed\n1 Service would be changed\n",
 		},
 		{"nothing", 200, []string{otherService}, nil, exitOK, 0, "nothing to remove\n"},
 		{
-			"refused", 403, []string{openService}, nil, exitNo, 1,
+			"refused", 403,
+			[]string{openService},
+			nil, exitNo, 1,
 			"not removed from service/shop/web: not allowed to patch services/status (403 Forbidden): services is forbidden; " +
 				"kubectl apply -f deploy/rbac.yaml, and use the ServiceAccount that it makes\n0 Services changed, 1 failed\n",
 		},

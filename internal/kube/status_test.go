@@ -41,53 +41,63 @@ func TestStatusPatch(t *testing.T) {
 	}{
 		{"clear", statusOf("web"), edge.Service{Ingress: []edge.Ingress{home}}, `},"status":{"loadBalancer":{"ingress":[]}}}`},
 		{
-			"address and mode", statusOf("web", home), edge.Service{},
+			"address and mode", statusOf("web", home),
+			edge.Service{},
 			`},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"Proxy"}]}}}`,
 		},
 		{
-			"no mode", statusOf("web", ingressAt("fd00::32", "")), edge.Service{},
+			"no mode", statusOf("web", ingressAt("fd00::32", "")),
+			edge.Service{},
 			`},"status":{"loadBalancer":{"ingress":[{"ip":"fd00::32"}]}}}`,
 		},
 		{
-			"a name has no mode", statusOf("web", edge.Ingress{Hostname: "web.example.org", Mode: "Proxy"}), edge.Service{},
+			"a name has no mode", statusOf("web", edge.Ingress{Hostname: "web.example.org", Mode: "Proxy"}),
+			edge.Service{},
 			`},"status":{"loadBalancer":{"ingress":[{"hostname":"web.example.org"}]}}}`,
 		},
 		{
-			"ports", statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP}, edge.IngressPort{Port: 5060, Protocol: edge.SCTP, Error: "ProtocolNotSupported"})), edge.Service{},
+			"ports", statusOf("web", ingressAt("10.11.12.32", "VIP", edge.IngressPort{Port: 80, Protocol: edge.TCP}, edge.IngressPort{Port: 5060, Protocol: edge.SCTP, Error: "ProtocolNotSupported"})),
+			edge.Service{},
 			`},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"VIP","ports":[{"port":80,"protocol":"TCP"},{"port":5060,"protocol":"SCTP","error":"ProtocolNotSupported"}]}]}}}`,
 		},
 		{
-			"finalizer, with the address", with(func(s *edge.ServiceStatus) { s.Finalizer, s.Ingress = true, []edge.Ingress{home} }), edge.Service{},
+			"finalizer, with the address", with(func(s *edge.ServiceStatus) { s.Finalizer, s.Ingress = true, []edge.Ingress{home} }),
+			edge.Service{},
 			`,"finalizers":["gatehouse.e13.dev/closed"]},"status":{"loadBalancer":{"ingress":[{"ip":"10.11.12.32","ipMode":"Proxy"}]}}}`,
 		},
 		{"released", statusOf("web"), edge.Service{Finalizer: true}, `,"$deleteFromPrimitiveList/finalizers":["gatehouse.e13.dev/closed"]}}`},
 		{
-			"released while it is deleted", statusOf("web"), edge.Service{Finalizer: true, Deleting: true},
+			"released while it is deleted", statusOf("web"),
+			edge.Service{Finalizer: true, Deleting: true},
 			`,"$deleteFromPrimitiveList/finalizers":["gatehouse.e13.dev/closed"]}}`,
 		},
 		{"none is put on what is being deleted", with(func(s *edge.ServiceStatus) { s.Finalizer = true }), edge.Service{Deleting: true}, `}}`},
 		{
 			"a new condition", with(func(s *edge.ServiceStatus) {
 				s.Conditions = []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}
-			}), edge.Service{},
+			}),
+			edge.Service{},
 			`},"status":{"conditions":[{"type":"gatehouse.e13.dev/Exposed","status":"True","reason":"Open","message":"m","lastTransitionTime":"2026-03-01T12:00:00Z"}]}}`,
 		},
 		{
 			"another message, none at all: since when it is so stays", with(func(s *edge.ServiceStatus) {
 				s.Conditions = []edge.Condition{{Type: exposed, True: true, Reason: "PartlyOpen"}}
-			}), edge.Service{Conditions: []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}},
+			}),
+			edge.Service{Conditions: []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}},
 			`},"status":{"conditions":[{"type":"gatehouse.e13.dev/Exposed","status":"True","reason":"PartlyOpen","message":""}]}}`,
 		},
 		{
 			"it is not so any more", with(func(s *edge.ServiceStatus) {
 				s.Conditions = []edge.Condition{{Type: exposed, Reason: "NoZone", Message: "m"}}
-			}), edge.Service{Conditions: []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}},
+			}),
+			edge.Service{Conditions: []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}},
 			`},"status":{"conditions":[{"type":"gatehouse.e13.dev/Exposed","status":"False","reason":"NoZone","message":"m","lastTransitionTime":"2026-03-01T12:00:00Z"}]}}`,
 		},
 		{
 			"one is as it is, one goes", with(func(s *edge.ServiceStatus) {
 				s.Conditions = []edge.Condition{{Type: exposed, True: true, Reason: "Open", Message: "m"}}
-			}), edge.Service{Conditions: []edge.Condition{{Type: "LoadBalancerPortsError", True: true}, {Type: exposed, True: true, Reason: "Open", Message: "m"}}},
+			}),
+			edge.Service{Conditions: []edge.Condition{{Type: "LoadBalancerPortsError", True: true}, {Type: exposed, True: true, Reason: "Open", Message: "m"}}},
 			`},"status":{"conditions":[{"type":"LoadBalancerPortsError","$patch":"delete"}]}}`,
 		},
 	} {
@@ -134,21 +144,26 @@ func TestChanges(t *testing.T) {
 		{"another of the same name", has("web", false), []edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-before", Ingress: []edge.Ingress{home}}}, ""},
 		{"the finalizer is missing", has("web", true, home), []edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true, Ingress: []edge.Ingress{home}}}, "shop/web: 10.11.12.32"},
 		{
-			"the finalizer is missing, it is being deleted", edge.Service{Namespace: "shop", Name: "web", UID: "u-web", Deleting: true},
-			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true}}, "",
+			"the finalizer is missing, it is being deleted",
+			edge.Service{Namespace: "shop", Name: "web", UID: "u-web", Deleting: true},
+			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true}},
+			"",
 		},
 		{
 			"a condition is missing", has("web", true),
-			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "gatehouse.e13.dev/Exposed"}}}}, "shop/web: clear",
+			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "gatehouse.e13.dev/Exposed"}}}},
+			"shop/web: clear",
 		},
 		{
 			"the conditions are in another order",
 			edge.Service{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "B"}, {Type: "A"}}},
-			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "A"}, {Type: "B"}}}}, "",
+			[]edge.ServiceStatus{{Namespace: "shop", Name: "web", UID: "u-web", Conditions: []edge.Condition{{Type: "A"}, {Type: "B"}}}},
+			"",
 		},
 		{
 			"the one before and the one behind are others", has("web", false),
-			[]edge.ServiceStatus{{Namespace: "a-b", Name: "web"}, {Namespace: "shop", Name: "a"}, statusOf("web", home), {Namespace: "shop", Name: "x"}}, "shop/web: 10.11.12.32",
+			[]edge.ServiceStatus{{Namespace: "a-b", Name: "web"}, {Namespace: "shop", Name: "a"}, statusOf("web", home), {Namespace: "shop", Name: "x"}},
+			"shop/web: 10.11.12.32",
 		},
 		{"gone", has("api", false), []edge.ServiceStatus{statusOf("web", home)}, ""},
 	} {

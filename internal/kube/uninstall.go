@@ -87,7 +87,7 @@ func (c *Client) uninstallFrom(ctx context.Context, w written) ([]string, error)
 		}
 		select { // as long as the API server says
 		case <-ctx.Done():
-		case <-time.After(max(1, time.Duration(seconds)) * time.Second):
+		case <-time.After(time.Duration(max(1, seconds)) * time.Second):
 		}
 	}
 }

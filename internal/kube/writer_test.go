@@ -115,7 +115,7 @@ func TestOneRequestForEachChange(t *testing.T) {
 
 // The Service leaves the watch with the finalizer on it.
 func TestAServiceOfAnotherTypeIsReleased(t *testing.T) {
-	writing(t, func(api *fakeAPI, c *Client) {
+	writing(t, func(api *fakeAPI, _ *Client) {
 		api.put(asIs, "shop", "web")
 		api.begin()
 		api.apply(open("web", atHome))
@@ -157,17 +157,40 @@ func TestOnlyTheServiceThatHasLeftIsReleased(t *testing.T) {
 				api.put(becomes, "shop", "web")
 				c.writer.mu.Unlock()
 				time.Sleep(time.Hour)
-				if n := api.count("patch"); n != 0 {
-					t.Errorf("%d writes", n)
+				if got := api.requests(); slices.ContainsFunc(got, func(r string) bool { return strings.HasPrefix(r, "patch") }) || name == "it is one again" && len(got) != 0 {
+					t.Errorf("requests %q", got)
 				}
 			})
 		})
 	}
 }
 
+// The watch has told that it left, and not yet that it is back.
+func TestAServiceThatIsBackIsNotReleased(t *testing.T) {
+	writing(t, func(api *fakeAPI, _ *Client) {
+		api.put(asIs, "shop", "web")
+		api.begin()
+		api.apply(open("web", atHome))
+		time.Sleep(time.Minute)
+		api.requests()
+		api.delay(true)
+		api.put(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort }, "shop", "web")
+		api.put(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeLoadBalancer }, "shop", "web")
+		api.mu.Lock()
+		left := api.held[0]
+		api.held = api.held[1:]
+		api.mu.Unlock()
+		left()
+		time.Sleep(time.Hour)
+		if got := api.requests(); len(got) != 1 || got[0] != "get services shop/web" {
+			t.Errorf("requests %q", got)
+		}
+	})
+}
+
 // What has left while nobody watched is found in a list.
 func TestLeftoversAreFound(t *testing.T) {
-	writing(t, func(api *fakeAPI, c *Client) {
+	writing(t, func(api *fakeAPI, _ *Client) {
 		clusterIP := func(s *corev1.Service) {
 			s.Spec.Type, s.Finalizers = corev1.ServiceTypeClusterIP, []string{Finalizer}
 		}
@@ -338,7 +361,7 @@ func TestNoContest(t *testing.T) {
 // The watch tells late of a write: what it tells of before is not somebody
 // else's doing, and nothing is written twice.
 func TestALateWatchIsNoRival(t *testing.T) {
-	writing(t, func(api *fakeAPI, c *Client) {
+	writing(t, func(api *fakeAPI, _ *Client) {
 		api.put(asIs, "shop", "web")
 		api.begin()
 		api.delay(true)
@@ -385,7 +408,7 @@ func TestAThousandAreOpenedInSeconds(t *testing.T) {
 
 // An API server that has too much to do is left alone for as long as it says.
 func TestRetryAfterIsHonoured(t *testing.T) {
-	writing(t, func(api *fakeAPI, c *Client) {
+	writing(t, func(api *fakeAPI, _ *Client) {
 		want := manyServices(api, 1000)
 		api.begin()
 		api.refuse = func(*http.Request) http.HandlerFunc {
@@ -444,7 +467,7 @@ func TestWritesThatAllFail(t *testing.T) {
 
 // Some Services are refused, by an admission webhook: the others are written.
 func TestSomeWritesThatFail(t *testing.T) {
-	writing(t, func(api *fakeAPI, c *Client) {
+	writing(t, func(api *fakeAPI, _ *Client) {
 		want := manyServices(api, 100)
 		api.begin()
 		api.refuse = func(r *http.Request) http.HandlerFunc {
