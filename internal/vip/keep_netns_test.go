@@ -72,6 +72,7 @@ func TestNetnsAddressComesBack(t *testing.T) {
 		told("made anew")
 		works("after it was made anew")
 
+		quiet(k)
 		run1(t, nil, "ip link set eth1 address 02:00:00:00:00:77")
 		told("another hardware address")
 
@@ -81,8 +82,14 @@ func TestNetnsAddressComesBack(t *testing.T) {
 		apply(t, k, append(addresses("eth1", more), addrs...), doors...)
 		await(t, k, more, "waiting", func(s edge.AddressState) bool { return s.Error == "interface eth1 has no carrier" && !s.Ready })
 		awaitReady(t, k, vip4)
+		quiet(k)
+		run1(t, client, "ip neigh flush all")
+		for _, a := range []string{vip4, vip6} {
+			run1(t, client, "ip neigh add "+a+" lladdr 02:00:00:00:00:88 nud stale dev eth0")
+		}
 		netnstest.LinkUp(t, l.sw, fmt.Sprintf("p%d", l.n))
 		awaitReady(t, k, more)
+		told("the cable is back")
 	})
 }
 
@@ -162,6 +169,20 @@ func TestNetnsAdopt(t *testing.T) {
 		apply(t, third, addrs[:1], web)
 		netnstest.Eventually(t, soon, "what is not wanted goes", func() bool { return !has(t, "eth1", vip6) })
 		awaitReady(t, third, vip4)
+	})
+}
+
+// A kernel before Linux 5.18 does not keep the protocol of an address.
+func TestNetnsAdoptOnAnOldKernel(t *testing.T) {
+	netnstest.Run(t, func() {
+		newLAN(t)
+		run1(t, nil, "ip address add "+vip4+"/32 dev eth1 scope host metric 9191")
+		run1(t, nil, "ip address add "+vip6+"/128 dev eth1 metric 9191")
+		run1(t, nil, "ip address add 10.11.12.72/24 dev eth1 metric 9191")
+		k, _ := keep(t, Options{})
+		if s := k.Snapshot(); len(s) != 2 || !s[netip.MustParseAddr(vip4)].Ready || !s[netip.MustParseAddr(vip6)].Ready {
+			t.Errorf("ours are %v", s)
+		}
 	})
 }
 
@@ -265,6 +286,20 @@ func TestNetnsLeavesWhenUnused(t *testing.T) {
 		if rules := run1(t, nil, "nft list ruleset"); strings.Contains(rules, vip4) {
 			netnstest.Eventually(t, soon, "the wall forgets it", func() bool { return !strings.Contains(run1(t, nil, "nft list ruleset"), vip4) })
 		}
+
+		// Nobody can tell a session of UDP that has ended.
+		dns := door(edge.UDP, "eth1", "10.11.12.71", 53)
+		apply(t, k, addresses("eth1", "10.11.12.71"), dns)
+		apply(t, k, addresses("eth1", vip4))
+		awaitReady(t, k, vip4) // which takes longer than to look
+		if !has(t, "eth1", "10.11.12.71") {
+			t.Error("the address of a session went before it")
+		}
+		k.mu.Lock()
+		for o := range k.lingering {
+			k.lingering[o] = time.Now()
+		}
+		k.mu.Unlock()
 		apply(t, k, nil)
 		netnstest.Eventually(t, soon, "nothing is left", func() bool { return run1(t, nil, "nft list ruleset") == "" && len(k.Snapshot()) == 0 })
 	})

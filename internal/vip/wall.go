@@ -266,7 +266,6 @@ const arpTable = `table arp TABLE {
 		type filter hook output priority 0
 		policy accept
 		arp operation request arp saddr ip @addresses oifname . arp saddr ip != @places arp saddr ip set 0.0.0.0 comment "another interface's SUM"
-		arp operation reply arp saddr ip @addresses oifname . arp saddr ip != @places drop comment "another interface's SUM"
 	}
 }
 `
