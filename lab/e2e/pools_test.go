@@ -410,7 +410,7 @@ func poolRequest(t *testing.T) {
 	for _, c := range []struct{ name, addresses, reason string }{
 		{"in-use", poolFree, "AddressInUse"},
 		{"in-no-pool", "10.11.12.250", "AddressNotInPool"},
-		{"of-no-pool", "nobodys", "AddressNotInPool"},
+		{"of-no-pool", "nobodys", "AnnotationInvalid"},
 		{"not-allowed", smallAddr, "AddressNotAllowed"},
 		{"of-another-zone", clusterAddr, "AddressNotInPool"},
 	} {
