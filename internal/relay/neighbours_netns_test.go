@@ -1,16 +1,13 @@
 package relay
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -288,157 +285,123 @@ func TestNetnsNeighboursAreHandedOver(t *testing.T) {
 	}
 }
 
-// A socket for another process: "TCP eth1 10.11.12.70:80", and whether it would
-// share its port.
-const holdPort = "GATEHOUSE_TEST_HOLD_PORT"
-
-func TestMain(m *testing.M) {
-	if text := os.Getenv(holdPort); text != "" {
-		err := hold(strings.Fields(text))
-		fmt.Println(err)
-		if err == nil {
-			_, _ = io.Copy(io.Discard, os.Stdin)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
-func hold(text []string) error {
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		_ = c.Control(func(fd uintptr) {
-			if text[1] != "any" {
-				_ = unix.BindToDevice(int(fd), text[1])
+// At its address a door is as any other: answers and refusals come from there,
+// names are its own, a transparent backend sees the client, and what it counts is
+// its own.
+func TestNetnsNeighboursAreDoorsOfTheirOwn(t *testing.T) {
+	netnstest.Run(t, func() {
+		home, _ := newSite(t)
+		addVIPs(t)
+		r := newRelay(t, Options{})
+		var wanted []edge.Frontend
+		names := func(addr string, names ...string) {
+			for _, name := range names {
+				f := neighboursAt(t, edge.TCP, addr)[addr]
+				f.Name, f.Hostnames, f.Listen.Port = name+" at "+addr, []string{name}, 443
+				f.Backends = []edge.Backend{tlsServer(t, f.Name)}
+				wanted = append(wanted, f)
 			}
-			if len(text) > 3 {
-				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}
+		names("", "a.example", "b.example")
+		names(vip4, "a.example", "c.example")
+		names(vip6, "b.example")
+		for _, addr := range []string{"", vip4, vip6} {
+			refusing := neighboursAt(t, edge.UDP, addr)[addr]
+			refusing.Backends = nil
+			wanted = append(wanted, refusing)
+		}
+		for _, d := range r.Apply(wanted) {
+			if d.Error != "" {
+				t.Fatal(d.Error)
+			}
+		}
+		counted := map[string]uint64{}
+		home.Do(t, func() {
+			for _, c := range []struct{ at, name, want string }{
+				{homeEdge4, "a.example", "a.example at "},
+				{homeEdge6, "b.example", "b.example at "},
+				{homeEdge4, "c.example", ""},
+				{vip4, "a.example", "a.example at " + vip4},
+				{vip4, "c.example", "c.example at " + vip4},
+				{vip4, "b.example", ""},
+				{vip6, "b.example", "b.example at " + vip6},
+				{vip6, "a.example", ""},
+			} {
+				got, err := askTLS(t, netip.AddrPortFrom(netip.MustParseAddr(c.at), 443), c.name)
+				want := c.want + " was asked for " + c.name
+				if c.want == "" {
+					want = ""
+				} else {
+					counted[c.want]++
+				}
+				if got != want || (err != nil) != (want == "") {
+					t.Errorf("%s at %s: %q, %v; want %q", c.name, c.at, got, err, want)
+				}
 			}
 		})
-		return nil
-	}}
-	network := strings.ToLower(text[0])
-	if strings.HasPrefix(text[2], "0.0.0.0") {
-		network += "4"
-	}
-	var err error
-	if text[0] == "UDP" {
-		_, err = config.ListenPacket(context.Background(), network, text[2])
-	} else {
-		_, err = config.Listen(context.Background(), network, text[2])
-	}
-	return err
-}
-
-// another has a process hold a socket until it is let go, and returns what kept
-// it from that.
-func another(t *testing.T, socket string) (err string, letGo func()) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), holdPort+"="+socket)
-	in, _ := cmd.StdinPipe()
-	out, _ := cmd.StdoutPipe()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	letGo = func() { in.Close(); _ = cmd.Wait() }
-	t.Cleanup(letGo)
-	line, _ := bufio.NewReader(out).ReadString('\n')
-	return strings.TrimSpace(line), letGo
-}
-
-// Another program that has the port is noticed, though a neighbour is there and
-// the program would share it.
-func TestNetnsNeighboursDoNotShareWithOthers(t *testing.T) {
-	for _, protocol := range []edge.Protocol{edge.TCP, edge.UDP} {
-		for _, share := range []string{"", " share"} {
-			for _, c := range []struct{ first, other, then string }{
-				{"", "eth1 " + vip4 + ":80", vip4}, {"", "any " + vip4 + ":80", vip4}, {vip4, "eth1 " + far4 + ":80", ""},
-				{vip4, "any " + far4 + ":80", ""}, {"", "eth1 [" + vip6 + "]:80", vip6}, {vip6, "eth1 0.0.0.0:80", ""}, {far4, "any [" + vip6 + "]:80", ""},
-			} {
-				t.Run(fmt.Sprint(protocol, share, " ", c), func(t *testing.T) {
-					netnstest.Run(t, func() {
-						home, _ := newSite(t)
-						addVIPs(t)
-						r := newRelay(t, Options{})
-						all := neighboursAt(t, protocol, append(vips, "")...)
-						// The other one is first: then it has a share, and not the only one.
-						said, letGo := another(t, string(protocol)+" "+c.other+share)
-						if said != "<nil>" {
-							t.Fatal(said)
-						}
-						applied := r.Apply([]edge.Frontend{all[c.first]})
-						if applied[0].Error != "" && c.first != "" {
-							t.Fatal(applied[0].Error)
-						}
-						wanted := []edge.Frontend{all[c.first], all[c.then]}
-						doors := r.Apply(wanted)
-						if c.first != "" && doors[0].Error != "" {
-							t.Error(doors[0].Error)
-						}
-						if !strings.Contains(doors[1].Error, "address already in use: port 80 is held by relay.test (process ") {
-							t.Errorf("beside %s: %+v", c.other, doors[1])
-						}
-						letGo()
-						for _, d := range r.Apply(wanted) {
-							if d.Error != "" {
-								t.Errorf("after it has gone: %s", d.Error)
-							}
-						}
-						if got := whoAnswers(t, home, protocol, vip4); (c.first == vip4 || c.then == vip4) && got != vip4 {
-							t.Errorf("%s: %q", vip4, got)
-						}
-					})
-				})
+		for _, addr := range []string{homeEdge4, homeEdge6, vip4, vip6} {
+			c := clientAt(t, home, netip.AddrPortFrom(netip.MustParseAddr(addr), 80).String())
+			c.Write([]byte("who"))
+			if _, err := c.Read(make([]byte, 10)); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("a datagram to %s: %v, want refused", addr, err)
 			}
 		}
-	}
+		got, labels := map[string]uint64{}, map[string]bool{}
+		dropped := map[netip.Addr]uint64{}
+		for _, s := range r.Stats() {
+			label := s.Door.String() + " " + s.Name
+			if labels[label] {
+				t.Errorf("two have the label %s", label)
+			}
+			labels[label] = true
+			if s.Protocol == edge.UDP {
+				dropped[s.Listen.Addr] = s.Accepted
+			} else if s.Name != "" {
+				got[s.Name] = s.Accepted
+			}
+		}
+		if !maps.Equal(got, counted) {
+			t.Errorf("counted %v, want %v", got, counted)
+		}
+		if want := map[netip.Addr]uint64{{}: 2, netip.MustParseAddr(vip4): 1, netip.MustParseAddr(vip6): 1}; !maps.Equal(dropped, want) {
+			t.Errorf("datagrams by door: %v, want %v", dropped, want)
+		}
+	})
 }
 
-// Whoever comes later does not get what is the doors' own: what comes to their
-// interface.
-func TestNetnsNeighboursKeepWhatTheyHave(t *testing.T) {
-	for _, protocol := range []edge.Protocol{edge.TCP, edge.UDP} {
-		for _, order := range [][]string{{"", vip4}, {vip4, ""}} {
-			t.Run(fmt.Sprint(protocol, order), func(t *testing.T) {
-				netnstest.Run(t, func() {
-					home, _ := newSite(t)
-					addVIPs(t)
-					r := newRelay(t, Options{})
-					all := neighboursAt(t, protocol, "", vip4)
-					applyAll(t, r, all, order)
-					everywhere := []string{"any :80", "any " + vip4 + ":80", "eth1 :80", "eth1 " + vip4 + ":80", "eth1 [" + vip6 + "]:80"}
-					for _, at := range everywhere {
-						if said, letGo := another(t, string(protocol)+" "+at); !strings.Contains(said, "address already in use") {
-							t.Errorf("%s: %q", at, said)
-							letGo()
-						}
-					}
-					// A second gatehouse has no neighbours there.
-					second := newRelay(t, Options{})
-					for _, d := range second.Apply([]edge.Frontend{all[vip4], all[""]}) {
-						if !strings.Contains(d.Error, "address already in use") {
-							t.Errorf("a second one: %+v", d)
-						}
-					}
-					// Nor does who would share: of TCP. Sockets of UDP doors share anyway, and
-					// what is for other interfaces is not theirs.
-					if protocol == edge.UDP {
-						everywhere = everywhere[:1]
-					}
-					for _, at := range everywhere {
-						if said, _ := another(t, string(protocol)+" "+at+" share"); (said == "<nil>") != (protocol == edge.UDP) {
-							t.Errorf("%s, shared: %q", at, said)
-						}
-					}
-					for range 10 {
-						for addr, want := range map[string]string{homeEdge4: "own", vip4: vip4, vip6: "own"} {
-							if got := whoAnswers(t, home, protocol, addr); got != want {
-								t.Errorf("%s: %q", addr, got)
-							}
-						}
-					}
-				})
-			})
+func TestNetnsNeighboursAreTransparent(t *testing.T) {
+	netnstest.Run(t, func() {
+		site := netnstest.NewSite(t)
+		netnstest.Addr(t, nil, "eth1", vip4+"/32")
+		netnstest.Addr(t, nil, "eth1", vip6+"/128")
+		netnstest.Mirror(t, site.Pod, 8080)
+		deliver(t)
+		// While its link-local address is new, the edge cannot ask in the name of
+		// somebody else who its neighbours are.
+		if _, err := netnstest.LookIn(t, nil, "tcp", "["+podAddr6+"]:8080"); err != nil {
+			t.Fatal(err)
 		}
-	}
+		r := newRelay(t, Options{})
+		var wanted []edge.Frontend
+		for addr, backend := range map[string]string{"": podAddr4 + ":8080", vip4: podAddr4 + ":8080", vip6: "[" + podAddr6 + "]:8080"} {
+			for _, f := range transparentAt("eth1", 80, backend) {
+				if addr != "" {
+					f.Listen.Addr = netip.MustParseAddr(addr)
+				} else {
+					f.Transparent = false
+				}
+				f.Name += addr
+				wanted = append(wanted, f)
+			}
+		}
+		for _, d := range r.Apply(wanted) {
+			if d.Error != "" {
+				t.Fatal(d.Error)
+			}
+		}
+		sees(t, site.Home, vip4+":80", "10.11.12.7")
+		sees(t, site.Home, "["+vip6+"]:80", "fd12::7")
+		sees(t, site.Home, homeEdge4+":80", "10.0.0.1")
+		sees(t, site.Home, "["+homeEdge6+"]:80", "10.0.0.1")
+	})
 }
