@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -64,6 +65,7 @@ func TestContract(t *testing.T) {
 		{name: "Events", test: contractEvents},
 		{name: "changes while in use", planes: contractChangesInUse},
 	}
+	isDocumented(t, rows)
 	startTellers(t)
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
@@ -83,6 +85,38 @@ func TestContract(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// isDocumented compares the rows with those of the documentation.
+func isDocumented(t *testing.T, rows []contractRow) {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(text), "\n## The contract\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	if !found {
+		t.Error("docs/kubernetes.md has no section The contract")
+	}
+	var named []string
+	for line := range strings.Lines(section) {
+		if cells := strings.Split(strings.TrimSpace(line), " | "); len(cells) == 4 && strings.HasPrefix(cells[0], "| ") {
+			for name := range strings.SplitSeq(strings.TrimSuffix(cells[3], " |"), ", ") {
+				named = append(named, strings.Trim(name, "`"))
+			}
+		}
+	}
+	for _, row := range rows {
+		if !slices.Contains(named, row.name) {
+			t.Errorf("docs/kubernetes.md, The contract: no line names the test %q", row.name)
+		}
+	}
+	for _, name := range named[min(1, len(named)):] { // the first is the heading
+		if !slices.ContainsFunc(rows, func(r contractRow) bool { return r.name == name }) {
+			t.Errorf("docs/kubernetes.md, The contract: there is no test %q", name)
+		}
 	}
 }
 
