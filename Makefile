@@ -11,7 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness gen lint check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness upstream gen lint check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,12 @@ soak: build ## an hour of every kind of load: nothing may be left behind (root);
 	@cd lab && $(GO) build -trimpath -o ../bin/soak ./cmd/soak
 	@bin/soak $(or $(SOAK),--svg docs/soak.svg --write docs/benchmarks.md)
 
+upstream: build labs ## Kubernetes' own tests of load balancers, in the lab (root); UPSTREAM="--focus UDP" or other flags
+	$(say) "building Kubernetes' own tests (the first time some minutes more)"
+	@cd lab/upstream && $(GO) test -c -trimpath -ldflags '-s -w' -o ../../bin/upstream.test . && $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/agnhost ./agnhost
+	@cd lab && $(GO) build -trimpath -o ../bin/upstream ./cmd/upstream
+	@bin/upstream $(or $(UPSTREAM),--write docs/upstream-tests.md)
+
 fairness: build labs ## which share of connections each pod gets, over all ways (a minute, root); FAIRNESS="--quick" or other flags
 	@cd lab && $(GO) build -trimpath -o ../bin/fairness ./cmd/fairness
 	@bin/fairness $(or $(FAIRNESS),--svg docs/fairness.svg --write docs/fairness.md)
@@ -91,7 +97,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@cd lab && $(GO) vet ./site/... ./e2e/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
 	@test -z "$$(gofmt -l lab cmd internal | tee /dev/stderr)"
 
 .tools/golangci-lint-$(GOLANGCI_VERSION):
