@@ -92,7 +92,7 @@ func printTable(out io.Writer, results []result) {
 		count[r.state]++
 	}
 	w.Flush()
-	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", count["passed"], len(results)-count["passed"]-count["skipped"], count["skipped"])
+	fmt.Fprintf(out, "%d passed, %d skipped, %d not run, %d not as expected\n", count["passed"], count["skipped"], count[notRun], bad(results))
 }
 
 // page is docs/upstream-tests.md.
