@@ -38,9 +38,11 @@ func TestAddressesAreHeldForAMinute(t *testing.T) {
 			at            int
 			before, after all
 		}{
-			{0, nil, all{web, mail}}, {10, all{web, mail}, all{mail}},
+			{0, nil, all{web, mail}},
+			{10, all{web, mail}, all{mail}},
 			{20, all{held(web), mail}, all{held(web), mail}},
-			{69, all{held(web), mail}, all{held(web), mail}}, {70, all{mail}, all{mail}},
+			{69, all{held(web), mail}, all{held(web), mail}},
+			{70, all{mail}, all{mail}},
 		}},
 		"a decision says itself that it is held": {steps: []struct {
 			at            int
@@ -50,7 +52,8 @@ func TestAddressesAreHeldForAMinute(t *testing.T) {
 			at            int
 			before, after all
 		}{
-			{0, nil, all{web}}, {10, all{web}, nil},
+			{0, nil, all{web}},
+			{10, all{web}, nil},
 			{20, all{held(web)}, all{allocation("10.0.0.64", "shop/web", "9")}},
 			{200, all{allocation("10.0.0.64", "shop/web", "9")}, all{allocation("10.0.0.64", "shop/web", "9")}},
 		}},

@@ -116,6 +116,11 @@ func (a *Announcer) decide(ctx context.Context) (done bool) {
 		a.log.Error("interfaces not read", "err", err)
 		return false
 	}
+	// l4proxy keeps no addresses: there Services are where they would be without
+	// pools.
+	poolless := *c
+	poolless.Pools = nil
+	c = &poolless
 	// With the static frontends and the admin address, which keep their ports.
 	state, decided := desired.Build(desired.Inputs{Config: c, Interfaces: interfaces, Cluster: snapshot})
 	frontends, left := announceable(state.Frontends)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -127,9 +128,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func serviceAt(name string, port, nodePort int) (service, slice object) {
 	meta := func(name string, more object) object {
 		m := object{"namespace": "shop", "name": name, "uid": "u-" + name, "resourceVersion": "5", "creationTimestamp": "2026-11-22T12:00:00Z"}
-		for k, v := range more {
-			m[k] = v
-		}
+		maps.Copy(m, more)
 		return m
 	}
 	service = object{
@@ -145,6 +144,19 @@ func serviceAt(name string, port, nodePort int) (service, slice object) {
 		"endpoints": []object{{"addresses": []string{"10.244.0.7"}, "nodeName": "w1", "conditions": object{"ready": true}}},
 	}
 	return service, slice
+}
+
+// announced is the Service as the API server has it once gatehouse has written
+// its status.
+func announced(service object, addr string) object {
+	service, meta := maps.Clone(service), maps.Clone(service["metadata"].(object))
+	meta["resourceVersion"] = "6"
+	meta["managedFields"] = []object{{
+		"manager": "gatehouse", "operation": "Update", "subresource": "status", "apiVersion": "v1", "fieldsType": "FieldsV1", "time": "2026-11-22T12:00:01Z",
+		"fieldsV1": object{"f:status": object{"f:loadBalancer": object{"f:ingress": object{}}}},
+	}}
+	service["metadata"], service["status"] = meta, object{"loadBalancer": object{"ingress": []object{{"ip": addr, "ipMode": "Proxy"}}}}
+	return service
 }
 
 func nodeAt(addr string) object {

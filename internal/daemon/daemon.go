@@ -109,7 +109,6 @@ type Daemon struct {
 	decided            []edge.Problem
 	ready              bool
 	waiting, waitedFor []string
-	config             *config.Config
 	seen               view // of the cluster
 	interfaces         []edge.Interface
 	allocations        []laststate.Allocation

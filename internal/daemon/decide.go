@@ -130,6 +130,17 @@ func (d *Daemon) remember(c *config.Config, cluster view, allocations []edge.All
 	d.journal.note(c.StateDir, d.kept)
 }
 
+// saveLast saves what was decided from last, and that it was so until now.
+func (d *Daemon) saveLast() {
+	d.deciding.Lock()
+	defer d.deciding.Unlock()
+	if now := d.cluster.look(); d.kept != nil && now.synced {
+		d.kept.SavedAt = now.origin.at
+		d.journal.note(d.files.current().StateDir, d.kept)
+	}
+	d.journal.flush()
+}
+
 // nodesToRoute are the nodes to whose pods there may be routes.
 func nodesToRoute(c *config.Config, snapshot *edge.Cluster) []edge.Node {
 	if snapshot == nil || c.Kubernetes == nil || !c.Kubernetes.PodRoutes {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -91,9 +92,22 @@ func TestTheLastStateIsServedAtOnce(t *testing.T) {
 	})
 	o.api.stop()
 	written := len(o.api.written())
+	for i := range o.services {
+		o.services[i] = announced(o.services[i], "127.0.0.1")
+	}
+	_, port := portOf(t, freeAddr(t))
+	service, slice := serviceAt("news", port, 1)
+	o.api.set("services", append(o.services, service)...)
+	o.api.set("endpointslices", append(o.slices, slice)...)
 
 	d := start(t, o.file)
 	eventually(t, "served without the API", serves(o.front, "one"))
+	eventually(t, "decided", func() error {
+		if d.Status().Cluster.Services == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 	s := d.Status()
 	if c := s.Cluster; c.From != o.stateDir || c.Synced || c.Services != 4 || time.Since(c.SavedAt) > time.Minute {
 		t.Errorf("the status says %+v", c)
@@ -114,9 +128,23 @@ func TestTheLastStateIsServedAtOnce(t *testing.T) {
 		}
 		return nil
 	})
-	for _, w := range o.api.written()[written:] {
-		if strings.Contains(w, "/events") {
-			t.Errorf("told, though nothing is new: %s", w)
+	told := func() (events []string) {
+		for _, w := range o.api.written()[written:] {
+			if strings.Contains(w, "/events") {
+				events = append(events, w)
+			}
+		}
+		return events
+	}
+	eventually(t, "news are told", func() error {
+		if len(told()) == 0 {
+			return errors.New("nothing is told")
+		}
+		return nil
+	})
+	for _, e := range told() {
+		if !strings.Contains(e, "news") {
+			t.Errorf("told, though nothing is new: %s", e)
 		}
 	}
 }

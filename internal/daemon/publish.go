@@ -47,7 +47,7 @@ func (d *Daemon) publish(now decision, cluster view, closedDoors int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.state, d.decided, d.seen = now.state, now.problems, cluster
-	d.config, d.interfaces, d.allocations = now.in.Config, now.in.Interfaces, d.ledger.all
+	d.interfaces, d.allocations = now.in.Interfaces, d.ledger.all
 	d.waiting = nil
 	if now.in.Config.Kubernetes != nil && cluster.snapshot == nil {
 		d.waiting = append(d.waiting, "the Kubernetes API")
@@ -98,10 +98,10 @@ func (d *Daemon) Status() status.Status {
 	if s.Exposures == nil {
 		s.Exposures = []desired.Exposure{} // in JSON [], not null
 	}
-	if d.config != nil {
+	if c := d.files.current(); c != nil {
 		s.Addresses = addressRows(d.state, d.allocations, d.addresses.snapshot())
-		s.Pools = poolRows(d.config.Pools, d.interfaces, d.allocations, d.addresses.snapshot())
-		if d.config.Kubernetes != nil {
+		s.Pools = poolRows(c.Pools, d.interfaces, d.allocations, d.addresses.snapshot())
+		if c.Kubernetes != nil {
 			s.Cluster = d.cluster.status(d.seen)
 		}
 	}

@@ -363,9 +363,9 @@ func (d *Daemon) stop(ctx context.Context, signals <-chan os.Signal) {
 	d.state.Frontends, d.state.Exposures, d.decided = nil, nil, nil
 	d.ready, d.waiting = false, []string{"its end: it is stopping"}
 	d.mu.Unlock()
+	d.saveLast()
 	d.cluster.task.stop()
 	d.addresses.task.stop()
-	d.journal.flush()
 	d.closeDoors()
 	defer d.cut(nil)
 	d.drain(ctx, signals)
