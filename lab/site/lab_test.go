@@ -425,10 +425,21 @@ func TestAgentComesBack(t *testing.T) {
 		victim = name
 	}
 	kubectl(t, s, "-n", "agentback", "delete", "pod", victim, "--force", "--grace-period=0")
+	again := time.Now().Truncate(time.Second) // as precise as a heartbeat's time is
 	for _, w := range site.Workers {
 		if err := s.Start(t.Context(), "agent-"+w); err != nil {
 			t.Fatal(err)
 		}
+	}
+	const beat = `jsonpath={.status.conditions[?(@.type=="Ready")].lastHeartbeatTime}`
+	for _, w := range site.Workers {
+		eventually(t, 20*time.Second, "node "+w+" is reported anew", func() error {
+			at, err := time.Parse(time.RFC3339, kubectl(t, s, "get", "node", w, "-o", beat))
+			if err == nil && at.Before(again) {
+				err = fmt.Errorf("last reported at %s, the agent is back since %s", at, again)
+			}
+			return err
+		})
 	}
 	if err := s.AwaitDeployment(t.Context(), "agentback", "web", time.Minute); err != nil {
 		t.Fatal(err)

@@ -58,7 +58,7 @@ func (a *Agent) beat(ctx context.Context, reported *time.Time) error {
 		return err
 	}
 	if !ready(node) || time.Since(*reported) > reportEvery {
-		patch, err := json.Marshal(map[string]any{"status": a.nodeStatus(node)})
+		patch, err := statusPatch(a.nodeStatus(node))
 		if err != nil {
 			return err
 		}
@@ -69,6 +69,21 @@ func (a *Agent) beat(ctx context.Context, reported *time.Time) error {
 		a.log.Info("node reported ready")
 	}
 	return a.renew(ctx, node)
+}
+
+// statusPatch replaces the addresses as a whole, as kubelets do: a strategic merge goes by their type, and finds the
+// second InternalIP twice.
+func statusPatch(status corev1.NodeStatus) ([]byte, error) {
+	type inner corev1.NodeStatus
+	whole := struct {
+		inner
+		Addresses []any `json:"addresses"` // hides the inner one
+	}{inner: inner(status)}
+	for _, address := range status.Addresses {
+		whole.Addresses = append(whole.Addresses, address)
+	}
+	whole.Addresses = append(whole.Addresses, map[string]string{"$patch": "replace"})
+	return json.Marshal(map[string]any{"status": whole})
 }
 
 func ready(n *corev1.Node) bool {
