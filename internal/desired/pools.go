@@ -29,7 +29,7 @@ type asking struct {
 	req    request
 	no     refusal
 	zones  map[string]*place // those that it may open
-	vips   []netip.Addr      // addresses of pools that it has, in whatever zone
+	vips   []netip.Addr      // addresses of pools that it has, in whatever zone it is open
 	shut   refusal           // closes it everywhere
 }
 
@@ -310,7 +310,7 @@ func (b *builder) settle(s *asking) {
 		for i := range at.given {
 			g := &at.given[i]
 			g.Device = b.deviceOf(z, *g)
-			b.place(s, g)
+			b.place(s, *g)
 			if s.no.code == "" {
 				b.event(s.Key(), false, "IPAllocated", fmt.Sprintf("%s of pool %s, in zone %s", g.Addr, g.Pool, z.Name))
 			}
@@ -329,14 +329,16 @@ func (b *builder) settle(s *asking) {
 			}
 		}
 		b.settleFamilies(s, z.Name, at)
+		for _, g := range at.given {
+			if at.shut.code == "" && !slices.Contains(s.vips, g.Addr) {
+				s.vips = append(s.vips, g.Addr)
+			}
+		}
 	}
 }
 
 // place has an address on its interface, for the oldest of those who have it.
-func (b *builder) place(s *asking, g *pools.Given) {
-	if !slices.Contains(s.vips, g.Addr) {
-		s.vips = append(s.vips, g.Addr)
-	}
+func (b *builder) place(s *asking, g pools.Given) {
 	if !b.placed[g.Addr] {
 		b.placed[g.Addr] = true
 		b.state.Addresses = append(b.state.Addresses, edge.Address{Addr: g.Addr, Device: g.Device, Why: "service/" + s.Key()})
@@ -433,6 +435,11 @@ func (b *builder) listensOf(s *asking, z *edge.Zone, port uint16) []edge.Listen 
 		}
 		for _, a := range s.vips {
 			listens = append(listens, edge.Listen{Device: device, Addr: a, Port: port})
+		}
+		for _, g := range at.given {
+			if at.shut.code != "" { // to be claimed
+				listens = append(listens, edge.Listen{Device: device, Addr: g.Addr, Port: port})
+			}
 		}
 	}
 	return listens

@@ -117,6 +117,22 @@ func TestScenariosOfPools(t *testing.T) {
 				in.Addresses[netip.MustParseAddr(a)] = state
 			}
 		},
+		"pools-not-there-for-a-moment": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("a/web", 9, func(s *edge.Service) { s.StatusOurs, s.Ingress, s.Finalizer = true, addressOf("10.11.12.66"), true })}
+			in.Addresses[netip.MustParseAddr("10.11.12.66")] = edge.AddressState{Error: "somebody has removed it"}
+		},
+		"pools-two-interfaces": func(in *Inputs) {
+			in.Interfaces = append(in.Interfaces, device("eth2", "fd00:0:0:13::1/64"))
+			in.Config.Zones[0].Interfaces = []string{"eth1", "eth2"}
+			in.Cluster.Services = []edge.Service{
+				service("a/four", 9), service("a/both", 8, families("RequireDualStack", "IPv4", "IPv6")), service("a/own", 7, at(81), annotate("addresses", "10.11.12.32")),
+				// What somebody else has written in its status is nobody's word.
+				service("a/says", 6, func(s *edge.Service) { s.Ingress = addressOf("10.11.12.67") }),
+			}
+		},
+		"pools-half-of-what-is-asked": func(in *Inputs) {
+			in.Cluster.Services = []edge.Service{service("a/web", 9, annotate("zones", "home,cluster"), annotate("addresses", "10.11.12.66,fd00:0:0:99::1"), families("PreferDualStack", "IPv4", "IPv6"))}
+		},
 		"pools-conflict-moves-who-is-new": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("a/new", 9)}
 			in.Allocations = []edge.Allocation{keptBefore("10.11.12.64", "home-v4", "home", "a/new")}
