@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,6 +16,8 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/laststate"
+	"e13.dev/gatehouse/internal/relay"
+	"e13.dev/gatehouse/internal/status"
 )
 
 // outage is a cluster of one Service with a backend, and a daemon's files.
@@ -239,4 +244,74 @@ func TestAnEmptyClusterIsNotBelieved(t *testing.T) {
 		return nil
 	})
 	o.saved(t, 0)
+}
+
+// What is not believed stays so across an upgrade, also without a state on disk.
+func TestUpgradeDoesNotBelieveMore(t *testing.T) {
+	o := newOutage(t)
+	o.api.serve(t)
+	admin := freeAddr(t)
+	data, err := os.ReadFile(o.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for line := range strings.Lines(string(data)) {
+		if !strings.HasPrefix(line, "stateDir:") {
+			lines = append(lines, line)
+		}
+	}
+	write(t, o.file, strings.Join(append(lines, "admin: {listen: \""+admin+"\"}\n"), ""))
+	d, log, _, _ := upgradable(t, o.file, o.file)
+	t.Cleanup(func() { endSuccessor(t, log) })
+	eventually(t, "served", serves(o.front, "one"))
+	o.api.set("services")
+	eventually(t, "held", func() error {
+		if d.Status().Cluster.Held == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	signalSelf(t, syscall.SIGUSR2)
+	eventually(t, "handed over", log.has("upgrade done"))
+	eventually(t, "the successor does not believe it either", func() error {
+		resp, err := http.Get("http://" + admin + "/status.json")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		var s status.Status
+		if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+			return err
+		}
+		if s.Version != "successor" || s.Cluster.Held == nil || s.Cluster.Services != 4 {
+			return fmt.Errorf("%s: %+v", s.Version, s.Cluster)
+		}
+		return nil
+	})
+	if err := serves(o.front, "one")(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The state goes by a file that is on no disk.
+func TestStateIsHandedOver(t *testing.T) {
+	want := laststate.State{Source: "here", SavedAt: time.Unix(1_800_000_000, 0).UTC(), Cluster: *site(2, 1, 1)}
+	sockets, err := pack(relay.Handover{}, page{}, &want)
+	if err != nil || len(sockets) != 1 {
+		t.Fatalf("%d sockets, %v", len(sockets), err)
+	}
+	_, _, got, err := unpack(sockets)
+	if err != nil || got == nil {
+		t.Fatal(got, err)
+	}
+	for i := range want.Cluster.Services { // as JSON has them
+		got.Cluster.Services[i].Created = want.Cluster.Services[i].Created
+	}
+	if !reflect.DeepEqual(*got, want) {
+		t.Errorf("got  %+v\nwant %+v", *got, want)
+	}
+	if sockets, err := pack(relay.Handover{}, page{}, nil); err != nil || len(sockets) != 0 {
+		t.Errorf("%d sockets, %v, where there is nothing", len(sockets), err)
+	}
 }
