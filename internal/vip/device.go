@@ -17,7 +17,7 @@ import (
 // What an interface is burdened with at most: broadcasts are everybody's work.
 const (
 	framesPerMillisecond = 10
-	mostFrames           = 100 // at once
+	mostFrames           = 250 // at once
 )
 
 // device is an interface that addresses are wanted on.
@@ -152,7 +152,7 @@ func (k *Keeper) settleAbsent(e *entry, d *device, now time.Time) {
 		// Somebody has taken it away, or the interface had to be made anew.
 		if e.phase == waiting {
 			e.phase, e.sent = probing, probes
-			k.schedule(e, now)
+			k.schedule(e, e.putBack(now))
 		}
 	case !d.carrier:
 		k.unqueue(e)
@@ -280,7 +280,7 @@ func (k *Keeper) put(e *entry, d *device, now time.Time) {
 		return
 	}
 	k.added = append(k.added, e.addr.String())
-	e.phase, e.err, e.conflict, e.sent, e.lost = on, "", "", 0, time.Time{}
+	e.phase, e.err, e.conflict, e.sent, e.lost, e.put = on, "", "", 0, time.Time{}, now
 	k.tell(e, d, now)
 }
 

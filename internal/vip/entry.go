@@ -52,6 +52,8 @@ type entry struct {
 	err     string
 	sent    int       // probes, or announcements
 	lost    time.Time // when it was seen to have left its interface, with that; zero: it has not
+	put     time.Time // when it was put there last
+	quick   int       // how often it was lost soon after that
 
 	conflict   string    // the hardware address of somebody else
 	conflictAt time.Time // when that one was last heard
@@ -79,6 +81,19 @@ func (e *entry) state(d *device, wallError string) edge.AddressState {
 		s.Error = "interface " + e.device + " has no carrier"
 	}
 	return s
+}
+
+// putBack says when an address is to be where it was: at once, unless somebody
+// takes it away again and again.
+func (e *entry) putBack(now time.Time) time.Time {
+	const soon, few, pause = 10 * time.Second, 3, time.Second
+	if e.quick++; now.Sub(e.put) > soon {
+		e.quick = 0
+	}
+	if e.quick > few {
+		return now.Add(pause)
+	}
+	return now
 }
 
 // note takes down that the state may have changed.
