@@ -34,8 +34,9 @@ zones:
 kubernetes:
   classless: true
   defaultZones: [home, cluster]
-pools: # of the home LAN alone: pods come to the same addresses, by the cluster's interface
+pools: # each Service has addresses of its own, as in a cloud: tests run beside each other, and all want port 80
   - {name: home, zone: home, addresses: [10.11.12.64-10.11.12.79, fd00:11:12::1000/124]}
+  - {name: cluster, zone: cluster, addresses: [10.0.0.64-10.0.0.79, fd00:10::1000/124]}
 `
 
 func main() {
@@ -172,6 +173,7 @@ func (o options) group(ctx context.Context, s *site.Site, dir string, i int, beg
 	}
 	args := []string{
 		"--kubeconfig=" + s.AdminKubeconfig(), "--kubectl-path=" + filepath.Join(s.Dir(), "bin", "kubectl"), "--provider=local",
+		fmt.Sprintf("--num-nodes=%d", len(site.Workers)),
 		"--ginkgo.json-report=" + report, "--ginkgo.v", "--ginkgo.no-color", "--ginkgo.timeout=" + o.limit.String(),
 		"--ginkgo.focus=" + focus[0], "--ginkgo.skip=" + strings.Join(skip, "|"),
 	}
