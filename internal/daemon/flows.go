@@ -85,7 +85,8 @@ func (k *kernel) serviceAtLocked(f conntrack.Flow) (s service, device string) {
 func (s service) isHere(device string) bool { return s.addr.IsValid() || device != "" }
 
 // poolLocked finds out which addresses are for doors that have them, also for
-// those that are gone and have connections.
+// those that are gone and have connections. Until the cluster is read, so are those
+// of before: this machine still has them, though no Service is known for them.
 func (k *kernel) poolLocked(addresses []edge.Address) []netip.Addr {
 	k.pool = map[netip.Addr]bool{}
 	for _, a := range addresses {
@@ -95,6 +96,11 @@ func (k *kernel) poolLocked(addresses []edge.Address) []netip.Addr {
 	for s := range k.behind {
 		if s.addr.IsValid() {
 			k.pool[s.addr] = true
+		}
+	}
+	if !k.read {
+		for _, addr := range k.nat.Addresses() {
+			k.pool[addr] = true
 		}
 	}
 	return slices.SortedFunc(maps.Keys(k.pool), netip.Addr.Compare)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/conntrack"
+	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/netnstest"
 )
@@ -228,6 +229,34 @@ func TestNetnsDoorsOfAddresses(t *testing.T) {
 		}
 		for _, a := range alive {
 			a()
+		}
+	})
+}
+
+// While the cluster cannot be read, a door of a file does not take what comes to
+// the addresses of Services that are not known.
+func TestNetnsAddressesOfAClusterThatIsNotRead(t *testing.T) {
+	netnstest.Run(t, func() {
+		web := translated(homeDoor, up(pod1))
+		web.Name = "web"
+		state := stateOf(web)
+		before := realKernel(t)
+		before.open(t.Context(), desired.State{NAT: true, Frontends: state.Frontends, Addresses: pooled(poolAddr4, poolAddr6)}, machine())
+		k := realKernel(t)
+		k.hold(t.Context(), false, nil, state)
+		k.since = k.since.Add(-kernelHold)
+		for _, c := range []struct {
+			read bool
+			want []netip.Addr
+		}{{false, []netip.Addr{poolAddr4, poolAddr6}}, {false, []netip.Addr{poolAddr4, poolAddr6}}, {true, nil}} {
+			if k.hold(t.Context(), c.read, nil, state) {
+				t.Fatal("it waits forever")
+			}
+			k.open(t.Context(), state, machine())
+			found := realKernel(t).nat
+			if _, _, err := found.Adopt(t.Context()); err != nil || !slices.Equal(found.Addresses(), c.want) {
+				t.Errorf("with the cluster read (%t), for doors that have them are %v, %v; want %v", c.read, found.Addresses(), err, c.want)
+			}
 		}
 	})
 }

@@ -160,6 +160,12 @@ func (a *Applier) Adopt(context.Context) ([]edge.Door, map[edge.Door][]netip.Add
 	return doors, backends, nil
 }
 
+// Addresses are those that the table has for doors that have an address, sorted,
+// as far as is known: after Adopt or Apply.
+func (a *Applier) Addresses() []netip.Addr {
+	return slices.SortedFunc(maps.Keys(a.have.addresses), netip.Addr.Compare)
+}
+
 // Remove removes the table, and says whether there was one. What goes through it
 // ends, unless others have the kernel translate addresses as well.
 func (a *Applier) Remove(ctx context.Context) (removed bool, err error) {
