@@ -290,14 +290,18 @@ func (k *Keeper) tell(e *entry, d *device, now time.Time) {
 	if d.mac == "" {
 		return
 	}
-	if e.sent <= len(announceGaps) {
-		if d.up && d.carrier {
-			k.announce(e, d)
-		}
+	switch defends := !e.defendAt.IsZero(); {
+	case e.sent <= len(announceGaps):
+		k.announce(e, d, now)
 		if e.sent++; e.sent <= len(announceGaps) {
 			k.schedule(e, now.Add(announceGaps[e.sent-1]))
 			return
 		}
+	case defends && now.Before(e.defendAt):
+		k.schedule(e, e.defendAt)
+		return
+	case defends:
+		k.announce(e, d, now)
 	}
 	switch {
 	case e.conflict == "":
@@ -310,9 +314,27 @@ func (k *Keeper) tell(e *entry, d *device, now time.Time) {
 	}
 }
 
-// announce sends what neighbours learn the address from. There is always a next
-// time for what gets lost.
-func (k *Keeper) announce(e *entry, d *device) {
+// defend has an address announced that somebody else has claimed: a moment later,
+// since claims come by twos, and not too often (RFC 5227 section 2.4 (c)).
+func (k *Keeper) defend(e *entry, now time.Time) {
+	if !e.defendAt.IsZero() {
+		return
+	}
+	e.defendAt = now.Add(defendDelay)
+	if next := e.announced.Add(defendInterval); e.sent > len(announceGaps) && next.After(e.defendAt) {
+		e.defendAt = next
+	}
+	if e.queued < 0 || e.defendAt.Before(e.due) {
+		k.schedule(e, e.defendAt)
+	}
+}
+
+// announce sends what neighbours learn the address from.
+func (k *Keeper) announce(e *entry, d *device, now time.Time) {
+	if !d.up || !d.carrier {
+		return
+	}
+	e.announced, e.defendAt = now, time.Time{}
 	for _, frame := range announcement(e.addr, d.hardware()) {
 		d.tokens--
 		if s := d.socketFor(e.addr); s != nil {

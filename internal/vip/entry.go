@@ -17,6 +17,7 @@ const (
 	away = 10 * time.Second
 	// DEFEND_INTERVAL of RFC 5227.
 	defendInterval = 10 * time.Second
+	defendDelay    = 50 * time.Millisecond
 	// An address that stays is looked for again this often while somebody else has
 	// claimed it, and is ours alone after so long a silence.
 	suspectGap, suspectFor = 20 * time.Second, time.Minute
@@ -57,7 +58,8 @@ type entry struct {
 
 	conflict   string    // the hardware address of somebody else
 	conflictAt time.Time // when that one was last heard
-	defended   time.Time
+	announced  time.Time // last
+	defendAt   time.Time // when it is to be announced against somebody's claim; zero: nobody has made one since
 
 	published edge.AddressState
 	due       time.Time // when there is something to do; it is in its device's queue

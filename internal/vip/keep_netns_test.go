@@ -376,10 +376,19 @@ func TestNetnsWallIsMended(t *testing.T) {
 			})
 		}
 		// What nobody tells of is found sooner or later.
-		run1(t, nil, "nft flush set inet "+Table+" addresses4")
-		k.mend(t.Context())
-		if got := rules(); got != sound {
-			t.Errorf("mended to\n%swant\n%s", got, sound)
+		for _, damage := range []string{
+			"nft flush set inet " + Table + " addresses4", "nft flush set arp " + Table + " places",
+			"nft add element inet " + Table + ` openings4 { "eth1" . 10.11.12.70 . tcp . 22 }`,
+			"nft insert rule inet " + Table + " prerouting accept", "nft add chain arp " + Table + " mine",
+			"nft add set inet " + Table + " mine { type ether_addr; elements = { 02:00:00:00:00:01 }; }",
+			// Of another version of this program.
+			"nft delete table inet " + Table + "; add table inet " + Table + "; add set inet " + Table + " openings4 { type mark; elements = { 1 }; }",
+		} {
+			run1(t, nil, damage)
+			k.mend(t.Context())
+			if got := rules(); got != sound {
+				t.Errorf("after %q it is mended to\n%swant\n%s", damage, got, sound)
+			}
 		}
 		if _, err := dial(t, client, "tcp", vip4+":22"); !refusedBy(err) {
 			t.Error(err)

@@ -308,13 +308,7 @@ func (k *Keeper) heard(name string, c claim) {
 			k.log.Warn("address is claimed by somebody else, too", "address", e.addr, "interface", name, "hardware_address", who)
 		}
 		e.conflict, e.conflictAt = who, now
-		if now.Sub(e.defended) >= defendInterval {
-			e.defended = now
-			k.announce(e, d)
-		}
-		if e.sent > len(announceGaps) {
-			k.schedule(e, now.Add(suspectGap))
-		}
+		k.defend(e, now)
 	}
 	k.note(e)
 	k.poke()

@@ -59,7 +59,7 @@ func (w *wall) read(out []byte) (lines []string, err error) {
 			lines = append(lines, line(o.Set.Family, "set", o.Set.Name))
 			for _, raw := range o.Set.Elem {
 				if err := w.take(o.Set.Family, o.Set.Name, raw); err != nil {
-					return nil, err
+					lines = append(lines, line(o.Set.Family, "element", err.Error())) // the layout has none of those
 				}
 			}
 		}
