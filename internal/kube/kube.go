@@ -76,6 +76,8 @@ type Client struct {
 	mu       sync.Mutex
 	problems map[string][]edge.Problem // by what was tried
 
+	shortestWatch time.Duration // by the clock of tests
+
 	// allServices is set when the API server cannot select Services by type
 	// (Kubernetes before 1.31): all are read, and most of them dropped.
 	allServices atomic.Bool
@@ -92,6 +94,8 @@ func New(o Options) (*Client, error) {
 		events:    newEventQueue(),
 		requests:  newRequestCounter(),
 		problems:  make(map[string][]edge.Problem),
+
+		shortestWatch: shortestWatch,
 	}
 	c.state = newState(c.notify)
 	c.fresh = newFreshness(c.notify)
@@ -290,12 +294,25 @@ func (c *Client) kinds(s *state) []kind {
 
 // follow keeps the store of a kind like the API until ctx is done.
 func (c *Client) follow(ctx context.Context, k kind) {
+	var began time.Time // the watch before; zero: there was none
+	failed := false     // or it could not begin
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			return c.listPage(ctx, k, o)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return c.watch(ctx, k, o)
+			now := time.Now()
+			if o.SendInitialEvents == nil && (failed || !began.IsZero() && now.Sub(began) < c.shortestWatch) {
+				if err := c.checkVersion(ctx, k, o.ResourceVersion); err != nil {
+					return nil, err
+				}
+			}
+			w, err := c.watch(ctx, k, o)
+			if began = now; err != nil {
+				began = time.Time{}
+			}
+			failed = err != nil && !apierrors.IsInvalid(err)
+			return w, err
 		},
 	}
 	reflector := cache.NewReflectorWithOptions(lw, k.example, k.store, cache.ReflectorOptions{

@@ -42,6 +42,7 @@ func TestNothingButWatchesAtRest(t *testing.T) {
 	}))
 	defer s.CloseClientConnections()
 	c := client(t, s.URL)
+	c.shortestWatch = time.Second
 	run(t, c)
 	until(t, c, "synced", func() bool { _, synced := c.Snapshot(); return synced })
 	c.Apply(nil)
