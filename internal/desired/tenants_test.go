@@ -277,7 +277,7 @@ func TestYoungerServicesChangeNothingForOlderOnes(t *testing.T) {
 		})
 	}
 	changed := 0
-	for seed := range uint64(500) {
+	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		in := site()
 		withPools(&in)
