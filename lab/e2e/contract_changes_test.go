@@ -59,14 +59,14 @@ func changesType(t *testing.T, plane string) {
 	s := told(ns, "type", plane, port, nil)
 	create(t, s, ready, ready, ready)
 	at := atHome(port)
-	eventually(t, 10*time.Second, "open", opened("home1", at))
+	eventually(t, 20*time.Second, "open", opened("home1", at))
 	kept := dialogWith(t, "home1", at, "")
 	for _, kind := range []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort} {
 		become(t, s, kind, nil)
-		eventually(t, 5*time.Second, "closed as "+string(kind), closed("home1", at))
+		eventually(t, 15*time.Second, "closed as "+string(kind), closed("home1", at))
 		kept.goesOn(t, "as "+string(kind))
 		become(t, s, corev1.ServiceTypeLoadBalancer, "gatehouse.e13.dev/edge")
-		eventually(t, 5*time.Second, "open again", opened("home1", at))
+		eventually(t, 15*time.Second, "open again", opened("home1", at))
 		kept.goesOn(t, "as LoadBalancer again")
 	}
 }
@@ -77,7 +77,7 @@ func changesPort(t *testing.T, plane string) {
 	s := told(ns, "port", plane, port, nil)
 	create(t, s, ready, ready, ready)
 	at := atHome(port)
-	eventually(t, 10*time.Second, "open", opened("home1", at))
+	eventually(t, 20*time.Second, "open", opened("home1", at))
 	kept := dialogWith(t, "home1", at, "")
 	ports := func(numbers ...int) {
 		t.Helper()
@@ -97,11 +97,11 @@ func changesPort(t *testing.T, plane string) {
 		putSlice(t, e)
 	}
 	ports(port, next)
-	eventually(t, 5*time.Second, "the other port is open", opened("home1", atHome(next)))
-	eventually(t, 5*time.Second, "the first still is", opened("home1", at))
+	eventually(t, 15*time.Second, "the other port is open", opened("home1", atHome(next)))
+	eventually(t, 15*time.Second, "the first still is", opened("home1", at))
 	other := dialogWith(t, "home1", atHome(next), "")
 	ports(next)
-	eventually(t, 5*time.Second, "the first is closed", func() error {
+	eventually(t, 15*time.Second, "the first is closed", func() error {
 		_, err := get("home1", at, time.Second)
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			return fmt.Errorf("not refused: %v", err)
@@ -110,7 +110,7 @@ func changesPort(t *testing.T, plane string) {
 	})
 	kept.goesOn(t, "after its port was closed")
 	other.goesOn(t, "after the other port was closed")
-	eventually(t, 5*time.Second, "the other is open", opened("home1", atHome(next)))
+	eventually(t, 15*time.Second, "the other is open", opened("home1", atHome(next)))
 }
 
 // externalTrafficPolicy, there and back, under load.
@@ -167,11 +167,11 @@ func changesZones(t *testing.T, plane string) {
 	inCluster := fmt.Sprintf("%s:%d", clusterAddr, port)
 	for range 2 {
 		annotate(t, s, map[string]string{"gatehouse.e13.dev/zones": "home,cluster"})
-		eventually(t, 5*time.Second, "open in the cluster", opened("w1", inCluster))
-		eventually(t, 5*time.Second, "both are in the status", ingressIs(t, ns, "zones", homeAddr+","+clusterAddr))
+		eventually(t, 15*time.Second, "open in the cluster", opened("w1", inCluster))
+		eventually(t, 15*time.Second, "both are in the status", ingressIs(t, ns, "zones", homeAddr+","+clusterAddr))
 		annotate(t, s, map[string]string{"gatehouse.e13.dev/zones": "home"})
-		eventually(t, 5*time.Second, "closed in the cluster", closed("w1", inCluster))
-		eventually(t, 5*time.Second, "one is in the status", ingressIs(t, ns, "zones", homeAddr))
+		eventually(t, 15*time.Second, "closed in the cluster", closed("w1", inCluster))
+		eventually(t, 15*time.Second, "one is in the status", ingressIs(t, ns, "zones", homeAddr))
 	}
 	l.holds(t, "a zone came and went")
 }

@@ -19,14 +19,14 @@ func contractNoNodePorts(t *testing.T, plane string) {
 	ns, port := room(t), freshPort()
 	s := told(ns, "none", plane, port, func(s *corev1.Service) { delete(s.Annotations, "gatehouse.e13.dev/target") })
 	create(t, s, ready, ready, ready)
-	eventually(t, 10*time.Second, "all endpoints answer", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
+	eventually(t, 20*time.Second, "all endpoints answer", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
 	if n := serviceNow(t, ns, "none").Spec.Ports[0].NodePort; n != 0 {
 		t.Fatalf("it has node port %d: nothing was shown", n)
 	}
 	annotate(t, s, map[string]string{"gatehouse.e13.dev/target": "nodePort"})
-	eventually(t, 10*time.Second, "its owner is told", saidTo(t, ns, "none", "Warning NoTarget: target nodePort: the port has none (allocateLoadBalancerNodePorts: false)"))
-	eventually(t, 5*time.Second, "it is closed", closed("home1", atHome(port)))
-	eventually(t, 5*time.Second, "it has no address", ingressIs(t, ns, "none", ""))
+	eventually(t, 20*time.Second, "its owner is told", saidTo(t, ns, "none", "Warning NoTarget: target nodePort: the port has none (allocateLoadBalancerNodePorts: false)"))
+	eventually(t, 15*time.Second, "it is closed", closed("home1", atHome(port)))
+	eventually(t, 15*time.Second, "it has no address", ingressIs(t, ns, "none", ""))
 }
 
 // externalTrafficPolicy Cluster: any node takes connections for a pod on one, as
@@ -37,7 +37,7 @@ func contractCluster(t *testing.T, plane string) {
 	create(t, told(ns, "cluster", plane, port, byNodePort(corev1.ServiceExternalTrafficPolicyCluster)), ready, absent, absent)
 	all := "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1"
 	eventually(t, 15*time.Second, "all nodes are up", func() error { return want(weightsUp(t, port), all) })
-	eventually(t, 10*time.Second, "the pod answers", onlyBy("home1", atHome(port), "w1"))
+	eventually(t, 20*time.Second, "the pod answers", onlyBy("home1", atHome(port), "w1"))
 	noMore := edgeLoses(t, "contractcluster", "10.0.0.103 . 10256")
 	eventually(t, 20*time.Second, "the node whose kube-proxy does not answer is down", backendIs(t, port, "10.0.0.103", "down", "healthz"))
 	if plane == proxy { // with nat nobody counts
@@ -64,7 +64,7 @@ func contractLocal(t *testing.T, plane string) {
 			putSlice(t, e)
 		}
 		nowhere(told(ns, "direct", plane, direct, func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }))
-		eventually(t, 10*time.Second, "they answer", onlyBy("home1", atHome(direct), "w1", "w2"))
+		eventually(t, 20*time.Second, "they answer", onlyBy("home1", atHome(direct), "w1", "w2"))
 		// kube-proxy takes none of them for local. Where something else reads the
 		// node ports that knows better, all nodes are asked.
 		nowhere(told(ns, "through", plane, through, byNodePort(corev1.ServiceExternalTrafficPolicyLocal)))
@@ -169,7 +169,7 @@ func contractNotReadyAddresses(t *testing.T, plane string) {
 	}
 	s := serviceNow(t, ns, "unready")
 	patch(t, s, map[string]any{"spec": map[string]any{"publishNotReadyAddresses": false}})
-	eventually(t, 10*time.Second, "not without", unserved("home1", atHome(port)))
+	eventually(t, 20*time.Second, "not without", unserved("home1", atHome(port)))
 }
 
 // sessionAffinity ClientIP: a client keeps its endpoint for timeoutSeconds, though
@@ -197,20 +197,20 @@ func contractAffinity(t *testing.T, plane string) {
 		})
 		create(t, made[name], ready, ready, ready)
 		const all = "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1"
-		eventually(t, 10*time.Second, "all are up", func() error { return want(weightsUp(t, port), all) })
-		eventually(t, 10*time.Second, "open", opened("home1", atHome(port)))
+		eventually(t, 20*time.Second, "all are up", func() error { return want(weightsUp(t, port), all) })
+		eventually(t, 20*time.Second, "open", opened("home1", atHome(port)))
 		first[name] = who(name)
 		others := []condition{ready, ready, ready}
 		others[int(first[name][1]-'1')] = absent
 		set(t, made[name], others...)
-		eventually(t, 10*time.Second, "without its endpoint the client is with another one", func() error {
+		eventually(t, 20*time.Second, "without its endpoint the client is with another one", func() error {
 			if second[name] = who(name); second[name] == first[name] {
 				return errors.New(first[name])
 			}
 			return nil
 		})
 		set(t, made[name], ready, ready, ready)
-		eventually(t, 10*time.Second, "all are up again", func() error { return want(weightsUp(t, port), all) })
+		eventually(t, 20*time.Second, "all are up again", func() error { return want(weightsUp(t, port), all) })
 	}
 	if n := *serviceNow(t, ns, "long").Spec.SessionAffinityConfig.ClientIP.TimeoutSeconds; n != 10800 {
 		t.Errorf("the API server says %d s", n)
@@ -240,7 +240,7 @@ func contractSourceRanges(t *testing.T, plane string) {
 	})
 	create(t, s, ready, ready, ready)
 	at := atHome(port)
-	eventually(t, 10*time.Second, "open to the one", opened("home1", at))
+	eventually(t, 20*time.Second, "open to the one", opened("home1", at))
 	if err := unserved("home2", at)(); err != nil {
 		t.Error(err)
 	}
@@ -254,7 +254,7 @@ func contractSourceRanges(t *testing.T, plane string) {
 		}
 	}
 	patch(t, s, map[string]any{"spec": map[string]any{"loadBalancerSourceRanges": nil}})
-	eventually(t, 5*time.Second, "open to all", opened("home2", at))
+	eventually(t, 15*time.Second, "open to all", opened("home2", at))
 
 	// The API server looks at the old annotation, too, unless it comes with the status.
 	const old = "service.beta.kubernetes.io/load-balancer-source-ranges"
@@ -263,17 +263,17 @@ func contractSourceRanges(t *testing.T, plane string) {
 		patchStatus(t, s, "e2e", map[string]any{"metadata": map[string]any{"annotations": map[string]any{old: value}}})
 	}
 	setOld("10.11.12.0/24, everybody")
-	eventually(t, 5*time.Second, "its owner is told", saidTo(t, ns, "ranges", `Warning SourceRangesInvalid: loadBalancerSourceRanges: "everybody" is no network`))
+	eventually(t, 15*time.Second, "its owner is told", saidTo(t, ns, "ranges", `Warning SourceRangesInvalid: loadBalancerSourceRanges: "everybody" is no network`))
 	for _, host := range []string{"home1", "home2"} {
-		eventually(t, 5*time.Second, "closed to "+host, unserved(host, at))
+		eventually(t, 15*time.Second, "closed to "+host, unserved(host, at))
 	}
 	setOld("10.11.12.102/32")
-	eventually(t, 5*time.Second, "open to the other", opened("home2", at))
+	eventually(t, 15*time.Second, "open to the other", opened("home2", at))
 	if err := unserved("home1", at)(); err != nil {
 		t.Error(err)
 	}
 	setOld(nil)
-	eventually(t, 5*time.Second, "open to all again", opened("home1", at))
+	eventually(t, 15*time.Second, "open to all again", opened("home1", at))
 }
 
 // trafficDistribution (KEP-4444, KEP-3015) is about traffic in the cluster: who
@@ -292,7 +292,7 @@ func contractTrafficDistribution(t *testing.T, plane string) {
 		}
 	}
 	putSlice(t, e)
-	eventually(t, 10*time.Second, "all endpoints answer", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
+	eventually(t, 20*time.Second, "all endpoints answer", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
 	if got := weightsUp(t, port); got != "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1" {
 		t.Errorf("weights are %s", got)
 	}
@@ -313,8 +313,8 @@ func contractSlices(t *testing.T, plane string) {
 		second.Name, third.Name = "merged-2", "merged-3"
 		putSlice(t, second)
 		putSlice(t, third)
-		eventually(t, 10*time.Second, "each endpoint counts once", func() error { return want(weightsUp(t, port), "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1") })
-		eventually(t, 5*time.Second, "all answer", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
+		eventually(t, 20*time.Second, "each endpoint counts once", func() error { return want(weightsUp(t, port), "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1") })
+		eventually(t, 15*time.Second, "all answer", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
 		// An endpoint is there as long as it is in one of them.
 		if err := kube.DiscoveryV1().EndpointSlices(ns).Delete(t.Context(), "merged", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
@@ -322,7 +322,7 @@ func contractSlices(t *testing.T, plane string) {
 		if err := kube.DiscoveryV1().EndpointSlices(ns).Delete(t.Context(), "merged-3", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 5*time.Second, "two are left", onlyBy("home1", atHome(port), "w1", "w2"))
+		eventually(t, 15*time.Second, "two are left", onlyBy("home1", atHome(port), "w1", "w2"))
 	})
 	t.Run("Endpoints", func(t *testing.T) {
 		t.Parallel()

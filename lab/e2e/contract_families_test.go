@@ -59,13 +59,13 @@ func contractFamilies(t *testing.T, plane string) {
 				putSlice(t, slice6(made[c.name], ready, ready, ready))
 			}
 		}
-		eventually(t, 10*time.Second, c.name+" has an address of each family", ingressIs(t, ns, c.name, c.addresses))
+		eventually(t, 20*time.Second, c.name+" has an address of each family", ingressIs(t, ns, c.name, c.addresses))
 		for client, address := range both {
 			if !strings.Contains(","+c.addresses+",", ","+address+",") {
 				continue
 			}
 			at := net.JoinHostPort(address, fmt.Sprint(ports[c.name]))
-			eventually(t, 10*time.Second, c.name+" is open at "+address, opened("home1", at))
+			eventually(t, 20*time.Second, c.name+" is open at "+address, opened("home1", at))
 			if a, err := get("home1", at, 2*time.Second); plane == nat && !strings.Contains(a.Client, client) {
 				t.Errorf("%s sees %s, asked by %s: %v", at, a.Client, client, err)
 			}
@@ -78,10 +78,10 @@ func contractFamilies(t *testing.T, plane string) {
 	for range 2 {
 		patch(t, s, map[string]any{"spec": map[string]any{"ipFamilyPolicy": prefer, "ipFamilies": []string{"IPv4", "IPv6"}}})
 		putSlice(t, slice6(s, ready, ready, ready))
-		eventually(t, 10*time.Second, "the other family has come", ingressIs(t, ns, "single-v4", homeAddr+","+homeAddr6))
-		eventually(t, 10*time.Second, "it is open", opened("home1", net.JoinHostPort(homeAddr6, fmt.Sprint(ports["single-v4"]))))
+		eventually(t, 20*time.Second, "the other family has come", ingressIs(t, ns, "single-v4", homeAddr+","+homeAddr6))
+		eventually(t, 20*time.Second, "it is open", opened("home1", net.JoinHostPort(homeAddr6, fmt.Sprint(ports["single-v4"]))))
 		patch(t, s, map[string]any{"spec": map[string]any{"ipFamilyPolicy": single, "ipFamilies": []string{"IPv4"}, "clusterIPs": serviceNow(t, ns, "single-v4").Spec.ClusterIPs[:1]}})
-		eventually(t, 10*time.Second, "it has gone", ingressIs(t, ns, "single-v4", homeAddr))
+		eventually(t, 20*time.Second, "it has gone", ingressIs(t, ns, "single-v4", homeAddr))
 	}
 	l.holds(t, "a family came and went")
 }
@@ -127,17 +127,17 @@ func contractFamilyMissing(t *testing.T) {
 			putSlice(t, slice6(s, ready, ready, ready))
 		}
 		if c.addresses == "" {
-			eventually(t, 10*time.Second, c.name+": its owner is told", saidTo(t, ns, c.name, "Warning FamilyMissing: no IPv6 address in zone guests"))
-			eventually(t, 10*time.Second, c.name+": the condition says so", conditionIs(t, ns, c.name, "gatehouse.e13.dev/Exposed", "False", "FamilyMissing"))
+			eventually(t, 20*time.Second, c.name+": its owner is told", saidTo(t, ns, c.name, "Warning FamilyMissing: no IPv6 address in zone guests"))
+			eventually(t, 20*time.Second, c.name+": the condition says so", conditionIs(t, ns, c.name, "gatehouse.e13.dev/Exposed", "False", "FamilyMissing"))
 			if err := unserved("edge", fmt.Sprintf("10.11.13.1:%d", port))(); err != nil {
 				t.Error(err)
 			}
 		}
-		eventually(t, 10*time.Second, c.name+": addresses", ingressIs(t, ns, c.name, c.addresses))
+		eventually(t, 20*time.Second, c.name+": addresses", ingressIs(t, ns, c.name, c.addresses))
 	}
 	edgeRuns(t, "ip", "addr", "add", "fd00:11:13::1/64", "dev", "guest0", "nodad")
-	eventually(t, 10*time.Second, "who requires both has them now", ingressIs(t, ns, "require", "10.11.13.1,fd00:11:13::1"))
-	eventually(t, 10*time.Second, "who prefers both has them now, in its order", ingressIs(t, ns, "prefer", "fd00:11:13::1,10.11.13.1"))
+	eventually(t, 20*time.Second, "who requires both has them now", ingressIs(t, ns, "require", "10.11.13.1,fd00:11:13::1"))
+	eventually(t, 20*time.Second, "who prefers both has them now, in its order", ingressIs(t, ns, "prefer", "fd00:11:13::1,10.11.13.1"))
 	edgeRuns(t, "ip", "addr", "del", "fd00:11:13::1/64", "dev", "guest0")
-	eventually(t, 10*time.Second, "who requires both is closed again", ingressIs(t, ns, "require", ""))
+	eventually(t, 20*time.Second, "who requires both is closed again", ingressIs(t, ns, "require", ""))
 }

@@ -53,28 +53,28 @@ func contractFinalizer(t *testing.T, plane string) {
 	create(t, s, ready, ready, ready)
 	t.Cleanup(func() { dropFinalizers(t, ns, "final") })
 	at := atHome(port)
-	eventually(t, 10*time.Second, "open", opened("home1", at))
-	eventually(t, 10*time.Second, "it has the finalizer", finalized(t, ns, "final", true))
+	eventually(t, 20*time.Second, "open", opened("home1", at))
+	eventually(t, 20*time.Second, "it has the finalizer", finalized(t, ns, "final", true))
 	if all := serviceNow(t, ns, "final").Finalizers; slices.Contains(all, "service.kubernetes.io/load-balancer-cleanup") || !slices.Contains(all, "example.com/other") {
 		t.Errorf("its finalizers are %q", all)
 	}
 	for _, kind := range []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort} {
 		become(t, s, kind, nil)
-		eventually(t, 10*time.Second, "not as "+string(kind), finalized(t, ns, "final", false))
+		eventually(t, 20*time.Second, "not as "+string(kind), finalized(t, ns, "final", false))
 		become(t, s, corev1.ServiceTypeLoadBalancer, "gatehouse.e13.dev/edge")
-		eventually(t, 10*time.Second, "again", finalized(t, ns, "final", true))
+		eventually(t, 20*time.Second, "again", finalized(t, ns, "final", true))
 	}
 	annotate(t, s, map[string]string{"gatehouse.e13.dev/zones": ""})
-	eventually(t, 10*time.Second, "not while it is open nowhere", finalized(t, ns, "final", false))
+	eventually(t, 20*time.Second, "not while it is open nowhere", finalized(t, ns, "final", false))
 	annotate(t, s, map[string]string{"gatehouse.e13.dev/zones": "home"})
-	eventually(t, 10*time.Second, "again", finalized(t, ns, "final", true))
-	eventually(t, 10*time.Second, "open", opened("home1", at))
+	eventually(t, 20*time.Second, "again", finalized(t, ns, "final", true))
+	eventually(t, 20*time.Second, "open", opened("home1", at))
 
 	// Somebody else's finalizer keeps it: then it is closed, and gatehouse's is off.
 	if err := kube.CoreV1().Services(ns).Delete(t.Context(), "final", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "off", finalized(t, ns, "final", false))
+	eventually(t, 20*time.Second, "off", finalized(t, ns, "final", false))
 	if err := closed("home1", at)(); err != nil {
 		t.Errorf("the finalizer was off before the port was closed: %v", err)
 	}
@@ -87,12 +87,12 @@ func contractFinalizer(t *testing.T, plane string) {
 	for i := range 5 {
 		name, port := fmt.Sprintf("again-%d", i), freshPort()
 		create(t, told(ns, name, plane, port, nil), ready, ready, ready)
-		eventually(t, 10*time.Second, "open", opened("home1", atHome(port)))
-		eventually(t, 10*time.Second, "it has the finalizer", finalized(t, ns, name, true))
+		eventually(t, 20*time.Second, "open", opened("home1", atHome(port)))
+		eventually(t, 20*time.Second, "it has the finalizer", finalized(t, ns, name, true))
 		if err := kube.CoreV1().Services(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, "deleted", gone(t, ns, name))
+		eventually(t, 20*time.Second, "deleted", gone(t, ns, name))
 		if err := closed("home1", atHome(port))(); err != nil {
 			t.Errorf("it was gone before the port was closed: %v", err)
 		}
@@ -127,8 +127,8 @@ func contractUninstall(t *testing.T) {
 	patchStatus(t, foreign, "example-controller", map[string]any{"status": map[string]any{"loadBalancer": map[string]any{"ingress": []map[string]any{{"ip": "192.0.2.1"}}}}})
 	for at, names := range map[string][]string{ns: {"stays", "becomes"}, deleted: {"goes"}} {
 		for _, name := range names {
-			eventually(t, 10*time.Second, name+" has an address", ingressIs(t, at, name, homeAddr))
-			eventually(t, 10*time.Second, name+" has the finalizer", finalized(t, at, name, true))
+			eventually(t, 20*time.Second, name+" has an address", ingressIs(t, at, name, homeAddr))
+			eventually(t, 20*time.Second, name+" has the finalizer", finalized(t, at, name, true))
 		}
 	}
 	if err := lab.Stop(t.Context(), "gatehouse"); err != nil {
@@ -200,9 +200,9 @@ func contractUninstall(t *testing.T) {
 		t.Errorf("there was something left: %s", out)
 	}
 	start()
-	eventually(t, 10*time.Second, "a gatehouse that comes back does as ever", ingressIs(t, ns, "stays", homeAddr))
-	eventually(t, 10*time.Second, "with its finalizer", finalized(t, ns, "stays", true))
-	eventually(t, 10*time.Second, "open", opened("home1", atHome(port)))
+	eventually(t, 20*time.Second, "a gatehouse that comes back does as ever", ingressIs(t, ns, "stays", homeAddr))
+	eventually(t, 20*time.Second, "with its finalizer", finalized(t, ns, "stays", true))
+	eventually(t, 20*time.Second, "open", opened("home1", atHome(port)))
 
 	// What changed or was deleted while it was away is let go of when it is back.
 	if err := lab.Stop(t.Context(), "gatehouse"); err != nil {
@@ -212,5 +212,5 @@ func contractUninstall(t *testing.T) {
 	leaves := serviceNow(t, ns, "stays")
 	become(t, leaves, corev1.ServiceTypeClusterIP, nil)
 	start()
-	eventually(t, 10*time.Second, "it is let go of", finalized(t, ns, "stays", false))
+	eventually(t, 20*time.Second, "it is let go of", finalized(t, ns, "stays", false))
 }

@@ -21,7 +21,7 @@ func contractNodeChanges(t *testing.T, plane string) {
 	for _, port := range []int{local, cluster} {
 		eventually(t, 15*time.Second, "all nodes are up", func() error { return want(weightsUp(t, port), all) })
 	}
-	eventually(t, 10*time.Second, "all are used", onlyBy("home1", atHome(local), site.Workers...))
+	eventually(t, 20*time.Second, "all are used", onlyBy("home1", atHome(local), site.Workers...))
 	kept := dialogWith(t, "home1", atHome(local), "w2")
 
 	for range 3 {
@@ -43,9 +43,9 @@ func contractNodeChanges(t *testing.T, plane string) {
 
 	untaint := taint(t, "w2", "ToBeDeletedByClusterAutoscaler")
 	for _, port := range []int{local, cluster} {
-		eventually(t, 10*time.Second, "the node that is to be deleted has left", func() error { return want(weightsUp(t, port), without) })
+		eventually(t, 20*time.Second, "the node that is to be deleted has left", func() error { return want(weightsUp(t, port), without) })
 	}
-	eventually(t, 10*time.Second, "the others are used", onlyBy("home1", atHome(local), "w1", "w3"))
+	eventually(t, 20*time.Second, "the others are used", onlyBy("home1", atHome(local), "w1", "w3"))
 	kept.goesOn(t, "with a node that is to be deleted")
 	untaint()
 	for _, port := range []int{local, cluster} {
@@ -71,13 +71,13 @@ func contractExcludedNode(t *testing.T) {
 		}
 	}
 	is(all)
-	eventually(t, 10*time.Second, "all are used", onlyBy("home1", atHome(ports[0]), site.Workers...))
+	eventually(t, 20*time.Second, "all are used", onlyBy("home1", atHome(ports[0]), site.Workers...))
 	kept := dialogWith(t, "home1", atHome(ports[0]), "w3")
 	label(t, "w3", "node.kubernetes.io/exclude-from-external-load-balancers")
 	is(without)
-	eventually(t, 10*time.Second, "the others are used", onlyBy("home1", atHome(ports[0]), "w1", "w2"))
+	eventually(t, 20*time.Second, "the others are used", onlyBy("home1", atHome(ports[0]), "w1", "w2"))
 	kept.goesOn(t, "with a node that is excluded")
 	configured(t, withKubernetes("ignoreExcludeLabel: true"))
 	is(all)
-	eventually(t, 10*time.Second, "all are used", onlyBy("home1", atHome(ports[0]), site.Workers...))
+	eventually(t, 20*time.Second, "all are used", onlyBy("home1", atHome(ports[0]), site.Workers...))
 }

@@ -143,6 +143,8 @@ func TestPools(t *testing.T) {
 		{name: "an address", planes: poolAddress},
 		{name: "both IP families", planes: poolFamilies},
 		{name: "the wall", planes: poolWall},
+		{name: "one port at each address", planes: poolOnePort},
+		{name: "UDP", planes: poolUDP},
 		{name: "by request", test: poolRequest},
 		{name: "sharing key", planes: poolSharing},
 		{name: "exhausted, and freed", test: poolExhausted},
@@ -179,9 +181,9 @@ func poolAddress(t *testing.T, plane string) {
 		t.Fatalf("it is given %s", address)
 	}
 	at := atPort(address, port)
-	eventually(t, 10*time.Second, "open", onlyBy("home1", at, "w1", "w2", "w3"))
-	eventually(t, 10*time.Second, "its owner is told", saidTo(t, ns, "pooled", "Normal IPAllocated: "+address+" of pool home"))
-	eventually(t, 10*time.Second, "and where it is open", saidTo(t, ns, "pooled", fmt.Sprintf("Normal ZoneOpened: open in zone home at %s, port %d", address, port)))
+	eventually(t, 20*time.Second, "open", onlyBy("home1", at, "w1", "w2", "w3"))
+	eventually(t, 20*time.Second, "its owner is told", saidTo(t, ns, "pooled", "Normal IPAllocated: "+address+" of pool home"))
+	eventually(t, 20*time.Second, "and where it is open", saidTo(t, ns, "pooled", fmt.Sprintf("Normal ZoneOpened: open in zone home at %s, port %d", address, port)))
 	if err := errors.Join(want(onEdge(t, address), "eth1"), closed("home1", atHome(port))()); err != nil {
 		t.Error(err)
 	}
@@ -209,16 +211,16 @@ func poolAddress(t *testing.T, plane string) {
 
 	kept := dialogWith(t, "home1", at, "")
 	annotate(t, s, map[string]string{"gatehouse.e13.dev/zones": "home,cluster"})
-	eventually(t, 10*time.Second, "open to nodes, too", onlyBy("w1", at, "w1", "w2", "w3"))
-	eventually(t, 10*time.Second, "the cluster has no pool", ingressIs(t, ns, "pooled", address+","+clusterAddr))
+	eventually(t, 20*time.Second, "open to nodes, too", onlyBy("w1", at, "w1", "w2", "w3"))
+	eventually(t, 20*time.Second, "the cluster has no pool", ingressIs(t, ns, "pooled", address+","+clusterAddr))
 	annotate(t, s, map[string]string{"gatehouse.e13.dev/zones": "home"})
-	eventually(t, 10*time.Second, "closed to nodes", closed("w1", at))
-	eventually(t, 10*time.Second, "its address again", ingressIs(t, ns, "pooled", address))
+	eventually(t, 20*time.Second, "closed to nodes", closed("w1", at))
+	eventually(t, 20*time.Second, "its address again", ingressIs(t, ns, "pooled", address))
 	kept.goesOn(t, "a zone came and went")
 	if err := kube.CoreV1().Services(ns).Delete(t.Context(), "pooled", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "closed", closed("home1", at))
+	eventually(t, 15*time.Second, "closed", closed("home1", at))
 	kept.goesOn(t, "after the Service was deleted")
 }
 
@@ -234,7 +236,7 @@ func poolFamilies(t *testing.T, plane string) {
 	mac := hardwareAddress(t, "edge", "eth1")
 	for _, address := range addresses {
 		at := atPort(address, port)
-		eventually(t, 10*time.Second, "open at "+at, onlyBy("home1", at, "w1", "w2", "w3"))
+		eventually(t, 20*time.Second, "open at "+at, onlyBy("home1", at, "w1", "w2", "w3"))
 		if err := errors.Join(want(neighbour(t, "home1", "eth0", address), mac), want(onEdge(t, address), "eth1")); err != nil {
 			t.Errorf("%s: %v", address, err)
 		}
@@ -273,7 +275,7 @@ func poolWall(t *testing.T, plane string) {
 	startEcho(t, "edge", other)
 	own := []string{homeAddr, homeAddr6}
 	for i, address := range addresses {
-		eventually(t, 10*time.Second, "open at "+address, opened("home1", atPort(address, port)))
+		eventually(t, 20*time.Second, "open at "+address, opened("home1", atPort(address, port)))
 		c, err := ring("home1", atPort(own[i], other))
 		if err != nil || c.worker != "the program" {
 			t.Fatalf("the program is not reached at the own address: nothing is shown: %v", err)
@@ -305,6 +307,90 @@ func poolWall(t *testing.T, plane string) {
 	// Other machines at home and in the cluster go by the edge's own name.
 	if err := opened("w1", atPort(addresses[0], port))(); err != nil {
 		t.Errorf("from a node: %v", err)
+	}
+}
+
+// One port is another Service's at each address, and at the interface's own,
+// whoever comes first and whatever moves its bytes.
+func poolOnePort(t *testing.T, plane string) {
+	ns, port := room(t), freshPort()
+	other := planes[1-slices.Index(planes, plane)]
+	own := func(s *corev1.Service) {}
+	type service struct {
+		name, plane string
+		change      func(*corev1.Service)
+		by          int // the worker that answers
+	}
+	at := map[string]string{}
+	add := func(c service) {
+		t.Helper()
+		s := told(ns, c.name, c.plane, port, c.change)
+		conditions := []condition{absent, absent, absent}
+		conditions[c.by] = ready
+		create(t, s, conditions...)
+		at[c.name] = atPort(given(t, ns, c.name, 1)[0], port)
+	}
+	all := func(when string, who map[string]string) {
+		t.Helper()
+		for name, worker := range who {
+			eventually(t, 20*time.Second, when+", "+name+" is answered by its own", onlyBy("home1", at[name], worker))
+		}
+	}
+	drop := func(name string) {
+		t.Helper()
+		if err := kube.CoreV1().Services(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := kube.DiscoveryV1().EndpointSlices(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ofPool, shared := service{"of-pool", plane, pooled("pool"), 0}, service{"shared", plane, own, 2}
+	add(ofPool)
+	add(shared)
+	add(service{"of-pool-too", other, pooled("pool"), 1})
+	who := map[string]string{"of-pool": "w1", "of-pool-too": "w2", "shared": "w3"}
+	all("at first", who)
+	if at["shared"] != atHome(port) || at["of-pool"] == at["of-pool-too"] {
+		t.Fatalf("they are at %v", at)
+	}
+	steady := map[string]steady{}
+	for _, name := range []string{"of-pool", "of-pool-too"} {
+		steady[name] = startSteady(t, at[name])
+	}
+	drop("shared")
+	eventually(t, 20*time.Second, "closed", closed("home1", at["shared"]))
+	all("without the shared one", map[string]string{"of-pool": "w1", "of-pool-too": "w2"})
+	add(shared)
+	all("with it again", who)
+	for name, l := range steady {
+		l.holds(t, name+": another one at its port came and went")
+	}
+	drop("of-pool")
+	eventually(t, 20*time.Second, "closed", closed("home1", at["of-pool"]))
+	add(ofPool)
+	all("the first one again", who)
+}
+
+// Datagrams to an address of a pool are answered from it.
+func poolUDP(t *testing.T, plane string) {
+	ns, port, backends := room(t), freshPort(), freshPort()
+	startEcho(t, "w1", backends)
+	s := bare(ns, "udp", "UDP", port, backends, map[string]string{"gatehouse.e13.dev/data-plane": plane, "gatehouse.e13.dev/zones": "home,cluster"})
+	pooled("pool", ofFamilies(corev1.IPFamilyPolicyRequireDualStack, corev1.IPv4Protocol, corev1.IPv6Protocol))(s)
+	create(t, s, ready, absent, absent)
+	putSlice(t, slice6(s, ready, absent, absent))
+	addresses := given(t, ns, "udp", 4)
+	for _, address := range addresses[:2] {
+		eventually(t, 20*time.Second, "answered at "+address, answers(t, "home1", atPort(address, port)))
+	}
+	// A node, by the address of the home LAN.
+	eventually(t, 20*time.Second, "a node is answered", answers(t, "w2", atPort(addresses[0], port)))
+	for _, host := range []string{"inet", "home1"} {
+		address := map[string]string{"inet": addresses[0], "home1": homeAddr}[host]
+		if how, err := unanswered(asker(t, host, atPort(address, port))); err != nil {
+			t.Errorf("%s at %s: %s %v", host, address, how, err)
+		}
 	}
 }
 
@@ -343,9 +429,9 @@ func poolRestart(t *testing.T) {
 		ports[plane] = freshPort()
 		create(t, told(ns, plane, plane, ports[plane], pooled("pool")), ready, ready, ready)
 		addresses[plane] = given(t, ns, plane, 1)[0]
-		eventually(t, 10*time.Second, "open", opened("home1", atPort(addresses[plane], ports[plane])))
-		eventually(t, 10*time.Second, "the finalizer", finalized(t, ns, plane, true))
-		eventually(t, 10*time.Second, "the condition", conditionIs(t, ns, plane, "gatehouse.e13.dev/Exposed", "True", "Open"))
+		eventually(t, 20*time.Second, "open", opened("home1", atPort(addresses[plane], ports[plane])))
+		eventually(t, 20*time.Second, "the finalizer", finalized(t, ns, plane, true))
+		eventually(t, 20*time.Second, "the condition", conditionIs(t, ns, plane, "gatehouse.e13.dev/Exposed", "True", "Open"))
 		versions[plane] = serviceNow(t, ns, plane).ResourceVersion
 	}
 	moved := startSteady(t, atPort(addresses[nat], ports[nat]))
@@ -369,7 +455,7 @@ func poolRestart(t *testing.T) {
 		}
 		eventually(t, 20*time.Second, "gatehouse is ready again", isReadyAgain)
 		for plane, address := range addresses {
-			eventually(t, 10*time.Second, "open again", opened("home1", atPort(address, ports[plane])))
+			eventually(t, 20*time.Second, "open again", opened("home1", atPort(address, ports[plane])))
 			if s := serviceNow(t, ns, plane); s.ResourceVersion != versions[plane] {
 				t.Errorf("%s was written to: %+v", plane, s)
 			}
@@ -398,7 +484,7 @@ func poolRequest(t *testing.T) {
 		t.Helper()
 		eventually(t, 15*time.Second, name+" has what it asked for", ingressIs(t, ns, name, address))
 		for a := range strings.SplitSeq(address, ",") {
-			eventually(t, 10*time.Second, name+" is open", opened("home1", atPort(a, port)))
+			eventually(t, 20*time.Second, name+" is open", opened("home1", atPort(a, port)))
 		}
 	}
 	s, port := made("exact", pooled("pool", asking(poolFree)))
@@ -415,8 +501,8 @@ func poolRequest(t *testing.T) {
 		{"of-another-zone", clusterAddr, "AddressNotInPool"},
 	} {
 		_, port := made(c.name, pooled("pool", asking(c.addresses)))
-		eventually(t, 10*time.Second, c.name+": its owner is told", saidTo(t, ns, c.name, "Warning "+c.reason+": "))
-		eventually(t, 10*time.Second, c.name+": the condition says so", conditionIs(t, ns, c.name, "gatehouse.e13.dev/Exposed", "False", c.reason))
+		eventually(t, 20*time.Second, c.name+": its owner is told", saidTo(t, ns, c.name, "Warning "+c.reason+": "))
+		eventually(t, 20*time.Second, c.name+": the condition says so", conditionIs(t, ns, c.name, "gatehouse.e13.dev/Exposed", "False", c.reason))
 		if err := errors.Join(ingressIs(t, ns, c.name, "")(), closed("home1", atHome(port))(), unserved("home1", atPort(poolFree, port))()); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
@@ -425,7 +511,7 @@ func poolRequest(t *testing.T) {
 	kept := dialogWith(t, "home1", atPort(poolFree, port), "")
 	annotate(t, s, map[string]string{"gatehouse.e13.dev/addresses": "10.11.12.233"})
 	has("exact", port, "10.11.12.233")
-	eventually(t, 10*time.Second, "closed at the one before", unserved("home1", atPort(poolFree, port)))
+	eventually(t, 20*time.Second, "closed at the one before", unserved("home1", atPort(poolFree, port)))
 	kept.goesOn(t, "after the address was changed")
 }
 
@@ -436,13 +522,13 @@ func poolSharing(t *testing.T, plane string) {
 	create(t, told(ns, "one", plane, one, pooled("pool", sharing("mail"))), ready, ready, ready)
 	address := given(t, ns, "one", 1)[0]
 	create(t, told(ns, "two", plane, two, pooled("pool", sharing("mail"))), ready, ready, ready)
-	eventually(t, 10*time.Second, "the other has the same", ingressIs(t, ns, "two", address))
+	eventually(t, 20*time.Second, "the other has the same", ingressIs(t, ns, "two", address))
 	for _, port := range []int{one, two} {
-		eventually(t, 10*time.Second, "both are open", opened("home1", atPort(address, port)))
+		eventually(t, 20*time.Second, "both are open", opened("home1", atPort(address, port)))
 	}
 	anotherSecond(t, ns, "one")
 	create(t, told(ns, "late", plane, one, pooled("pool", sharing("mail"))), ready, ready, ready)
-	eventually(t, 10*time.Second, "one port, two Services", saidTo(t, ns, "late", "Warning PortConflict: "))
+	eventually(t, 20*time.Second, "one port, two Services", saidTo(t, ns, "late", "Warning PortConflict: "))
 	if err := ingressIs(t, ns, "late", "")(); err != nil {
 		t.Error(err)
 	}
@@ -463,8 +549,8 @@ func poolSharing(t *testing.T, plane string) {
 	if err := kube.CoreV1().Services(ns).Delete(t.Context(), "one", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the youngest has the port", ingressIs(t, ns, "late", address))
-	eventually(t, 10*time.Second, "and is open", opened("home1", atPort(address, one)))
+	eventually(t, 20*time.Second, "the youngest has the port", ingressIs(t, ns, "late", address))
+	eventually(t, 20*time.Second, "and is open", opened("home1", atPort(address, one)))
 	if err := errors.Join(ingressIs(t, ns, "two", address)(), opened("home1", atPort(address, two))()); err != nil {
 		t.Error(err)
 	}
@@ -476,11 +562,11 @@ func poolSharing(t *testing.T, plane string) {
 func poolExhausted(t *testing.T) {
 	ns, port, next := room(t), freshPort(), freshPort()
 	create(t, told(ns, "first", proxy, port, pooled("small")), ready, ready, ready)
-	eventually(t, 10*time.Second, "the first has it", ingressIs(t, ns, "first", smallAddr))
+	eventually(t, 20*time.Second, "the first has it", ingressIs(t, ns, "first", smallAddr))
 	anotherSecond(t, ns, "first")
 	create(t, told(ns, "second", proxy, next, pooled("small")), ready, ready, ready)
-	eventually(t, 10*time.Second, "the second is told", saidTo(t, ns, "second", "Warning PoolExhausted: "))
-	eventually(t, 10*time.Second, "the condition says so", conditionIs(t, ns, "second", "gatehouse.e13.dev/Exposed", "False", "PoolExhausted"))
+	eventually(t, 20*time.Second, "the second is told", saidTo(t, ns, "second", "Warning PoolExhausted: "))
+	eventually(t, 20*time.Second, "the condition says so", conditionIs(t, ns, "second", "gatehouse.e13.dev/Exposed", "False", "PoolExhausted"))
 	if err := errors.Join(ingressIs(t, ns, "second", "")(), closed("home1", atHome(next))(), unserved("home1", atPort(smallAddr, next))()); err != nil {
 		t.Error(err)
 	}
@@ -493,19 +579,19 @@ func poolExhausted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, "the first is gone", gone(t, ns, "first"))
+		eventually(t, 20*time.Second, "the first is gone", gone(t, ns, "first"))
 	}
 	leave()
 	create(t, told(ns, "first", proxy, port, pooled("small")), ready, ready, ready)
-	eventually(t, 10*time.Second, "who comes back has it again", ingressIs(t, ns, "first", smallAddr))
-	eventually(t, 10*time.Second, "and is open", opened("home1", atPort(smallAddr, port)))
+	eventually(t, 20*time.Second, "who comes back has it again", ingressIs(t, ns, "first", smallAddr))
+	eventually(t, 20*time.Second, "and is open", opened("home1", atPort(smallAddr, port)))
 	leave()
 	left := time.Now()
 	took := eventually(t, 2*time.Minute, "the second has it", ingressIs(t, ns, "second", smallAddr))
 	if took < 45*time.Second {
 		t.Errorf("the address was free %s after the first had gone", time.Since(left))
 	}
-	eventually(t, 10*time.Second, "and is open", opened("home1", atPort(smallAddr, next)))
+	eventually(t, 20*time.Second, "and is open", opened("home1", atPort(smallAddr, next)))
 	if err := kube.CoreV1().Services(ns).Delete(t.Context(), "second", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -542,7 +628,7 @@ func poolTaken(t *testing.T) {
 		}
 		return fmt.Errorf("the events are %q; want %s of %s", eventsIn(t, ns, "late"), takenAddr, mac)
 	})
-	eventually(t, 10*time.Second, "the condition says so", conditionIs(t, ns, "late", "gatehouse.e13.dev/Exposed", "False", "AddressConflict"))
+	eventually(t, 20*time.Second, "the condition says so", conditionIs(t, ns, "late", "gatehouse.e13.dev/Exposed", "False", "AddressConflict"))
 	if err := errors.Join(ingressIs(t, ns, "late", "")(), want(onEdge(t, takenAddr), ""), closed("home1", atHome(port))()); err != nil {
 		t.Error(err)
 	}
@@ -555,7 +641,7 @@ func poolTaken(t *testing.T) {
 	there = false
 	took := eventually(t, 90*time.Second, "it has the address when the other one has gone", ingressIs(t, ns, "late", takenAddr))
 	t.Logf("%.1f s after the other one has gone", took.Seconds())
-	eventually(t, 10*time.Second, "open", opened("home1", atPort(takenAddr, port)))
+	eventually(t, 20*time.Second, "open", opened("home1", atPort(takenAddr, port)))
 }
 
 // Whoever knew another machine by the address is told, by ARP and NDP, so that it
@@ -575,10 +661,10 @@ func poolAnnounced(t *testing.T) {
 	eventually(t, 15*time.Second, "it has them", ingressIs(t, ns, "announced", address+","+address6))
 	mac := hardwareAddress(t, "edge", "eth1")
 	for _, a := range []string{address, address6} {
-		eventually(t, 10*time.Second, "home1 knows better, before it asks", func() error { return want(neighbour(t, "home1", "eth0", a), mac) })
-		eventually(t, 10*time.Second, "open", opened("home1", atPort(a, port)))
+		eventually(t, 20*time.Second, "home1 knows better, before it asks", func() error { return want(neighbour(t, "home1", "eth0", a), mac) })
+		eventually(t, 20*time.Second, "open", opened("home1", atPort(a, port)))
 	}
-	eventually(t, 10*time.Second, "the announcements were heard", func() error {
+	eventually(t, 20*time.Second, "the announcements were heard", func() error {
 		// tcpdump's words: a request of its own for itself, or an answer to all; an
 		// advertisement to all.
 		text := heard()
@@ -608,7 +694,7 @@ func listenFor(t *testing.T, host, filter string) func() string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	eventually(t, 10*time.Second, "tcpdump listens", func() error {
+	eventually(t, 20*time.Second, "tcpdump listens", func() error {
 		if text := said.String(); !strings.Contains(text, "listening on") {
 			return errors.New(text)
 		}
@@ -665,7 +751,7 @@ func poolForeign(t *testing.T) {
 	if err := ingressIs(t, ns, "foreign", "10.0.0.101")(); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 10*time.Second, "it is followed, at the own address", func() error {
+	eventually(t, 20*time.Second, "it is followed, at the own address", func() error {
 		if isOpen, why := rowOf(t, ns+"/foreign"); !isOpen {
 			return errors.New(why)
 		}
@@ -684,8 +770,8 @@ func contractLoadBalancerIP(t *testing.T, plane string) {
 	with := func(s *corev1.Service) { s.Spec.LoadBalancerIP = field } //nolint:staticcheck // that it is deprecated is what this is about
 	create(t, told(ns, "field", plane, port, pooled("pool", with)), ready, ready, ready)
 	eventually(t, 15*time.Second, "it has it", ingressIs(t, ns, "field", field))
-	eventually(t, 10*time.Second, "open", opened("home1", atPort(field, port)))
+	eventually(t, 20*time.Second, "open", opened("home1", atPort(field, port)))
 	create(t, told(ns, "both", plane, other, pooled("pool", with, asking(annotation))), ready, ready, ready)
 	eventually(t, 15*time.Second, "the annotation comes first", ingressIs(t, ns, "both", annotation))
-	eventually(t, 10*time.Second, "open", opened("home1", atPort(annotation, other)))
+	eventually(t, 20*time.Second, "open", opened("home1", atPort(annotation, other)))
 }
