@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -34,18 +33,26 @@ type neighbours struct {
 	taken map[edge.Door]string
 }
 
-// street is what neighbours have in common.
+// street is where a door's neighbours are across: it has one side for doors of
+// an address, and one for that of all others.
 type street struct {
 	protocol edge.Protocol
 	device   string
 	port     uint16
+	one      bool
 }
 
-func streetOf(at edge.Door) street { return street{at.Protocol, at.Listen.Device, at.Listen.Port} }
+func streetOf(at edge.Door) street {
+	return street{at.Protocol, at.Listen.Device, at.Listen.Port, at.Listen.Addr.IsValid()}
+}
+
+func (s street) across() street {
+	s.one = !s.one
+	return s
+}
 
 // home is a door that is open: here, or only in the process before.
 type home struct {
-	door    edge.Door
 	sockets []int
 	file    *os.File
 }
@@ -57,12 +64,12 @@ func newNeighbours(r *Relay, wanted map[edge.Door]bool) *neighbours {
 // opened notes a door that has been opened meanwhile.
 func (n *neighbours) opened(d *door) {
 	if n.homes != nil {
-		n.homes[streetOf(d.key)] = append(n.homes[streetOf(d.key)], home{door: d.key, sockets: d.sockets})
+		n.homes[streetOf(d.key)] = append(n.homes[streetOf(d.key)], home{sockets: d.sockets})
 	}
 }
 
 // of returns those that are open and are in the way of a door.
-func (n *neighbours) of(at edge.Door) (found []home) {
+func (n *neighbours) of(at edge.Door) []home {
 	if n.homes == nil {
 		n.homes = map[street][]home{}
 		for _, d := range n.r.doors {
@@ -72,21 +79,12 @@ func (n *neighbours) of(at edge.Door) (found []home) {
 		}
 		for _, h := range n.r.opts.Adopt.Doors {
 			if d := n.r.doors[h.Door]; d == nil || !d.open() {
-				n.homes[streetOf(h.Door)] = append(n.homes[streetOf(h.Door)], home{door: h.Door, file: h.File})
+				n.homes[streetOf(h.Door)] = append(n.homes[streetOf(h.Door)], home{file: h.File})
 			}
 		}
 	}
-	for _, h := range n.homes[streetOf(at)] {
-		if areNeighbours(h.door.Listen.Addr, at.Listen.Addr) {
-			found = append(found, h)
-		}
-	}
-	return found
+	return n.homes[streetOf(at).across()]
 }
-
-// areNeighbours says that of two doors on one interface one is for an address
-// and the other for all of them.
-func areNeighbours(a, b netip.Addr) bool { return a.IsValid() != b.IsValid() }
 
 // beside opens a door again, that could not be since the port is in use,
 // if it is by its neighbours alone. Otherwise the error remains.
@@ -130,13 +128,13 @@ func forgetShared(port uint16) {
 // others says whether another program has some of what a door is for.
 func (n *neighbours) others(at edge.Door) bool {
 	if n.taken == nil {
-		seen := map[street]int{}
+		seen := map[street]bool{}
 		for d := range n.wanted {
-			seen[streetOf(d)]++
+			seen[streetOf(d)] = true
 		}
 		var doors []edge.Door
 		for d := range n.wanted {
-			if mine := n.r.doors[d]; d.Listen.Device != "" && (mine == nil || !mine.open()) && (seen[streetOf(d)] > 1 || len(n.of(d)) > 0) {
+			if mine := n.r.doors[d]; d.Listen.Device != "" && (mine == nil || !mine.open()) && (seen[streetOf(d).across()] || len(n.of(d)) > 0) {
 				doors = append(doors, d)
 			}
 		}

@@ -349,7 +349,7 @@ func TestNetnsNeighboursAreDoorsOfTheirOwn(t *testing.T) {
 		got, labels := map[string]uint64{}, map[string]bool{}
 		dropped := map[netip.Addr]uint64{}
 		for _, s := range r.Stats() {
-			label := s.Door.String() + " " + s.Name
+			label := s.String() + " " + s.Name
 			if labels[label] {
 				t.Errorf("two have the label %s", label)
 			}
