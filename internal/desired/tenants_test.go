@@ -109,7 +109,7 @@ func doorsOf(s State) map[string]string {
 			names = []string{"(all)"}
 		}
 		for _, n := range names {
-			has[f.Door.String()+" "+n] += f.Name + " "
+			has[fmt.Sprint(f.Door, " ", n)] += f.Name + " "
 		}
 	}
 	return has

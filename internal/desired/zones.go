@@ -75,4 +75,3 @@ func shareNetwork(first, second edge.Interface) bool {
 	}
 	return false
 }
-
