@@ -101,6 +101,7 @@ func (s *Site) agent(node, address, address6 string, more ...string) *component 
 			s.path("bin", "lab"), "_agent",
 			"--lab=" + s.name, "--node=" + node, "--address=" + address, "--address6=" + address6,
 			"--kubeconfig=" + s.path("kubeconfig", "agent-"+node), "--dir=" + s.dir,
+			fmt.Sprintf("--ipv4-node=%v", s.record.Options.IPv4Nodes),
 		}, more...),
 	}
 }

@@ -28,6 +28,7 @@ type Options struct {
 	Name      string `json:"name"`
 	ProxyMode string `json:"proxyMode"` // of kube-proxy: nftables (the default) or iptables
 	PodRoutes bool   `json:"podRoutes"` // the edge knows the way to the pods
+	IPv4Nodes bool   `json:"ipv4Nodes"` // Nodes do not tell of their IPv6 addresses, and kube-proxies have none
 
 	Gatehouse string   `json:"gatehouse,omitempty"` // program to run on the edge as `GATEHOUSE run -c Config`
 	Config    string   `json:"config,omitempty"`

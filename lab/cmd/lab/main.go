@@ -360,6 +360,7 @@ func runAgent(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.Node, "node", "", "name of the node")
 	flags.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "of the node")
 	flags.StringVar(&cfg.Dir, "dir", "", "of the lab's state")
+	flags.BoolVar(&cfg.IPv4Node, "ipv4-node", false, "the Node has no IPv6 address")
 	flags.BoolVar(&cfg.ControlPlane, "control-plane", false, "takes no pods and none of their traffic")
 	flags.TextVar(&cfg.Address, "address", netip.Addr{}, "of the node")
 	flags.TextVar(&cfg.Address6, "address6", netip.Addr{}, "of the node, IPv6")

@@ -117,6 +117,8 @@ func (o options) inLab(ctx context.Context, dir string) (results []result, err e
 	s, err := site.Up(ctx, site.Options{
 		Name: fmt.Sprintf("upstream%d", os.Getpid()), Progress: os.Stderr,
 		Lab: filepath.Join(o.bin, "lab"), Labkube: filepath.Join(o.bin, "labkube"),
+		// One of the tests asks every address of a node for the health of an IPv4 Service.
+		IPv4Nodes: true,
 		Gatehouse: filepath.Join(o.bin, "gatehouse"), Config: file, Manifests: []string{filepath.Join(o.bin, "..", "deploy", "rbac.yaml")},
 		Images: map[string][]string{
 			"registry.k8s.io/e2e-test-images/agnhost": {agnhost},

@@ -37,6 +37,7 @@ type Config struct {
 	Node       string
 	Address    netip.Addr   // of the node, IPv4
 	Address6   netip.Addr   // and IPv6
+	IPv4Node   bool         // the Node does not tell of Address6
 	PodCIDR    netip.Prefix // for its pods, a /24; zero: none but those with hostNetwork
 	PodCIDR6   netip.Prefix // and IPv6: a pod has the same last number in both
 	Kubeconfig string

@@ -130,17 +130,17 @@ func (a *Agent) nodeStatus(old *corev1.Node) corev1.NodeStatus {
 			since = c.LastTransitionTime
 		}
 	}
+	addresses := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: a.cfg.Address.String()}}
+	if !a.cfg.IPv4Node {
+		addresses = append(addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.cfg.Address6.String()})
+	}
 	return corev1.NodeStatus{
 		Capacity: capacity, Allocatable: capacity,
 		Conditions: []corev1.NodeCondition{{
 			Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "AgentReady", Message: "the lab's agent is there",
 			LastHeartbeatTime: now, LastTransitionTime: since,
 		}},
-		Addresses: []corev1.NodeAddress{
-			{Type: corev1.NodeInternalIP, Address: a.cfg.Address.String()},
-			{Type: corev1.NodeInternalIP, Address: a.cfg.Address6.String()},
-			{Type: corev1.NodeHostName, Address: a.cfg.Node},
-		},
+		Addresses:       append(addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: a.cfg.Node}),
 		DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: kubeletPort}},
 		NodeInfo: corev1.NodeSystemInfo{
 			KubeletVersion: "v1.36.1", OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
