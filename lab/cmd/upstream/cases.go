@@ -30,15 +30,17 @@ var expected = map[string]known{
 		state: notRun,
 		why: "wants the finalizer service.kubernetes.io/load-balancer-cleanup, which is the cloud controller manager's: " +
 			"with two who take it off, a Service goes too early. Ours is gatehouse.e13.dev/closed",
-		instead: "TestContract/Finalizer",
+		instead: "TestContract/finalizer in lab/e2e",
 	},
 	"LoadBalancers ExternalTrafficPolicy: Local should work for type=LoadBalancer": {
-		state: "skipped",
-		why:   "skips itself where the status says ipMode Proxy: what the source address is then is not decided (issue 123714)",
+		state:   "skipped",
+		why:     "skips itself where the status says ipMode Proxy: what the source address is then is not decided (kubernetes/kubernetes#123714)",
+		instead: "TestTransparent in lab/e2e: the pods see the client's own address if that is asked for",
 	},
 	"LoadBalancers ExternalTrafficPolicy: Local should work from pods": {
-		state: "skipped",
-		why:   "skips itself where the status says ipMode Proxy",
+		state:   "skipped",
+		why:     "skips itself where the status says ipMode Proxy",
+		instead: "TestHairpin in lab/e2e",
 	},
 }
 
@@ -113,7 +115,7 @@ This page is written by that run, with ` + "`lab/cmd/upstream/cases.go`" + ` for
 	for _, r := range results {
 		remark := r.remark()
 		if k, ok := expected[r.name]; ok && k.instead != "" {
-			remark += "; instead: " + k.instead
+			remark += ". Instead: " + k.instead
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", r.name, r.state, strings.ReplaceAll(remark, "|", "\\|"))
 	}
