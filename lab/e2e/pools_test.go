@@ -344,6 +344,7 @@ func poolOnePort(t *testing.T, plane string) {
 		if err := kube.DiscoveryV1().EndpointSlices(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, 20*time.Second, name+" is gone", gone(t, ns, name))
 	}
 	ofPool, shared := service{"of-pool", plane, pooled("pool"), 0}, service{"shared", plane, own, 2}
 	add(ofPool)
