@@ -469,9 +469,9 @@ func TestAddressesWithTheSameHash(t *testing.T) {
 		}
 		seen[hashOfAddr(addr)] = addr
 	}
-	remembers := func(ports ...uint16) (got []bool) {
+	remembers := func(addrs []netip.Addr, ports ...uint16) (got []bool) {
 		var s State
-		for i, addr := range []netip.Addr{other, one} {
+		for i, addr := range addrs {
 			s.Frontends = append(s.Frontends, with(frontend(edge.TCP, ports[i], "[fd00::1]:80", "[fd00::2]:80"), func(f *edge.Frontend) {
 				f.Listen.Addr, f.Balance, f.AffinityTimeout = addr, edge.BalanceSource, time.Hour
 			}))
@@ -487,10 +487,15 @@ func TestAddressesWithTheSameHash(t *testing.T) {
 		}
 		return got
 	}
-	if got := remembers(80, 80); !slices.Equal(got, []bool{false, true}) {
-		t.Errorf("%v and %v remember clients: %v", other, one, got)
+	for _, c := range []struct {
+		addrs []netip.Addr
+		want  []bool
+	}{{[]netip.Addr{one, other}, []bool{true, false}}, {[]netip.Addr{other, one}, []bool{false, true}}} {
+		if got := remembers(c.addrs, 80, 80); !slices.Equal(got, c.want) {
+			t.Errorf("%v remember clients: %v", c.addrs, got)
+		}
 	}
-	if got := remembers(80, 81); !slices.Equal(got, []bool{true, true}) {
+	if got := remembers([]netip.Addr{other, one}, 80, 81); !slices.Equal(got, []bool{true, true}) {
 		t.Errorf("at other ports %v and %v remember clients: %v", other, one, got)
 	}
 }
