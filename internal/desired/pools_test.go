@@ -130,6 +130,14 @@ func TestScenariosOfPools(t *testing.T) {
 				service("a/says", 6, func(s *edge.Service) { s.Ingress = addressOf("10.11.12.67") }),
 			}
 		},
+		"pools-second-interface-away": func(in *Inputs) {
+			in.Config.Zones[0].Interfaces = []string{"eth1", "eth2"}
+			in.Config.Pools = append(in.Config.Pools, config.Pool{Name: "other", Zone: "home", Addresses: ranges("10.11.13.64-10.11.13.79", "10.11.14.64-10.11.14.79"), Auto: true})
+			in.Cluster.Services = []edge.Service{service("a/web", 9)}
+			in.Allocations = []edge.Allocation{
+				keptBefore("10.11.12.65", "home-v4", "home", "a/web"), keptBefore("10.11.13.64", "other", "home", "a/web"), keptBefore("10.11.14.64", "other", "home", "a/web"),
+			}
+		},
 		"pools-half-of-what-is-asked": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("a/web", 9, annotate("zones", "home,cluster"), annotate("addresses", "10.11.12.66,fd00:0:0:99::1"), families("PreferDualStack", "IPv4", "IPv6"))}
 		},

@@ -191,7 +191,7 @@ func TestTenantsCannotTakeWhatOthersHave(t *testing.T) {
 		}),
 		"another class, and an address": evil(annotate("addresses", "10.11.12.64"), func(s *edge.Service) { s.Class, s.Ingress = "metallb.io/metallb", addressOf("10.0.0.240") }),
 		"deleting":                      evil(claims("10.11.12.64"), func(s *edge.Service) { s.Deleting, s.Finalizer = true, true }),
-		"endpoints at the address":      evil(annotate("target", "pod"), func(s *edge.Service) { s.Endpoints[0].Addr = netip.MustParseAddrPort("10.11.12.64:80") }),
+		"endpoints at the address":      evil(annotate("target", "pod"), func(s *edge.Service) { s.Endpoints[0].Addr = netip.MustParseAddrPort("10.11.12.64:9999") }),
 		"the port of an endpoint":       evil(annotate("zones", "cluster"), at(8053)),
 		"two families":                  evil(families("RequireDualStack", "IPv6", "IPv4"), annotate("addresses", "fd00:0:0:12::1010,10.11.12.80")),
 		"no zone that is":               evil(annotate("zones", "home,nowhere"), annotate("addresses", "10.11.12.64")),
