@@ -395,7 +395,7 @@ func manyServices(api *fakeAPI, n int) (want []edge.ServiceStatus) {
 }
 
 func TestAThousandAreOpenedInSeconds(t *testing.T) {
-	writing(t, func(api *fakeAPI, c *Client) {
+	writing(t, func(api *fakeAPI, _ *Client) {
 		want := manyServices(api, 1000)
 		api.begin()
 		api.apply(want...)
