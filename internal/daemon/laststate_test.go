@@ -198,6 +198,12 @@ func TestAnEmptyClusterIsNotBelieved(t *testing.T) {
 			if s.Cluster == nil || s.Cluster.Held == nil {
 				return fmt.Errorf("%+v", s.Cluster)
 			}
+			d.mu.Lock()
+			synced := d.seen.synced
+			d.mu.Unlock()
+			if synced {
+				return errors.New("the cluster would be told what follows from what it does not say")
+			}
 			for _, p := range s.Problems {
 				if strings.Contains(p.What, "suddenly lacks 4 of 4 Services") && strings.Contains(p.Remedy, "SIGHUP") {
 					return nil
