@@ -332,8 +332,8 @@ func contractSlices(t *testing.T, plane string) {
 		_, err := kube.CoreV1().Endpoints(ns).Create(t.Context(), &corev1.Endpoints{ //nolint:staticcheck // that it is deprecated is what this is about
 			ObjectMeta: metav1.ObjectMeta{Name: "mirrored"},
 			Subsets: []corev1.EndpointSubset{{ //nolint:staticcheck // likewise
-				Addresses: []corev1.EndpointAddress{{IP: "10.0.0.102", NodeName: &node}}, //nolint:staticcheck // likewise
-				Ports:     []corev1.EndpointPort{{Port: tellerPort}},                     //nolint:staticcheck // likewise
+				Addresses: []corev1.EndpointAddress{{IP: "10.0.0.102", NodeName: &node}},
+				Ports:     []corev1.EndpointPort{{Port: tellerPort}},
 			}},
 		}, metav1.CreateOptions{})
 		if err != nil {
