@@ -163,6 +163,9 @@ type Pool struct {
 	Pos  edge.Pos
 }
 
+// APIServerName is what the frontend of an APIServer is called.
+const APIServerName = "kubernetes-api"
+
 // APIServer opens the control plane's API servers in zones.
 type APIServer struct {
 	Zones []string

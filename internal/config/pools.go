@@ -168,6 +168,11 @@ func (f *file) apiServer(v value, pos edge.Pos) *APIServer {
 		return nil
 	}
 	a := &APIServer{Port: DefaultAPIServerPort, Pos: pos}
+	if first, taken := f.names[APIServerName]; taken {
+		v.problem("its frontend is called "+quote(APIServerName)+", and so is another", "the other one is at "+first.pos.String()+"; give that another name")
+	} else {
+		f.names[APIServerName] = named{pos, false}
+	}
 	zones := m.need("zones")
 	if zones.emptyList() {
 		zones.problem("an API server without zones", "write zones: [cluster], or remove apiServer")

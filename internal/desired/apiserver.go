@@ -9,8 +9,6 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// apiServerName is the name of the frontend of the API servers.
-const apiServerName = "kubernetes-api"
 
 // apiServerPort is where API servers are where nothing says it.
 const apiServerPort = 6443
@@ -30,7 +28,7 @@ func (b *builder) apiServer() {
 		return
 	}
 	row := Exposure{
-		Name: apiServerName, Protocol: edge.TCP, Port: k.Port, Target: edge.TargetStatic, DataPlane: edge.DataPlaneProxy, Why: k.Pos.String(),
+		Name: config.APIServerName, Protocol: edge.TCP, Port: k.Port, Target: edge.TargetStatic, DataPlane: edge.DataPlaneProxy, Why: k.Pos.String(),
 	}
 	f := edge.Frontend{Name: row.Name, DataPlane: row.DataPlane, Terms: config.DefaultTerms, Health: apiServerHealth, Why: row.Why}
 	servers, circular := b.apiServers(k.Port)

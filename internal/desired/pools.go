@@ -176,7 +176,7 @@ func (b *builder) assign(services []asking) {
 		s := &services[i]
 		for zone, at := range s.zones {
 			if o, ok := r.Of[pools.Place{Service: s.Key(), Zone: zone}]; ok && s.own {
-				at.given, at.own, at.failures = slices.Clone(o.Given), o.Own, o.Failures
+				at.given, at.own, at.failures = slices.Clone(o.Given), b.besideRouted(s, zone, o.Own), o.Failures
 			} else {
 				at.own = b.ownFor(s, zone)
 			}
@@ -184,6 +184,32 @@ func (b *builder) assign(services []asking) {
 		b.settle(s)
 	}
 	slices.SortFunc(b.state.Addresses, func(x, y edge.Address) int { return x.Addr.Compare(y.Addr) })
+}
+
+// besideRouted leaves out the networks whose interface's own address is not to
+// serve a Service: where it has addresses that are sent here by a router, those
+// take its place, for their family. Unless it is what was asked for.
+func (b *builder) besideRouted(s *asking, zone string, own []pools.Network) []pools.Network {
+	if len(own) == 0 || len(b.ground.pools[zone]) == 0 || b.ground.away[zone] {
+		return own
+	}
+	isRouted := map[bool]bool{} // by whether it is IPv4
+	may, _ := b.poolsFor(s.Service, zone)
+	for _, p := range b.ground.pools[zone] {
+		if !slices.Contains(may, p.Name) || !p.Auto && !slices.Contains(s.req.pools, p.Name) {
+			continue
+		}
+		for _, r := range p.Addresses {
+			if !slices.ContainsFunc(b.ground.networks[zone], func(n pools.Network) bool { return n.Prefix.Contains(r.First) || n.Prefix.Contains(r.Last) }) {
+				isRouted[r.First.Is4()] = true
+			}
+		}
+	}
+	isAsked := func(a netip.Addr) bool { return slices.Contains(b.ground.own[zone], a) }
+	if len(isRouted) == 0 || slices.ContainsFunc(s.req.addresses, isAsked) {
+		return own
+	}
+	return slices.DeleteFunc(slices.Clone(own), func(n pools.Network) bool { return isRouted[n.Prefix.Addr().Is4()] })
 }
 
 func (b *builder) allNetworks() []pools.Network {

@@ -197,6 +197,13 @@ func TestScenariosOfPools(t *testing.T) {
 				service("c/git", 2, both, named("git.example.org,c.example.org")),
 			}
 		},
+		"pools-routed": func(in *Inputs) { // in place of the interface's own, unless that is asked for
+			in.Cluster.Services = []edge.Service{
+				service("shop/routed", 9, annotate("zones", "internet")),
+				service("shop/asks", 8, annotate("zones", "internet"), annotate("addresses", "10.11.12.51")),
+				service("shop/both", 7, annotate("zones", "internet"), families("PreferDualStack", "IPv4", "IPv6")),
+			}
+		},
 		"pools-families": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
 				service("a/require", 9, families("RequireDualStack", "IPv4", "IPv6"), annotate("zones", "home,internet"), func(s *edge.Service) { s.Namespace = "shop" }),
