@@ -9,7 +9,6 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-
 // apiServerPort is where API servers are where nothing says it.
 const apiServerPort = 6443
 
