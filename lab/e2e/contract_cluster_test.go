@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// loadBalancerClass (KEP-1959): the own one; those without, if the operator says
+// so; and of others not a byte.
 func contractClass(t *testing.T) {
 	ns := room(t)
 	own, other, none := freshPort(), freshPort(), freshPort()
@@ -67,6 +69,9 @@ func contractClass(t *testing.T) {
 	}
 }
 
+// status.loadBalancer.ingress (KEP-1860): the address that clients use, and
+// ipMode Proxy: nodes and pods that use it come to the edge box like anybody
+// else, also if it is they whom they reach.
 func contractIPMode(t *testing.T, plane string) {
 	ns, port := room(t), freshPort()
 	create(t, told(ns, "proxied", plane, port, func(s *corev1.Service) {
@@ -101,6 +106,8 @@ func contractIPMode(t *testing.T, plane string) {
 	}
 }
 
+// acceptedOn is how many connections a frontend has taken that listens on an
+// interface.
 func acceptedOn(t *testing.T, device string, port int) (n uint64) {
 	t.Helper()
 	_, body := admin(t, "/status.json")
@@ -118,6 +125,7 @@ func acceptedOn(t *testing.T, device string, port int) (n uint64) {
 	return n
 }
 
+// externalIPs (KEP-5707) are not opened, and not in the status.
 func contractExternalIPs(t *testing.T, plane string) {
 	ns, port, nowhere := room(t), freshPort(), freshPort()
 	with := func(name string, port int, address, zones string) *corev1.Service {
@@ -138,6 +146,8 @@ func contractExternalIPs(t *testing.T, plane string) {
 	}
 }
 
+// kube-proxies of either mode (KEP-5343) are behind node ports in one cluster;
+// what a node is changed to is found again, and nothing of kube-proxy's is touched.
 func contractKubeProxyMode(t *testing.T) {
 	ns := room(t)
 	ports := map[string]int{}

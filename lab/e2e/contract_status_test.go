@@ -39,13 +39,6 @@ func become(t *testing.T, s *corev1.Service, kind corev1.ServiceType, class any)
 	patch(t, s, map[string]any{"spec": spec})
 }
 
-// loadBalancerClass (KEP-1959): the own one; those without, if the operator says
-// so; and of others not a byte.
-// status.loadBalancer.ingress (KEP-1860): the address that clients use, and
-// ipMode Proxy: nodes and pods that use it come to the edge box like anybody
-// else, also if it is they whom they reach.
-// acceptedOn is how many connections a frontend has taken that listens on an
-// interface.
 // ports[].error and condition LoadBalancerPortsError (KEP-1435): a port that
 // cannot be served is named, the others are served.
 func contractPortsError(t *testing.T, plane string) {
@@ -302,7 +295,6 @@ func contractContested(t *testing.T) {
 	eventually(t, 15*time.Second, "after a change it is written again", ingressIs(t, ns, "wanted", homeAddr))
 }
 
-// externalIPs (KEP-5707) are not opened, and not in the status.
 // Events say what happened once, and how often; who breaks and mends a Service
 // all the time does not fill the cluster with them.
 func contractEvents(t *testing.T) {
@@ -338,6 +330,3 @@ func contractEvents(t *testing.T) {
 		return nil
 	})
 }
-
-// kube-proxies of either mode (KEP-5343) are behind node ports in one cluster;
-// what a node is changed to is found again, and nothing of kube-proxy's is touched.

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// gatehouse is stopped, killed and started: addresses stay where they are, what
+// the kernel moves goes on, and each Service has its own again.
 func poolRestart(t *testing.T) {
 	ns := room(t)
 	ports, addresses, versions := map[string]int{}, map[string]string{}, map[string]string{}
@@ -60,6 +62,64 @@ func poolRestart(t *testing.T) {
 	}
 }
 
+// The cable of the home LAN is pulled and put back: Services keep their
+// addresses, and whoever knows another machine by one of them by then is told.
+func poolCable(t *testing.T) {
+	ns, before := room(t), "02:00:00:00:00:98"
+	at, addresses := map[string]string{}, map[string]string{}
+	kept := map[string]dialog{}
+	for _, plane := range planes {
+		port := freshPort()
+		create(t, told(ns, plane, plane, port, pooled("pool")), ready, ready, ready)
+		addresses[plane] = given(t, ns, plane, 1)[0]
+		at[plane] = atPort(addresses[plane], port)
+		eventually(t, 20*time.Second, "open", opened("home1", at[plane]))
+		kept[plane] = dialogWith(t, "home1", at[plane], "")
+	}
+	plugged := false
+	plug := func() {
+		plugged = true
+		if err := lab.LinkUp("edge", "eth1"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := lab.LinkDown("edge", "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !plugged {
+			plug()
+		}
+	})
+	eventually(t, 20*time.Second, "the edge box has noticed", func() error {
+		state, err := lab.Exec(t.Context(), "edge", "cat", "/sys/class/net/eth1/carrier")
+		if err == nil {
+			err = want(strings.TrimSpace(state), "0")
+		}
+		return err
+	})
+	for plane, address := range addresses {
+		if err := errors.Join(unserved("home1", at[plane])(), ingressIs(t, ns, plane, address)()); err != nil {
+			t.Errorf("with the cable pulled: %v", err)
+		}
+		if _, err := lab.Exec(t.Context(), "home1", "ip", "neigh", "replace", address, "lladdr", before, "nud", "reachable", "dev", "eth0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plug()
+	mac := hardwareAddress(t, "edge", "eth1")
+	for plane, address := range addresses {
+		eventually(t, 20*time.Second, "home1 knows better, before it asks", func() error { return want(neighbour(t, "home1", "eth0", address), mac) })
+		eventually(t, 20*time.Second, "open again", opened("home1", at[plane]))
+		if err := ingressIs(t, ns, plane, address)(); err != nil {
+			t.Error(err)
+		}
+		kept[plane].goesOn(t, "the cable was pulled and put back")
+	}
+}
+
+// Addresses by request, of a pool by its name too, and what comes of asking for
+// what one cannot have.
 func poolRequest(t *testing.T) {
 	ns := room(t)
 	made := func(name string, change func(*corev1.Service)) (s *corev1.Service, port int) {
@@ -104,6 +164,7 @@ func poolRequest(t *testing.T) {
 	kept.goesOn(t, "after the address was changed")
 }
 
+// Services with one key, in one namespace, have one address, and each its ports.
 func poolSharing(t *testing.T, plane string) {
 	ns := room(t)
 	one, two := freshPort(), freshPort()
@@ -144,6 +205,9 @@ func poolSharing(t *testing.T, plane string) {
 	}
 }
 
+// A pool with one address: who comes second is told, and not opened elsewhere.
+// When the first has gone the address is its own for a while, also for another
+// Service of its name; then it is the other's.
 func poolExhausted(t *testing.T) {
 	ns, port, next := room(t), freshPort(), freshPort()
 	create(t, told(ns, "first", proxy, port, pooled("small")), ready, ready, ready)
@@ -186,6 +250,8 @@ func poolExhausted(t *testing.T) {
 	}
 }
 
+// Another machine has the address: it is not taken, and the event says who. When
+// that one has gone the Service is open.
 func poolTaken(t *testing.T) {
 	ns, port := room(t), freshPort()
 	home2 := func(verb string) error {
@@ -227,6 +293,8 @@ func poolTaken(t *testing.T) {
 	eventually(t, 20*time.Second, "open", opened("home1", atPort(takenAddr, port)))
 }
 
+// A Service of another class gets nothing of a pool, nor one that follows the
+// address of another controller.
 func poolForeign(t *testing.T) {
 	ns, port := room(t), freshPort()
 	foreign := func(s *corev1.Service) {
@@ -264,6 +332,8 @@ func poolForeign(t *testing.T) {
 	})
 }
 
+// spec.loadBalancerIP (deprecated since 1.24) asks for an address as the annotation
+// does, which comes first.
 func contractLoadBalancerIP(t *testing.T, plane string) {
 	ns, port, other := room(t), freshPort(), freshPort()
 	field, annotation := "10.11.12.224", "10.11.12.225"

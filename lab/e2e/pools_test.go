@@ -140,6 +140,7 @@ func TestPools(t *testing.T) {
 		alone  bool
 	}{
 		{name: "stays over a restart", test: poolRestart, alone: true},
+		{name: "a cable that is pulled", test: poolCable, alone: true},
 		{name: "an address", planes: poolAddress},
 		{name: "both IP families", planes: poolFamilies},
 		{name: "the wall", planes: poolWall},
@@ -421,16 +422,6 @@ func startEcho(t *testing.T, host string, port int) {
 	}()
 }
 
-// gatehouse is stopped, killed and started: addresses stay where they are, what
-// the kernel moves goes on, and each Service has its own again.
-// Addresses by request, of a pool by its name too, and what comes of asking for
-// what one cannot have.
-// Services with one key, in one namespace, have one address, and each its ports.
-// A pool with one address: who comes second is told, and not opened elsewhere.
-// When the first has gone the address is its own for a while, also for another
-// Service of its name; then it is the other's.
-// Another machine has the address: it is not taken, and the event says who. When
-// that one has gone the Service is open.
 // Whoever knew another machine by the address is told, by ARP and NDP, so that it
 // does not send to the one before.
 func poolAnnounced(t *testing.T) {
@@ -506,8 +497,3 @@ func (b *lockedBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.buf.String()
 }
-
-// A Service of another class gets nothing of a pool, nor one that follows the
-// address of another controller.
-// spec.loadBalancerIP (deprecated since 1.24) asks for an address as the annotation
-// does, which comes first.
