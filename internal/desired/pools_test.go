@@ -197,6 +197,13 @@ func TestScenariosOfPools(t *testing.T) {
 				service("c/git", 2, both, named("git.example.org,c.example.org")),
 			}
 		},
+		"pools-open-at-those-of-another-zone": func(in *Inputs) { // the own address has gone to the older one, or the pool is used up
+			in.Config.Pools = append(in.Config.Pools, config.Pool{Name: "one", Zone: "internet", Addresses: ranges("10.11.12.90-10.11.12.90"), Auto: true})
+			in.Cluster.Services = []edge.Service{
+				service("a/older", 9, annotate("zones", "cluster")), service("b/younger", 8, annotate("zones", "home,cluster")),
+				service("ingress-public/has-it", 7, annotate("zones", "internet")), service("ingress-public/comes-late", 6, annotate("zones", "home,internet")),
+			}
+		},
 		"pools-routed": func(in *Inputs) { // in place of the interface's own, unless that is asked for
 			in.Cluster.Services = []edge.Service{
 				service("shop/routed", 9, annotate("zones", "internet")),
@@ -261,6 +268,11 @@ func TestScenariosOfPools(t *testing.T) {
 				service("b/asks", 6, annotate("addresses", "10.11.12.65")),
 			}
 			in.Allocations = []edge.Allocation{keptBefore("10.11.12.65", "home-v4", "home", "a/open")}
+		},
+		"pools-shared-with-a-mistake": func(in *Inputs) { // who shares an address keeps it, too
+			key := annotate("sharing-key", "mail")
+			in.Cluster.Services = []edge.Service{service("shop/smtp", 9, key, annotate("addresses", "10.11.12.6x")), service("shop/imap", 8, key, at(81))}
+			in.Allocations = []edge.Allocation{keptBefore("10.11.12.65", "home-v4", "home", "shop/smtp"), keptBefore("10.11.12.65", "home-v4", "home", "shop/imap")}
 		},
 		"pools-no-finalizer": func(in *Inputs) {
 			in.Config.Kubernetes.Finalizer = false

@@ -166,6 +166,13 @@ func (b *builder) request(s *edge.Service) (request, refusal) {
 // readAddresses takes at which addresses the Service wants to be found. Of one
 // that is another controller's, spec.loadBalancerIP is a request to that one.
 func (b *builder) readAddresses(s *edge.Service, req *request) refusal {
+	// First: a mistake in what follows must not part those who share an address.
+	if v := s.Annotations[annSharingKey]; v != "" {
+		if len(v) > maxKey {
+			return refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s has %d bytes, more than %d", annSharingKey, len(v), maxKey), "any short text will do: Services of a namespace with the same one share their addresses"}
+		}
+		req.key = s.Namespace + "/" + v // no namespace has a slash in its name
+	}
 	from := "annotation " + annAddresses
 	text, said := s.Annotations[annAddresses]
 	if !said && b.owns(s) {
@@ -193,12 +200,6 @@ func (b *builder) readAddresses(s *edge.Service, req *request) refusal {
 		default:
 			return refusal{"AnnotationInvalid", fmt.Sprintf("%s: %q is no address", from, word), "write annotation " + annAddresses + ", which can have several, and names of pools"}
 		}
-	}
-	if v := s.Annotations[annSharingKey]; v != "" {
-		if len(v) > maxKey {
-			return refusal{"AnnotationInvalid", fmt.Sprintf("annotation %s has %d bytes, more than %d", annSharingKey, len(v), maxKey), "any short text will do: Services of a namespace with the same one share their addresses"}
-		}
-		req.key = s.Namespace + "/" + v // no namespace has a slash in its name
 	}
 	if asks := len(req.addresses) + len(req.pools); asks > 0 && !b.owns(s) {
 		return refusal{
