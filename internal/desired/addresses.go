@@ -218,20 +218,20 @@ func (b *builder) await(row Exposure, waiting []refusal) {
 }
 
 // without is what a Service lacks in a zone where it is open.
-func (b *builder) without(s *asking, zone string) []string {
+func (b *builder) without(s *asking, zone string) []refusal {
 	at := s.zones[zone]
 	if at == nil {
 		return nil
 	}
-	var lacks []string
+	var lacks []refusal
 	for _, f := range at.failures {
-		if f.Code != pools.AddressConflict {
-			lacks = append(lacks, f.What)
+		if f.Code != pools.AddressConflict { // waits says that
+			lacks = append(lacks, refusal{f.Code, f.What, ""})
 		}
 	}
 	for _, g := range at.given {
 		if why := b.waits(g.Addr); why.code != "" {
-			lacks = append(lacks, why.reason)
+			lacks = append(lacks, refusal{why.code, why.reason, ""})
 		}
 	}
 	return lacks

@@ -35,7 +35,7 @@ type exposed struct {
 
 // add takes the rows of one zone, with the addresses and ports that are open, and
 // what is lacking there.
-func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open, lacks []string) {
+func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open []string, lacks []refusal) {
 	where := ""
 	if zone != "" {
 		where = "zone " + zone
@@ -43,13 +43,19 @@ func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open, la
 	switch {
 	case len(open) == 0:
 	case len(addrs) == 0:
+		// It may listen there at addresses of its other zones alone: then it is known
+		// what keeps it from those of this one.
 		x.lasting = true
-		x.shut(where, refusal{"NoAddress", "its interfaces have no address yet", ""})
+		if len(lacks) == 0 && !slices.ContainsFunc(rows, func(e Exposure) bool { return e.Open && e.lacks != "" }) {
+			x.shut(where, refusal{"NoAddress", "its interfaces have no address yet", ""})
+		}
 	default:
 		x.lasting = true
 		x.open = append(x.open, fmt.Sprintf("%s at %s, port %s", where, addrText(addrs), strings.Join(open, ", ")))
-		for _, what := range lacks {
-			x.shut(where, refusal{"", what, ""})
+	}
+	if len(open) > 0 {
+		for _, why := range lacks {
+			x.shut(where, why)
 		}
 	}
 	type group struct {
@@ -60,7 +66,7 @@ func (x *exposed) add(zone string, rows []Exposure, addrs []netip.Addr, open, la
 	for i := range rows { // sorted by portsOf
 		e := &rows[i]
 		if e.Open && e.lacks != "" {
-			x.shut(where+", port "+portText(e.Protocol, e.Port), refusal{"", e.lacks, ""})
+			x.shut(where+", port "+portText(e.Protocol, e.Port), refusal{"PortConflict", e.lacks, ""})
 		}
 		if e.Open {
 			continue
