@@ -46,6 +46,7 @@ func (a *fakeAPI) apply(want ...edge.ServiceStatus) {
 	a.mu.Lock()
 	a.want, a.decided = want, true
 	a.mu.Unlock()
+	a.client.Snapshot()
 	a.client.Apply(want)
 }
 

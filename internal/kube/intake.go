@@ -27,15 +27,22 @@ func (s *state) serviceIntake() cache.ReflectorStore {
 	return &intake[*corev1.Service, *service]{
 		state: s, synced: &s.synced.services, convert: convertService,
 		put: s.putServiceLocked, drop: s.dropServiceLocked, keys: func() []string { return slices.Collect(maps.Keys(s.services)) },
-		listed: func() { s.lists++; s.serviceLists++ },
+		listed: func() { s.listedLocked(); s.serviceLists++ },
 	}
+}
+
+// listedLocked notes that a kind of which a loss would matter was read anew.
+func (s *state) listedLocked() {
+	s.lists++
+	s.turns++
+	s.listTurn = s.turns
 }
 
 func (s *state) sliceIntake() cache.ReflectorStore {
 	return &intake[*discoveryv1.EndpointSlice, *slice]{
 		state: s, synced: &s.synced.slices, convert: convertSlice,
 		put: s.putSliceLocked, drop: s.dropSliceLocked, keys: func() []string { return slices.Collect(maps.Keys(s.owners)) },
-		listed: func() { s.lists++ },
+		listed: s.listedLocked,
 	}
 }
 
@@ -43,7 +50,7 @@ func (s *state) nodeIntake() cache.ReflectorStore {
 	return &intake[*corev1.Node, *node]{
 		state: s, synced: &s.synced.nodes, convert: convertNode,
 		put: s.putNodeLocked, drop: s.dropNodeLocked, keys: func() []string { return slices.Collect(maps.Keys(s.nodes)) },
-		listed: func() { s.lists++ },
+		listed: s.listedLocked,
 	}
 }
 

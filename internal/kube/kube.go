@@ -7,7 +7,7 @@
 //	go c.Run(ctx)
 //	for range c.Changed() {
 //		if cluster, synced := c.Snapshot(); synced {
-//			c.Apply(decide(cluster))
+//			c.Apply(decide(cluster)) // or c.Withhold()
 //		}
 //	}
 //
@@ -136,6 +136,8 @@ func (c *Client) Run(ctx context.Context) error {
 // since the start. Services are sorted by namespace and name, nodes by name.
 // The caller must not change it; nobody else will.
 func (c *Client) Snapshot() (edge.Cluster, bool) {
+	turn, _ := c.state.turn() // first: what comes meanwhile is another one's
+	c.writer.seen(turn)
 	cluster, synced := c.state.snapshot()
 	cluster.Stale = c.fresh.stale()
 	return cluster, synced

@@ -40,13 +40,12 @@ type leftover struct {
 // the start and whenever all Services were read anew.
 func (c *Client) releaseLeftovers(ctx context.Context) (wait time.Duration, again bool) {
 	w := c.writer
-	w.mu.Lock()
-	given := w.given
-	w.mu.Unlock()
-	if _, synced := c.state.snapshot(); !given || !synced {
+	_, list := c.state.turn()
+	_, turn, ok := w.decided(list)
+	if _, synced := c.state.snapshot(); !ok || !synced {
 		return 0, false
 	}
-	left, lists := c.state.takeLeft()
+	left, lists := c.state.takeLeft(turn)
 	for key, uid := range left {
 		w.leftovers[key] = &leftover{uid: uid}
 	}

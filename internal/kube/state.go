@@ -33,12 +33,16 @@ type state struct {
 	lists         int // see edge.Cluster
 
 	// left are Services that had gatehouse's finalizer when they were last seen,
-	// and are of another type since, or gone: their UIDs. done are the UIDs of
+	// and are of another type since, or gone: their UIDs, by when that was. done are the UIDs of
 	// those that have been rid of it meanwhile, whose end the watch still has to
 	// tell.
-	left         map[string]string
+	left         map[string]leaver
 	done         map[string]struct{}
 	serviceLists int // how often all Services were read
+	// turns counts what is not to be written after before it was decided upon:
+	// Services that leave with the finalizer, and lists.
+	turns    int
+	listTurn int // the last list's
 
 	// What the last snapshot was made of, and which of it is out of date.
 	stale      bool
@@ -50,6 +54,12 @@ type state struct {
 	last       edge.Cluster
 }
 
+// leaver is a Service that has left.
+type leaver struct {
+	uid  string
+	turn int // of state.turns, with it
+}
+
 func newState(changed func()) *state {
 	return &state{
 		changed:   changed,
@@ -57,7 +67,7 @@ func newState(changed func()) *state {
 		slices:    make(map[string]map[string][]edge.Endpoint),
 		owners:    make(map[string]string),
 		nodes:     make(map[string]edge.Node),
-		left:      make(map[string]string),
+		left:      make(map[string]leaver),
 		done:      make(map[string]struct{}),
 		staleKeys: make(map[string]struct{}),
 		whole:     make(map[string]*edge.Service),
@@ -174,7 +184,8 @@ func (s *state) dropServiceLocked(key string) {
 	if _, done := s.done[old.UID]; done {
 		delete(s.done, old.UID)
 	} else if old.Finalizer {
-		s.left[key] = old.UID
+		s.turns++
+		s.left[key] = leaver{old.UID, s.turns}
 	}
 }
 
@@ -195,15 +206,30 @@ func (s *state) finalizerKept(uid string) {
 	s.mu.Unlock()
 }
 
-// takeLeft returns the Services that have left with gatehouse's finalizer since
-// the last call, and how often all Services were read.
-func (s *state) takeLeft() (left map[string]string, lists int) {
+// takeLeft returns the UIDs of Services that have left with gatehouse's finalizer
+// since the last call, as of a turn, and how often all Services were read.
+func (s *state) takeLeft(turn int) (left map[string]string, lists int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.left) > 0 {
-		left, s.left = s.left, make(map[string]string)
+	for key, l := range s.left {
+		if l.turn > turn {
+			continue
+		}
+		if left == nil {
+			left = make(map[string]string)
+		}
+		left[key] = l.uid
+		delete(s.left, key)
 	}
 	return left, s.serviceLists
+}
+
+// turn says how far the cluster is: see turns; and which of them was the last
+// list.
+func (s *state) turn() (now, list int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.turns, s.listTurn
 }
 
 // isBalanced says whether a Service is known to be of type LoadBalancer.

@@ -31,6 +31,9 @@ type writer struct {
 	mu    sync.Mutex
 	given bool
 	want  []edge.ServiceStatus
+	// Of the last Snapshot, and of that which want was decided from: see
+	// state.turns.
+	seenTurn, turn int
 
 	// The rest is the worker's own.
 	tries     map[string]*try      // by Service
@@ -52,18 +55,41 @@ func newWriter() *writer {
 // are not in want are left alone. want must have been decided from a Snapshot
 // that was synced: a Service that was not known then would lose its status. It
 // is not to be changed afterwards, and quickest if it is sorted by namespace and
-// name.
+// name. Once all was read anew, as after a time without the API server, nothing
+// is written before the next call.
 //
-// From the first call on Services that are not of type LoadBalancer any more
-// are rid of what gatehouse has left on them.
+// Services that are not of type LoadBalancer any more are rid of what gatehouse
+// has left on them, with the first call after a Snapshot without them.
 func (c *Client) Apply(want []edge.ServiceStatus) {
 	if !slices.IsSortedFunc(want, compareStatuses) {
 		want = slices.SortedFunc(slices.Values(want), compareStatuses)
 	}
 	c.writer.mu.Lock()
-	c.writer.given, c.writer.want = true, want
+	c.writer.given, c.writer.want, c.writer.turn = true, want, c.writer.seenTurn
 	c.writer.mu.Unlock()
 	c.writer.wakeUp()
+}
+
+// Withhold keeps anything from being written until the next Apply: what was
+// decided last is not to be held against what the API says now.
+func (c *Client) Withhold() {
+	c.writer.mu.Lock()
+	defer c.writer.mu.Unlock()
+	c.writer.given, c.writer.want = false, nil
+}
+
+func (w *writer) seen(turn int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seenTurn = turn
+}
+
+// decided is what was given, and as of which turn; with the last list at least,
+// or else nothing is to be written.
+func (w *writer) decided(list int) (want []edge.ServiceStatus, turn int, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.want, w.turn, w.given && w.turn >= list
 }
 
 func compareStatuses(a, b edge.ServiceStatus) int {

@@ -203,13 +203,12 @@ func (c *Client) retryWrites() {
 // writeDue writes what differs and is not to wait; it returns when to look again.
 func (c *Client) writeDue(ctx context.Context) (wait time.Duration, again bool) {
 	w := c.writer
-	w.mu.Lock()
-	given, want := w.given, w.want
-	w.mu.Unlock()
-	if !given {
+	cluster, _ := c.state.snapshot()
+	_, list := c.state.turn() // not before: what it has is decided upon
+	want, _, ok := w.decided(list)
+	if !ok {
 		return 0, false
 	}
-	cluster, _ := c.state.snapshot()
 	now := time.Now()
 	if w.hurry.Swap(false) {
 		w.pause, w.listFailed = pause{}, pause{}

@@ -107,7 +107,7 @@ func TestOneRequestForEachChange(t *testing.T) {
 		if s = api.get("shop/web"); s.Name != "" {
 			t.Errorf("still there: %+v", s)
 		}
-		if left, _ := c.state.takeLeft(); len(left) != 0 || len(c.state.done) != 0 {
+		if left, _ := c.state.takeLeft(c.state.turns); len(left) != 0 || len(c.state.done) != 0 {
 			t.Errorf("%v is still to be released, %v was", left, c.state.done)
 		}
 	})
@@ -131,6 +131,84 @@ func TestAServiceOfAnotherTypeIsReleased(t *testing.T) {
 		}
 		if s := api.get("shop/web"); !slices.Equal(s.Finalizers, []string{"example.com/other"}) || len(s.Status.LoadBalancer.Ingress) != 0 || len(s.Status.Conditions) != 0 {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// The finalizer stays until it was decided, without the Service, that its doors
+// are closed; and after a list nothing is written that was decided before.
+func TestWritesWaitForTheDecision(t *testing.T) {
+	writing(t, func(api *fakeAPI, _ *Client) {
+		for _, name := range []string{"web", "mail"} {
+			api.put(asIs, "shop", name)
+		}
+		api.begin()
+		api.apply(open("mail", atHome), open("web", atHome))
+		time.Sleep(time.Hour)
+		api.requests()
+		api.mu.Lock()
+		api.decided = false // it takes its time
+		api.mu.Unlock()
+		quiet := func(what string) {
+			t.Helper()
+			time.Sleep(time.Minute)
+			if got := api.requests(); len(got) > 0 {
+				t.Errorf("%s: requests %q", what, got)
+			}
+		}
+		api.put(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }, "shop", "web")
+		quiet("it leaves")
+		api.apply(open("mail", atHome))
+		time.Sleep(time.Minute)
+		if got := api.requests(); len(got) != 2 || !strings.HasPrefix(got[1], "patch services/status shop/web") {
+			t.Errorf("decided: requests %q", got)
+		}
+		api.mu.Lock()
+		api.decided = false
+		api.mu.Unlock()
+		api.put(func(s *corev1.Service) { s.Status, s.Finalizers, s.ManagedFields = corev1.ServiceStatus{}, nil, nil }, "shop", "mail")
+		api.relist()
+		quiet("a list")
+		api.apply(open("mail", atHome))
+		time.Sleep(time.Minute)
+		if got := api.count("patch services/status shop/mail"); got != 1 {
+			t.Errorf("decided: %d patches", got)
+		}
+	})
+}
+
+// While what was read is not believed nothing is written that was decided before:
+// not to a Service that has its old status again, nor to one that is of another
+// type by now.
+func TestNothingIsWrittenWhileItIsWithheld(t *testing.T) {
+	writing(t, func(api *fakeAPI, c *Client) {
+		for _, name := range []string{"web", "mail"} {
+			api.put(asIs, "shop", name)
+		}
+		api.begin()
+		api.apply(open("web", atHome), open("mail", atHome))
+		time.Sleep(time.Hour)
+		api.requests()
+		c.Withhold()
+		api.mu.Lock()
+		api.decided = false // as a daemon does that believes nothing
+		api.mu.Unlock()
+		api.put(func(s *corev1.Service) {
+			s.Status, s.Finalizers, s.ManagedFields = corev1.ServiceStatus{}, nil, nil // of a backup
+		}, "shop", "web")
+		api.put(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }, "shop", "mail")
+		api.relist()
+		time.Sleep(time.Hour)
+		if got := api.requests(); len(got) > 0 {
+			t.Errorf("requests %q", got)
+		}
+		api.apply(open("web", atHome))
+		time.Sleep(time.Hour)
+		if s := api.get("shop/web"); len(s.Status.LoadBalancer.Ingress) != 1 {
+			t.Errorf("once it is believed: %+v", s.Status)
+		}
+		if s := api.get("shop/mail"); len(s.Finalizers) > 0 {
+			t.Errorf("once it is believed: %q", s.Finalizers)
 		}
 	})
 }
