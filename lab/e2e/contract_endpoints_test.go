@@ -246,9 +246,7 @@ func contractSourceRanges(t *testing.T, plane string) {
 	}
 	if plane == proxy { // with nat a client of another family finds nobody anyway
 		at := net.JoinHostPort("fd00:11:12::32", fmt.Sprint(port))
-		if err := opened("home1", at)(); err != nil {
-			t.Errorf("IPv6: %v", err)
-		}
+		eventually(t, 20*time.Second, "open to the one by IPv6", opened("home1", at))
 		if err := unserved("home2", at)(); err != nil {
 			t.Errorf("IPv6: %v", err)
 		}
@@ -293,9 +291,7 @@ func contractTrafficDistribution(t *testing.T, plane string) {
 	}
 	putSlice(t, e)
 	eventually(t, 20*time.Second, "all endpoints answer", onlyBy("home1", atHome(port), "w1", "w2", "w3"))
-	if got := weightsUp(t, port); got != "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1" {
-		t.Errorf("weights are %s", got)
-	}
+	eventually(t, 20*time.Second, "all alike", func() error { return want(weightsUp(t, port), "10.0.0.101=1 10.0.0.102=1 10.0.0.103=1") })
 }
 
 // EndpointSlices: several are one, and an endpoint in two of them counts once.

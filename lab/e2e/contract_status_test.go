@@ -270,9 +270,12 @@ func contractContested(t *testing.T) {
 			t.Errorf("the event does not say who: %s", e)
 		}
 	}
-	if problems := problemsOf(t, ns+"/wanted"); !strings.Contains(problems, "example-controller") {
-		t.Errorf("the problems do not say who: %q", problems)
-	}
+	eventually(t, 20*time.Second, "the problems say who", func() error {
+		if problems := problemsOf(t, ns+"/wanted"); !strings.Contains(problems, "example-controller") {
+			return fmt.Errorf("they are %q", problems)
+		}
+		return nil
+	})
 	t.Logf("the other one has written %d times", written)
 	if written > 5 {
 		t.Errorf("it was fought with: written %d times", written)
@@ -287,9 +290,7 @@ func contractContested(t *testing.T) {
 	if err := ingressIs(t, ns, "wanted", theirs)(); err != nil {
 		t.Errorf("it is fought with: %v", err)
 	}
-	if err := opened("home1", atHome(port))(); err != nil {
-		t.Error(err)
-	}
+	eventually(t, 20*time.Second, "clients are served", opened("home1", atHome(port)))
 	// Whoever changes the Service may have ended it.
 	annotate(t, s, map[string]string{"gatehouse.e13.dev/drain-timeout": "1h"})
 	eventually(t, 15*time.Second, "after a change it is written again", ingressIs(t, ns, "wanted", homeAddr))
