@@ -98,12 +98,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 		d.addresses.apply(ctx, now.state, doors, kept)
 	}
 	d.remember(c, cluster, now.state.Allocations)
-	if cluster.synced && !d.silent {
-		cluster.client.Apply(now.state.Statuses)
-		for _, e := range d.events.fresh(now.state.Events, cluster.snapshot) {
-			cluster.client.Emit(e)
-		}
-	}
+	d.tellCluster(cluster, now.state)
 	admin := d.serveAdmin(ctx, c.Admin)
 	unwalled := d.addresses.problems()
 	now.problems = slices.Concat(now.problems, admin, lacking, unwalled, d.journal.problems(), d.cluster.problems())

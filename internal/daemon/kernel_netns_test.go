@@ -91,6 +91,57 @@ func TestNetnsDoorsThatTheKernelRefuses(t *testing.T) {
 	})
 }
 
+// A Service is not let go while the kernel has its door: as long as that goes on
+// as before, and when it does not take what it is told.
+func TestNetnsServicesGoOnceTheyAreClosed(t *testing.T) {
+	netnstest.Run(t, func() {
+		fail := stubbornNFT(t)
+		services := []edge.Service{
+			{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true}, {Namespace: "shop", Name: "news", UID: "u-news"},
+			{Namespace: "shop", Name: "relayed", UID: "u-relayed", Finalizer: true},
+		}
+		statuses := []edge.ServiceStatus{{UID: "u-web"}, {UID: "u-news"}, {UID: "u-relayed"}}
+		told := func(k *kernel, want string) {
+			t.Helper()
+			var uids []string
+			for _, s := range k.closed(statuses, services) {
+				uids = append(uids, s.UID)
+			}
+			if got := strings.Join(uids, " "); got != want {
+				t.Errorf("told are %q, want %q", got, want)
+			}
+		}
+		web := translated(homeDoor, up(pod1))
+		web.Name, web.Why = "shop/web:80", "service/shop/web"
+		k := realKernel(t)
+		k.open(t.Context(), stateOf(web), nil)
+		k.close(t.Context())
+		told(k, "u-news u-relayed")
+		if err := os.WriteFile(fail, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		k.open(t.Context(), stateOf(), nil)
+		k.close(t.Context())
+		told(k, "u-news u-relayed")
+		if err := os.Remove(fail); err != nil {
+			t.Fatal(err)
+		}
+		k = realKernel(t)
+		waits := translated(edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "eth1", Port: 81}}, edge.Backend{Addr: pod2, Weight: 1, State: edge.Pending})
+		if !k.hold(t.Context(), true, nil, stateOf(waits)) {
+			t.Fatal("it does not wait for probes")
+		}
+		told(k, "u-news")
+		k.known = k.known.Add(-kernelHold)
+		if k.hold(t.Context(), true, nil, stateOf(waits)) {
+			t.Fatal("it waits forever")
+		}
+		k.open(t.Context(), stateOf(waits), nil)
+		k.close(t.Context())
+		told(k, "u-web u-news u-relayed")
+	})
+}
+
 // A process after this one knows which backends had connections, and does not
 // refuse clients at a door that the relay has since.
 func TestNetnsAdoptedDoors(t *testing.T) {
