@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/laststate"
 )
@@ -95,5 +96,19 @@ func TestHeldInTheFuture(t *testing.T) {
 	l.take(now, []laststate.Allocation{{Allocation: a, Left: now.AddDate(1, 0, 0)}})
 	if got := l.next(); !got.Equal(now.Add(holdAddresses)) {
 		t.Errorf("free at %s", got)
+	}
+}
+
+// What time alone does not change is not decided again and again.
+func TestWithoutAClusterNothingIsDue(t *testing.T) {
+	past := time.Now().Add(-2 * holdAddresses)
+	a := allocation("10.0.0.64", "shop/web", "1")
+	a.Held = true
+	d := &Daemon{journal: newJournal(func() {})}
+	d.ledger.all = []laststate.Allocation{{Allocation: a, Left: past}}
+	d.cluster.guard.loss = &loss{Since: past, Until: past}
+	d.remember(&config.Config{Kubernetes: &config.Kubernetes{}}, view{}, nil)
+	if !d.next.IsZero() {
+		t.Errorf("due at %s", d.next)
 	}
 }

@@ -112,10 +112,14 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 // The next decision has to be made when that or what is believed changes by
 // itself.
 func (d *Daemon) remember(c *config.Config, cluster view, allocations []edge.Allocation) {
+	d.next = time.Time{}
 	if cluster.snapshot != nil || c.Kubernetes == nil { // else it is not known who has left
 		d.ledger.note(time.Now(), allocations)
+		d.next = d.ledger.next()
 	}
-	d.next = earlier(d.ledger.next(), d.cluster.heldUntil())
+	if cluster.answered { // else time alone changes nothing
+		d.next = earlier(d.next, d.cluster.heldUntil())
+	}
 	d.kept = nil
 	if cluster.snapshot != nil {
 		d.kept = &laststate.State{
