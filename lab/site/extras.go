@@ -248,6 +248,7 @@ type PodRecord struct {
 	Netns     string `json:"netns"` // empty: the node's own
 	IP        string `json:"ip"`
 	IP6       string `json:"ip6"`
+	Hostname  string `json:"hostname"`
 	// Containers by name.
 	Containers map[string]ContainerRecord `json:"containers"`
 }

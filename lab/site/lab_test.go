@@ -507,6 +507,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: %[1]s}
 spec:
+  hostname: called-%[1]s
   terminationGracePeriodSeconds: 0
   containers: [%[2]s]
 `
@@ -563,7 +564,7 @@ spec:
 	if err != nil || !slices.Contains(strings.Fields(out), ip) {
 		t.Errorf("exec in the pod: %q, %v", out, err)
 	}
-	if out := kubectl(t, s, "exec", "host", "--", "sh", "-c", "hostname; echo $IP; hostname -I"); !strings.HasPrefix(out, "host\n"+ip+"\n"+ip+" ") {
+	if out := kubectl(t, s, "exec", "host", "--", "sh", "-c", "hostname; echo $IP; hostname -I"); !strings.HasPrefix(out, "called-host\n"+ip+"\n"+ip+" ") {
 		t.Errorf("kubectl exec: %q", out)
 	}
 	if out := kubectl(t, s, "exec", "host", "--", "getent", "ahostsv4", "kubernetes.default"); !strings.HasPrefix(out, "10.96.0.1 ") {

@@ -103,7 +103,7 @@ func page(results []result) string {
 	b.WriteString(`# Kubernetes' own tests of load balancers
 
 Kubernetes has end-to-end tests of what a Service of type LoadBalancer is to do, written for the load balancers of clouds:
-[sig-network] LoadBalancers, in test/e2e/network/loadbalancer.go. "make upstream" (as root) builds those of the release that the lab is
+[sig-network] LoadBalancers, in test/e2e/network/loadbalancer.go. ` + "`make upstream`" + ` (as root) builds those of the release that the lab is
 made of and runs them in [the lab](lab.md): the tests are on a machine in the home LAN, the pods are where they always are, and
 gatehouse is between them. Nothing of the tests is changed. What stands for their container image is built from the same source.
 
@@ -117,7 +117,7 @@ This page is written by that run, with ` + "`lab/cmd/upstream/cases.go`" + ` for
 		if k, ok := expected[r.name]; ok && k.instead != "" {
 			remark += ". Instead: " + k.instead
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", r.name, r.state, strings.ReplaceAll(remark, "|", "\\|"))
+		fmt.Fprintf(&b, "| %s | %s |%s |\n", r.name, r.state, strings.TrimRight(" "+strings.ReplaceAll(remark, "|", "\\|"), " "))
 	}
 	return b.String()
 }

@@ -124,7 +124,7 @@ func TestCommandLines(t *testing.T) {
 				Image: "lab/host", Command: []string{"nginx", "$(CONF)", "$(NOBODY)"}, Args: []string{"-x"},
 				Env: []corev1.EnvVar{{Name: "CONF", Value: "a b"}},
 			},
-			want: []string{"/state/bin/lab", "_enter", "ghlab-x-p-1", "--bind", "/state/pods/w1/u/run:/run", "--bind", "/state/pods/w1/u/resolv.conf:/etc/resolv.conf", "--hostname", "p", "--", "nginx", "a b", "$(NOBODY)", "-x"},
+			want: []string{"/state/bin/lab", "_enter", "ghlab-x-p-1", "--bind", "/state/pods/w1/u/run:/run", "--bind", "/state/pods/w1/u/resolv.conf:/etc/resolv.conf", "--hostname", "h", "--", "nginx", "a b", "$(NOBODY)", "-x"},
 		},
 		{
 			name: "in the node's network",
@@ -138,7 +138,7 @@ func TestCommandLines(t *testing.T) {
 			err: "env S: the lab knows plain values and fieldRef",
 		},
 	} {
-		p := newPod(a, site.PodRecord{Namespace: "n", Name: "p", UID: "u", Netns: tt.netns})
+		p := newPod(a, site.PodRecord{Namespace: "n", Name: "p", Hostname: "h", UID: "u", Netns: tt.netns})
 		p.obj = &corev1.Pod{}
 		got, err := p.argv(tt.spec)
 		message := ""

@@ -43,7 +43,7 @@ func imageName(image string) string {
 
 // wayIn is the command line that gets a program into a pod: its network, its host name, its /run and names.
 func (a *Agent) wayIn(rec site.PodRecord, dir string) []string {
-	netns, hostname := rec.Netns, rec.Name
+	netns, hostname := rec.Netns, rec.Hostname
 	binds := []string{filepath.Join(dir, "run") + ":/run"}
 	if netns == "" {
 		netns, hostname = "ghlab-"+a.cfg.Lab+"-"+a.cfg.Node, a.cfg.Node

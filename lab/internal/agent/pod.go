@@ -133,6 +133,9 @@ func (p *pod) begin(ctx context.Context) error {
 		return err
 	}
 	if p.rec.IP == "" {
+		if p.rec.Hostname = p.obj.Spec.Hostname; p.rec.Hostname == "" {
+			p.rec.Hostname = p.rec.Name
+		}
 		if err := p.connect(ctx); err != nil {
 			return err
 		}
