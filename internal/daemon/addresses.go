@@ -8,11 +8,13 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // keeper keeps addresses of pools on the machine: a vip.Keeper, or a test's.
@@ -30,11 +32,13 @@ type keeper interface {
 type addresses struct {
 	log     *slog.Logger
 	keeper  keeper
+	left    func() (bool, error) // vip.Left, or a test's
 	changed func()
 	task    slot
 
 	mu      sync.Mutex
 	adopted bool   // the keeper is wanted, and knows what was there before
+	looked  bool   // it was looked whether a process before has left something
 	retired bool   // another process has taken over
 	failure string // why the keeper could not do what it was told last
 	// What it has done: the wall around these addresses stands, and these doors are
@@ -73,6 +77,22 @@ func (a *addresses) want(ctx context.Context) {
 	if !a.retired {
 		a.task.set(ctx, keeperTask, a.run)
 	}
+}
+
+// areLeft says whether a process before has left addresses, though there may be no
+// pool any more: they would be open to whoever has the ports now.
+func (a *addresses) areLeft() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.looked || a.adopted {
+		return a.adopted
+	}
+	a.looked = true
+	left, err := a.left()
+	if err != nil {
+		a.log.Warn("addresses of before not read", "err", err)
+	}
+	return left
 }
 
 func (a *addresses) wanted() bool {
@@ -185,14 +205,14 @@ func (a *addresses) apply(ctx context.Context, state desired.State, shut map[edg
 		}
 		return nil
 	}
-	a.failure = err.Error()
+	a.failure = inWords(err)
 	failed = maps.Clone(a.keeper.Snapshot())
 	if failed == nil {
 		failed = map[netip.Addr]edge.AddressState{}
 	}
 	for _, addr := range state.Addresses {
 		if !a.walled[addr.Addr] {
-			failed[addr.Addr] = edge.AddressState{Error: a.failure}
+			failed[addr.Addr] = edge.AddressState{Error: "it cannot be walled off: " + a.failure}
 		}
 	}
 	return failed
@@ -227,11 +247,24 @@ func doorsAt(state desired.State, shut map[edge.Door]string, kept []edge.Door) [
 	return slices.Compact(doors)
 }
 
+// inWords is an error of the keeper as people are told it.
+func inWords(err error) string {
+	for _, known := range []error{nft.ErrNotInstalled, nft.ErrNotPermitted} {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	return err.Error()
+}
+
 // failing says whether the keeper is to be told once more.
-func (a *addresses) failing() bool {
+func (a *addresses) failing() bool { return a.whyNot() != "" }
+
+// whyNot is why it could not do what it was told; empty: it could.
+func (a *addresses) whyNot() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.failure != ""
+	return a.failure
 }
 
 func (a *addresses) problems() []edge.Problem {
@@ -241,7 +274,8 @@ func (a *addresses) problems() []edge.Problem {
 	problems := slices.Clone(a.keeper.Problems())
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.failure != "" {
+	said := func(p edge.Problem) bool { return strings.HasSuffix(p.What, a.failure) }
+	if a.failure != "" && !slices.ContainsFunc(problems, said) {
 		problems = append(problems, edge.Problem{
 			Object: "addresses", What: "nothing more is opened at addresses of pools: " + a.failure, Remedy: "it is tried again",
 		})

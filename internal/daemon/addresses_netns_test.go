@@ -234,11 +234,17 @@ func TestNetnsDoorsWaitForTheirAddress(t *testing.T) {
 			}
 		}
 		eventually(t, "the failure is said", says("nothing more is opened at addresses of pools: "+failure.Error()))
+		if got := d.Status(); got.Ready || !slices.Contains(got.NotReady, "addresses of pools: "+failure.Error()) {
+			t.Error("without a wall it waits for", got.NotReady)
+		}
 		if err := p.refused(t)(); err != nil {
 			t.Error("without a wall:", err)
 		}
 		k.set(func() { k.err, k.states = nil, map[netip.Addr]edge.AddressState{} })
 		eventually(t, "pending", row(d, "10.11.12.70")("pending eth1 [shop/web]"))
+		if got := d.Status(); !got.Ready {
+			t.Error("with a wall it waits for", got.NotReady)
+		}
 		if err := p.refused(t)(); err != nil {
 			t.Error("before it is ready:", err)
 		}
@@ -399,6 +405,37 @@ func TestNetnsAddressesWaitForTheCluster(t *testing.T) {
 		_, after, _ := strings.Cut(rest, "\n")
 		write(t, p.file, before+after)
 		eventually(t, "not wanted any more", wants(0))
+	})
+}
+
+// Addresses of pools that are not in the file any more when the next process
+// begins go, and what has their port now is not served there.
+func TestNetnsAddressesOfBeforeGo(t *testing.T) {
+	netnstest.Run(t, func() {
+		p := newPoolSite(t, "web")
+		sh(t, "ip address add 10.11.12.75/32 dev eth1 scope host metric 9191")
+		text, err := os.ReadFile(p.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, rest, _ := strings.Cut(string(text), "pools:")
+		_, after, _ := strings.Cut(rest, "\n")
+		write(t, p.file, before+after)
+		start(t, p.file)
+		served := func(addr string) (err error) {
+			p.client.Do(t, func() { err = serves(p.at(addr), "one")() })
+			return err
+		}
+		eventually(t, "served at the interface's own address", func() error { return served("10.11.12.1") })
+		if served("10.11.12.75") == nil {
+			t.Error("served at an address of before")
+		}
+		eventually(t, "it is gone", func() error {
+			if text := sh(t, "ip address show dev eth1"); strings.Contains(text, "10.11.12.75") {
+				return errors.New(text)
+			}
+			return nil
+		})
 	})
 }
 

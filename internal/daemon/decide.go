@@ -35,7 +35,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	d.names.Follow(hostNames(c))
 	d.cluster.use(ctx, c)
 	cluster := d.cluster.look()
-	if len(c.Pools) > 0 || len(d.ledger.all) > 0 {
+	if len(c.Pools) > 0 || len(d.ledger.all) > 0 || d.addresses.areLeft() {
 		d.addresses.want(ctx)
 	}
 	in, err := d.inputs(c, cluster.snapshot)

@@ -226,7 +226,10 @@ func (k *Keeper) takeOff(now time.Time) bool {
 		}
 		if d := k.devices[e.device]; d != nil && d.there {
 			if err := k.changer.remove(addr, d.index); err != nil {
-				k.log.Warn("cannot remove an address", "address", addr, "interface", e.device, "err", err)
+				if text := err.Error(); e.err != text { // and again with the next look
+					e.err = text
+					k.log.Warn("cannot remove an address", "address", addr, "interface", e.device, "err", err)
+				}
 				k.leaving = true
 				continue
 			}
@@ -257,9 +260,9 @@ func (k *Keeper) judge() {
 		if k.wallError != "" {
 			remedy := ""
 			switch k.wallError {
-			case "nft: " + nft.ErrNotInstalled.Error():
+			case nft.ErrNotInstalled.Error():
 				remedy = "apt install nftables, or what your distribution calls it"
-			case "nft: " + nft.ErrNotPermitted.Error():
+			case nft.ErrNotPermitted.Error():
 				remedy = "give gatehouse CAP_NET_ADMIN, as an ambient capability since nft needs it too"
 			}
 			add("", "addresses of pools cannot be walled off, so that new ones are not used: "+k.wallError, remedy)

@@ -160,6 +160,9 @@ func (k *Keeper) want(addresses []edge.Address, doors []edge.Door, now time.Time
 			k.unqueue(e)
 			e.device, e.phase, e.walled, e.conflict, e.err = a.Device, waiting, false, "", ""
 		}
+		if !e.wanted {
+			e.err = "" // of leaving
+		}
 		e.wanted, e.why = true, a.Why
 		k.note(e)
 	}
@@ -206,6 +209,16 @@ func (k *Keeper) content(now time.Time) content {
 	return c
 }
 
+// inWords is why there is no wall, as people are told it.
+func inWords(err error) string {
+	for _, known := range []error{nft.ErrNotInstalled, nft.ErrNotPermitted} {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	return err.Error()
+}
+
 // raise makes the wall what it is to be. Only then are addresses put behind it.
 func (k *Keeper) raise(ctx context.Context) error {
 	k.walling.Lock()
@@ -221,7 +234,7 @@ func (k *Keeper) raise(ctx context.Context) error {
 	defer k.mu.Unlock()
 	text := ""
 	if err != nil {
-		text = err.Error()
+		text = inWords(err)
 	}
 	if k.wallError != text {
 		k.wallError, k.told = text, false
@@ -269,6 +282,16 @@ func (k *Keeper) poke() {
 	case k.poked <- struct{}{}:
 	default:
 	}
+}
+
+// Left says whether there are addresses that a process before has left. It takes
+// no rights, and runs nothing.
+func Left() (bool, error) {
+	addresses, err := again(listAddresses)
+	if err != nil {
+		return false, fmt.Errorf("vip: list addresses: %w", err)
+	}
+	return slices.ContainsFunc(addresses, func(a address) bool { return a.ours }), nil
 }
 
 // Remove takes all that is ours off this machine, and says whether there was
