@@ -27,6 +27,7 @@ type use struct {
 	asked  bool // it asks for something there, which it may not get
 	own    bool // it asks for the interface's own address
 	filled bool
+	kept   bool    // it has what it had at the last decision
 	named  []*Pool // of each of which it wants an address
 }
 

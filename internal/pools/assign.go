@@ -70,6 +70,9 @@ func (a *assignment) keep() {
 				settled[i] = a.claim(w, b.Addr) != refused
 			}
 		}
+		for i := range w.uses {
+			w.uses[i].kept = w.uses[i].filled
+		}
 	}
 	for i := range a.before {
 		if b := &a.before[i]; !settled[i] && a.owners[b.Addr] == nil && a.segmentOf(b) != nil {
@@ -124,7 +127,7 @@ const (
 
 // claim gives a Service an address that it has already, if that is what it
 // wants. Of several in one slot it keeps the first, but for those that it asks
-// for, and while it is not known where they are.
+// for, and while it is not known where they are: then all that it had last.
 func (a *assignment) claim(w *ask, addr netip.Addr) verdict {
 	if w.has(addr) {
 		return granted
@@ -140,7 +143,7 @@ func (a *assignment) claim(w *ask, addr netip.Addr) verdict {
 	case slices.Contains(use.named, s.pool) && !w.hasOf(s.pool, s.slot):
 	case w.closed(s.slot):
 		return refused
-	case w.space.away && len(s.slot.networks) == 0:
+	case w.space.away && len(s.slot.networks) == 0 && !use.kept:
 	case use.asked || use.filled:
 		return refused
 	}

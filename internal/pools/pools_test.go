@@ -266,6 +266,12 @@ func TestAssign(t *testing.T) {
 			},
 			gets: map[string][]string{"a": {"10.1.0.9 of v4", "10.2.0.50 of second"}, "b": {"10.1.0.8 of v4"}, "c": {"10.1.0.20 of few"}},
 		},
+		"with the interface away, and what it had before that": {
+			before: "web 10.1.0.8 held; web 10.1.0.20; again 10.1.0.9 held; again 10.1.0.21 held",
+			wants:  "web; again uid=2", change: func(in *Input) { in.Networks = nil },
+			gets: map[string][]string{"web": {"10.1.0.20 of few"}, "again": {"10.1.0.9 of v4", "10.1.0.21 of few"}}, // in two networks, for all that is known
+			held: "10.1.0.8 v4 web",
+		},
 		"with one of two interfaces away": {
 			before: "a 10.1.0.9; a 10.2.0.50; a 10.1.0.12", wants: "a",
 			change: func(in *Input) {
