@@ -1,6 +1,7 @@
 package vip
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -339,6 +340,34 @@ func TestNetnsKeptByFlows(t *testing.T) {
 		if used, err := inUse(); err != nil || len(used) > 0 {
 			t.Errorf("in use are %v, %v", used, err)
 		}
+	})
+}
+
+// What has become of the wall while nobody ran, or while another process did that
+// was to take over and could not, is seen at once.
+func TestNetnsWallIsMendedAtTheStart(t *testing.T) {
+	netnstest.Run(t, func() {
+		l := newLAN(t)
+		client := l.host(7)
+		listenAt(t, nil, ":22")
+		k, stop := keep(t, Options{})
+		apply(t, k, addresses("eth1", vip4))
+		awaitReady(t, k, vip4)
+		stop()
+		run1(t, nil, "nft flush ruleset")
+		if _, err := dial(t, client, "tcp", vip4+":22"); err != nil {
+			t.Fatalf("there is a wall still: %v", err)
+		}
+		refused := func() bool { _, err := dial(t, client, "tcp", vip4+":22"); return refusedBy(err) }
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- k.Run(ctx) }()
+		netnstest.Eventually(t, soon, "mended by the same process", refused)
+		cancel()
+		<-ended
+		run1(t, nil, "nft flush ruleset")
+		keep(t, Options{})
+		netnstest.Eventually(t, soon, "mended by the next one", refused)
 	})
 }
 

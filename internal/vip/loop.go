@@ -38,6 +38,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	defer c.close()
 	k.mu.Lock()
 	k.changer = c
+	here := len(k.entries) > 0
 	k.mu.Unlock()
 	defer k.closeSockets()
 	var watchers sync.WaitGroup
@@ -45,6 +46,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 	lost := make(chan struct{}, 1)
 	watchers.Go(func() { k.listen(ctx) })
 	l := loop{keeper: k, reread: time.Now(), mend: time.Now().Add(mendInterval)}
+	if here { // nobody has looked after their wall until now, or another process has
+		l.mend = time.Now()
+	}
 	k.markDirty()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
