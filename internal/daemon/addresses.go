@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -196,6 +195,9 @@ func (a *addresses) apply(ctx context.Context, state desired.State, shut map[edg
 	if ctx.Err() != nil {
 		return nil // it is over: the error says nothing of the machine
 	}
+	if err != nil {
+		failed = a.snapshot() // with what was seen of others: nobody is to be given that now
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err == nil {
@@ -206,7 +208,6 @@ func (a *addresses) apply(ctx context.Context, state desired.State, shut map[edg
 		return nil
 	}
 	a.failure = inWords(err)
-	failed = maps.Clone(a.keeper.Snapshot())
 	if failed == nil {
 		failed = map[netip.Addr]edge.AddressState{}
 	}

@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 )
 
@@ -47,4 +49,17 @@ func TestConflictsAreRemembered(t *testing.T) {
 		check("asked for again", look(asked), asked)
 		check("and not wanted", look(nil), nil)
 	})
+}
+
+// Nor while there can be no wall, which has the decision made once more.
+func TestConflictsAreRememberedWithoutAWall(t *testing.T) {
+	k := newFakeKeeper()
+	k.err = errors.New("nft: no memory")
+	a := &addresses{keeper: k, adopted: true, changed: func() {}}
+	addr := netip.MustParseAddr("10.0.0.64")
+	taken := edge.AddressState{Conflict: "52:54:00:00:00:01"}
+	a.withConflicts(map[netip.Addr]edge.AddressState{addr: taken}, time.Now())
+	if failed := a.apply(t.Context(), desired.State{}, nil, nil); failed[addr] != taken {
+		t.Errorf("%v", failed)
+	}
 }
