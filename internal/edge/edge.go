@@ -541,8 +541,8 @@ type AddressState struct {
 	// Ready: it is on the interface, and was announced. Otherwise it is being
 	// asked for, or cannot be had, for the Error.
 	Ready bool
-	// Conflict is the hardware address of somebody else who answers for it; empty:
-	// nobody does.
+	// Conflict is the hardware address of somebody else who answers for it, or says
+	// that somebody else has put it on this machine; empty: nobody does.
 	Conflict string
 	Error    string
 }

@@ -130,7 +130,7 @@ func (k *Keeper) settleEntry(e *entry, came bool, now time.Time) {
 		k.forget(e)
 	case other != "":
 		k.unqueue(e)
-		e.phase, e.conflict, e.lost = blocked, "", time.Time{}
+		e.phase, e.conflict, e.lost = blocked, "this machine itself, on interface "+other, time.Time{}
 		e.err = "it is on interface " + other + ", where somebody else has put it"
 	default:
 		k.settleAbsent(e, d, now)
