@@ -242,9 +242,12 @@ func TestNetnsDoorsWaitForTheirAddress(t *testing.T) {
 		}
 		k.set(func() { k.err, k.states = nil, map[netip.Addr]edge.AddressState{} })
 		eventually(t, "pending", row(d, "10.11.12.70")("pending eth1 [shop/web]"))
-		if got := d.Status(); !got.Ready {
-			t.Error("with a wall it waits for", got.NotReady)
-		}
+		eventually(t, "ready", func() error {
+			if got := d.Status(); !got.Ready {
+				return fmt.Errorf("with a wall it waits for %v", got.NotReady)
+			}
+			return nil
+		})
 		if err := p.refused(t)(); err != nil {
 			t.Error("before it is ready:", err)
 		}

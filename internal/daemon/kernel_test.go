@@ -391,7 +391,7 @@ func TestDoorsAreLogged(t *testing.T) {
 
 // Whoever asks whether it is ready hears that a whole data plane is not.
 func TestNotReadyWithoutTheKernel(t *testing.T) {
-	d := &Daemon{log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	d := &Daemon{log: slog.New(slog.NewTextHandler(t.Output(), nil)), addresses: &addresses{}}
 	for why, want := range map[string]bool{"": true, "the nft command is not installed": false} {
 		d.publish(decision{in: desired.Inputs{Config: &config.Config{}, NoNAT: why}}, view{}, 0)
 		if d.ready != want || !want && !strings.Contains(d.waiting[0], why) {

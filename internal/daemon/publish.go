@@ -58,6 +58,9 @@ func (d *Daemon) publish(now decision, cluster view, closedDoors int) {
 	if noNAT := now.in.NoNAT; noNAT != "" {
 		d.waiting = append(d.waiting, "data plane nat: "+noNAT)
 	}
+	if why := d.addresses.whyNot(); why != "" {
+		d.waiting = append(d.waiting, "addresses of pools: "+why)
+	}
 	for _, e := range now.state.Exposures {
 		// A Service that is closed is its owner's business, a file's frontend is ours.
 		if e.Service == "" && !e.Open {
