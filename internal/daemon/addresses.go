@@ -14,6 +14,7 @@ import (
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/nft"
+	"e13.dev/gatehouse/internal/vip"
 )
 
 // keeper keeps addresses of pools on the machine: a vip.Keeper, or a test's.
@@ -31,7 +32,7 @@ type keeper interface {
 type addresses struct {
 	log     *slog.Logger
 	keeper  keeper
-	left    func() (bool, error) // vip.Left, or a test's
+	left    func() (bool, error) // a process before has left some
 	changed func()
 	task    slot
 
@@ -92,6 +93,13 @@ func (a *addresses) areLeft() bool {
 		a.log.Warn("addresses of before not read", "err", err)
 	}
 	return left
+}
+
+// addressesLeft says whether there are addresses that nobody looks after: those of
+// another gatehouse that runs here are its own.
+func (d *Daemon) addressesLeft() (bool, error) {
+	left, err := vip.Left()
+	return left && !d.kernel.isOfAnother(), err
 }
 
 func (a *addresses) wanted() bool {

@@ -424,6 +424,11 @@ func TestNetnsAddressesOfBeforeGo(t *testing.T) {
 		before, rest, _ := strings.Cut(string(text), "pools:")
 		_, after, _ := strings.Cut(rest, "\n")
 		write(t, p.file, before+after)
+		other := New(Options{Files: []string{p.file}, Log: slog.New(slog.DiscardHandler)})
+		other.kernel.running = func() ([]int, error) { return []int{os.Getpid(), 1}, nil }
+		if other.addresses.areLeft() {
+			t.Error("those of another gatehouse that runs were left")
+		}
 		start(t, p.file)
 		served := func(addr string) (err error) {
 			p.client.Do(t, func() { err = serves(p.at(addr), "one")() })

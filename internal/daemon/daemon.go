@@ -128,7 +128,7 @@ func New(o Options) *Daemon {
 		d.eachProbe(server{of, backend}, d.prober.Suspect)
 	})
 	d.kernel.successor = o.Previous != nil
-	d.addresses = &addresses{log: o.Log, keeper: vip.New(o.Log, vip.Options{}), left: vip.Left, changed: d.kick}
+	d.addresses = &addresses{log: o.Log, keeper: vip.New(o.Log, vip.Options{}), left: d.addressesLeft, changed: d.kick}
 	d.journal = newJournal(d.kick)
 	d.told = problemLog{log: o.Log}
 	d.manager = manager{socket: o.NotifySocket, log: o.Log}

@@ -238,7 +238,7 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	defer k.mu.Unlock()
 	relayed, translated := byDataPlane(state.Frontends)
 	k.wanted = nat.State{Hairpins: state.Hairpins, Keep: k.keep}
-	if !state.NAT && (!k.there || k.isOfAnother()) {
+	if !state.NAT && (!k.there || !k.hasNamedLocked() && k.isOfAnother()) {
 		clear(k.taken)
 		k.failure, k.problems, k.refused = "", nil, nil
 		k.wanted = k.applied
@@ -288,6 +288,11 @@ func (k *kernel) open(ctx context.Context, state desired.State, interfaces []edg
 	}
 	k.applyLocked(ctx, both)
 	return k.failure
+}
+
+// hasNamedLocked says whether the kernel has a door that this process has given it.
+func (k *kernel) hasNamedLocked() bool {
+	return slices.ContainsFunc(k.applied.Frontends, func(f edge.Frontend) bool { return f.Name != "" })
 }
 
 // sweepLocked removes what a process of another version has left, whose doors

@@ -97,7 +97,8 @@ func TestNetnsServicesGoOnceTheyAreClosed(t *testing.T) {
 	netnstest.Run(t, func() {
 		fail := stubbornNFT(t)
 		services := []edge.Service{
-			{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true}, {Namespace: "shop", Name: "news", UID: "u-news"},
+			{Namespace: "shop", Name: "web", UID: "u-web", Finalizer: true},
+			{Namespace: "shop", Name: "news", UID: "u-news"},
 			{Namespace: "shop", Name: "relayed", UID: "u-relayed", Finalizer: true},
 		}
 		statuses := []edge.ServiceStatus{{UID: "u-web"}, {UID: "u-news"}, {UID: "u-relayed"}}
@@ -194,6 +195,18 @@ func TestNetnsTwoGatehouses(t *testing.T) {
 		if leave(); !has() {
 			t.Error("the other's door is gone")
 		}
+		// But what it has opened itself is closed.
+		third := realKernel(t)
+		third.running = second.running
+		own := translated(edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "eth2", Port: 81}}, up(pod1))
+		own.Name = "web"
+		third.open(t.Context(), stateOf(own), nil)
+		third.open(t.Context(), desired.State{}, nil)
+		third.close(t.Context())
+		if text := sh(t, "nft list ruleset"); strings.Contains(text, "eth2") {
+			t.Errorf("its own door is open:\n%s", text)
+		}
+		first.open(t.Context(), stateOf(translated(homeDoor, up(pod2))), nil)
 		second.running = func() ([]int, error) { return []int{os.Getpid()}, nil }
 		if leave(); has() {
 			t.Error("a door stays that nobody has")

@@ -221,7 +221,9 @@ func TestNetnsForeignAddress(t *testing.T) {
 		k, _ := keep(t, Options{LookAgain: 50 * time.Millisecond})
 		apply(t, k, addresses("eth1", all...))
 		for _, a := range all {
-			await(t, k, a, "blocked", func(s edge.AddressState) bool { return !s.Ready && strings.Contains(s.Error, "somebody else") && strings.HasPrefix(s.Conflict, "this machine itself") })
+			await(t, k, a, "blocked", func(s edge.AddressState) bool {
+				return !s.Ready && strings.Contains(s.Error, "somebody else") && strings.HasPrefix(s.Conflict, "this machine itself")
+			})
 		}
 		apply(t, k, nil)
 		await(t, k, vip4, "forgotten", func(s edge.AddressState) bool { return s == edge.AddressState{} })
