@@ -230,8 +230,11 @@ func interfacesAreFollowed(t *testing.T, plane string) {
 		t.Errorf("the other zone suffers: %v", err)
 	}
 	edge("ip", "link", "add", "veth0", "link", "eth1", "address", strings.TrimSpace(mac), "type", "macvlan", "mode", "bridge")
-	edge("ip", "addr", "add", internetAddr+"/24", "dev", "veth0")
+	// As the lab has it: what goes to the home LAN goes by eth1.
+	edge("ip", "addr", "add", internetAddr+"/24", "dev", "veth0", "noprefixroute")
+	edge("ip", "addr", "add", "fd00:11:12::51/64", "dev", "veth0", "noprefixroute", "nodad")
 	edge("ip", "link", "set", "veth0", "up")
+	edge("ip", "route", "add", "10.11.12.0/24", "dev", "veth0", "src", internetAddr, "metric", "100")
 	edge("ip", "route", "add", "default", "via", "10.11.12.1", "dev", "veth0", "metric", "100")
 	eventually(t, 5*time.Second, "open on the Internet again", reach("inet", publicAddr+":8020"))
 
