@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
 )
 
@@ -41,6 +42,9 @@ func (b *builder) sayClient(row *Exposure, f edge.Frontend, listens []edge.Liste
 
 // clientRemedy offers what can work for a row.
 func (b *builder) clientRemedy(row *Exposure, proxy, transparent bool) string {
+	if row.Service == "" && row.Name == config.APIServerName && b.in.Config.Kubernetes != nil && b.in.Config.Kubernetes.APIServer != nil {
+		return "" // it has none of these fields
+	}
 	var ways []string
 	if proxy {
 		ways = append(ways, fieldOf(row, "sendProxyProtocol", "v2")+" (if the application understands it)")
