@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,8 +17,8 @@ import (
 // nobody wants it any more: who has moved on would get it back at once.
 func TestConflictsAreRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		looked := 0
-		a := &addresses{changed: func() { looked++ }}
+		var looked atomic.Int32
+		a := &addresses{changed: func() { looked.Add(1) }}
 		addr := netip.MustParseAddr("10.0.0.64")
 		taken := map[netip.Addr]edge.AddressState{addr: {Conflict: "52:54:00:00:00:01"}}
 		look := func(states map[netip.Addr]edge.AddressState) map[netip.Addr]edge.AddressState {
@@ -34,13 +35,13 @@ func TestConflictsAreRemembered(t *testing.T) {
 		check("not wanted", look(nil), taken)
 		time.Sleep(49 * time.Second)
 		check("not wanted for almost a minute", look(nil), taken)
-		if looked > 0 {
+		if looked.Load() > 0 {
 			t.Error("it is decided anew before that changes something")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if looked != 1 {
-			t.Errorf("decided anew %d times when it is over, want once", looked)
+		if looked.Load() != 1 {
+			t.Errorf("decided anew %d times when it is over, want once", looked.Load())
 		}
 		check("not wanted for a minute", look(nil), nil)
 
