@@ -36,9 +36,10 @@ type status struct {
 		Open     bool   `json:"open"`
 		Reason   string `json:"reason"`
 		Backends []struct {
-			Addr  string `json:"addr"`
-			State string `json:"state"`
-			Error string `json:"error"`
+			Addr   string `json:"addr"`
+			State  string `json:"state"`
+			Error  string `json:"error"`
+			Weight int    `json:"weight"`
 		} `json:"backends"`
 		Shares []struct {
 			Pod string `json:"pod"`
