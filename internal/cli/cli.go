@@ -78,8 +78,10 @@ that they ask for, and spreads connections evenly over their pods.`,
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newAnnounce(), newDemo(), newDown(), newUninstall(), newVersion()} {
-		cmd.Args = noArgs
+	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newExplain(), newInit(), newKubeconfig(), newAnnounce(), newDemo(), newDown(), newUninstall(), newVersion()} {
+		if cmd.Args == nil {
+			cmd.Args = noArgs
+		}
 		root.AddCommand(cmd)
 	}
 	return root

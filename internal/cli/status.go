@@ -5,18 +5,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
-	"net/http"
-	"net/netip"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -27,45 +21,32 @@ import (
 )
 
 const (
-	// A daemon answers at once; with ten thousand frontends it takes a second.
-	statusPatience = 10 * time.Second
-	watchInterval  = time.Second
+	watchInterval = time.Second
 )
 
 func newStatus() *cobra.Command {
-	var files []string
-	var from, output string
+	var daemon whom
+	var output string
 	var watch bool
 	cmd := &cobra.Command{
-		Use:   "status -c FILE...",
+		Use:   "status",
 		Short: "Print what the running daemon does",
-		Long: `status asks the running daemon, at admin.listen of the files or at --url, and prints
-whether it is ready, what is open, which backends are behind it, and what goes
-through: connections now and in total, and bytes.`,
+		Long: `status asks the running daemon and prints whether it is ready, what is open,
+which backends are behind it, and what goes through: connections now and in
+total, and bytes.
+
+` + askedWhere,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
 				return usageError{fmt.Errorf("-o %s: write table or json", output)}
 			}
-			if from == "" && len(files) == 0 {
-				return usageError{errors.New("say who is asked: with -c FILE, whose admin.listen it is, or with --url URL")}
-			}
-			if from == "" {
-				c, err := load(cmd.ErrOrStderr(), files)
-				if err != nil {
-					return err
-				}
-				if c.Admin.Listen == "" {
-					return fmt.Errorf("%s: admin.listen is not configured, so the daemon cannot be asked; add admin: {listen: \"127.0.0.1:9180\"}", strings.Join(files, ", "))
-				}
-				from = reachable(c.Admin.Listen)
-			}
-			address, err := statusURL(from)
+			client, err := daemon.client(cmd.ErrOrStderr())
 			if err != nil {
-				return usageError{err}
+				return err
 			}
 			out := cmd.OutOrStdout()
 			show := func(ctx context.Context, out io.Writer, colour bool) error {
-				data, err := ask(ctx, address, statusPatience)
+				data, err := client.get(ctx, "/status.json", nil)
 				if err != nil {
 					return err
 				}
@@ -75,7 +56,7 @@ through: connections now and in total, and bytes.`,
 				}
 				var s status.Status
 				if err := json.Unmarshal(data, &s); err != nil {
-					return fmt.Errorf("%s is no status of a gatehouse: %w", address, err)
+					return fmt.Errorf("%s: that is no status of a gatehouse: %w", client, err)
 				}
 				return printStatus(out, s, time.Now(), colour)
 			}
@@ -93,77 +74,10 @@ through: connections now and in total, and bytes.`,
 			return repeat(ctx, out, live, separator, func(ctx context.Context, out io.Writer) error { return show(ctx, out, colour) })
 		},
 	}
-	addFiles(cmd, &files)
-	cmd.Flags().StringVar(&from, "url", "", "ask the daemon at this `URL`, whatever the files say")
+	daemon.addTo(cmd)
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	cmd.Flags().BoolVar(&watch, "watch", false, "print it again each second, until Ctrl-C")
 	return cmd
-}
-
-// reachable is where a listen address is reached from this machine.
-func reachable(listen string) string {
-	a, err := netip.ParseAddrPort(listen)
-	switch {
-	case err != nil || !a.Addr().IsUnspecified():
-		return listen
-	case a.Addr().Is4():
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.Port()).String()
-	default:
-		return netip.AddrPortFrom(netip.IPv6Loopback(), a.Port()).String()
-	}
-}
-
-// statusURL makes the URL of the status of whatever names a daemon:
-// "127.0.0.1:9180", the URL of its page, that of the status itself.
-func statusURL(from string) (string, error) {
-	if !strings.Contains(from, "://") {
-		from = "http://" + from
-	}
-	u, err := url.Parse(from)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return "", fmt.Errorf("--url %q: write the URL of the status page, such as http://127.0.0.1:9180", from)
-	}
-	if !strings.HasSuffix(u.Path, "/status.json") {
-		u.Path = strings.TrimSuffix(u.Path, "/") + "/status.json"
-	}
-	return u.String(), nil
-}
-
-// ask fetches a status. No proxy of the environment is asked instead.
-func ask(ctx context.Context, address string, patience time.Duration) ([]byte, error) {
-	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, silence(address, patience, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s: that is no gatehouse", address, resp.Status)
-	}
-	data, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, silence(address, patience, err)
-	}
-	return data, nil
-}
-
-// silence says why there was no answer.
-func silence(address string, patience time.Duration, err error) error {
-	var timeout net.Error
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("nothing listens at %s: gatehouse does not run, or its admin.listen is another", address)
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("%s has not answered within %s", address, patience)
-	}
-	if inner, ok := errors.AsType[*url.Error](err); ok {
-		err = inner.Err // which repeats the address
-	}
-	return fmt.Errorf("%s does not answer: %w", address, err)
 }
 
 // repeat shows something again and again until ctx ends, which is no error. On

@@ -124,24 +124,30 @@ func TestSilenceSaysHowLongWasWaited(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	address := "http://" + listener.Addr().String() + "/status.json"
-	_, err = ask(t.Context(), address, 50*time.Millisecond)
-	if want := address + " has not answered within 50ms"; err == nil || err.Error() != want {
+	c, err := newClient(listener.Addr().String(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.http.Timeout = 50 * time.Millisecond
+	_, err = c.get(t.Context(), "/status.json", nil)
+	if want := listener.Addr().String() + " has not answered within 50ms"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
 
 func TestTheDaemonIsAskedWhereItListens(t *testing.T) {
 	for listen, want := range map[string]string{
-		"127.0.0.1:9180": "http://127.0.0.1:9180/status.json",
-		"10.0.0.1:9180":  "http://10.0.0.1:9180/status.json",
-		"localhost:9180": "http://localhost:9180/status.json",
-		"0.0.0.0:9180":   "http://127.0.0.1:9180/status.json",
-		"[::]:9180":      "http://[::1]:9180/status.json",
-		"[fd00::1]:9180": "http://[fd00::1]:9180/status.json",
+		"127.0.0.1:9180":                   "http://127.0.0.1:9180",
+		"10.0.0.1:9180":                    "http://10.0.0.1:9180",
+		"localhost:9180":                   "http://localhost:9180",
+		"0.0.0.0:9180":                     "http://127.0.0.1:9180",
+		"[::]:9180":                        "http://[::1]:9180",
+		"[fd00::1]:9180":                   "http://[fd00::1]:9180",
+		"http://10.0.0.1:9180/status.json": "http://10.0.0.1:9180",
+		"http://10.0.0.1:9180/":            "http://10.0.0.1:9180",
 	} {
-		if got, err := statusURL(reachable(listen)); err != nil || got != want {
-			t.Errorf("%s: got %s %v, want %s", listen, got, err, want)
+		if c, err := newClient(reachable(listen), ""); err != nil || c.base.String() != want {
+			t.Errorf("%s: got %v %v, want %s", listen, c, err, want)
 		}
 	}
 }

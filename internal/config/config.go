@@ -174,9 +174,16 @@ type APIServer struct {
 }
 
 // Admin is where the status page, metrics and health of gatehouse itself are served.
+// What listens on loopback or at the Socket asks nobody who he is; the Socket's
+// permissions say who may. Everywhere else it takes the token in TokenFile.
 type Admin struct {
-	Listen string // host:port; empty: not served
-	Pos    edge.Pos
+	Listen string // host:port; empty: not served there
+	Socket string // the path of a Unix socket; empty: none
+	// Zones are those in which it is served, on their interfaces only, at Port.
+	Zones     []string
+	Port      uint16
+	TokenFile string // empty: there is none, and it is served on this machine only
+	Pos       edge.Pos
 }
 
 // File is one configuration file: the name it is reported by and its content.

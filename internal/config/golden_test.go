@@ -229,7 +229,7 @@ func dump(c *Config) string {
 	if c.StateDir != "" {
 		line("state: %q", c.StateDir)
 	}
-	if c.Admin != (Admin{}) {
+	if c.Admin.Pos != (edge.Pos{}) {
 		line("admin: %q (%s)", c.Admin.Listen, at(c.Admin.Pos))
 	}
 	if c.StopTimeout != DefaultStopTimeout {

@@ -33,7 +33,7 @@ func (d *Daemon) serveAdmin(ctx context.Context, a config.Admin) []edge.Problem 
 	d.log.Info("status page", "url", "http://"+listener.Addr().String()+"/")
 	// The page outlives ctx, to show connections draining.
 	d.admin.set(context.WithoutCancel(ctx), a.Listen, func(ctx context.Context) {
-		if err := web.New(d.Status, d.log).Serve(ctx, listener); err != nil && !errors.Is(err, context.Canceled) {
+		if err := web.New(web.Source{Status: d.Status, Explain: d.Explain}, d.log).Serve(ctx, listener); err != nil && !errors.Is(err, context.Canceled) {
 			d.log.Error("status page ended", "err", err)
 		}
 	})

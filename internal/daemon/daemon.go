@@ -24,6 +24,7 @@ import (
 	"e13.dev/gatehouse/internal/filewatch"
 	"e13.dev/gatehouse/internal/handover"
 	"e13.dev/gatehouse/internal/health"
+	"e13.dev/gatehouse/internal/history"
 	"e13.dev/gatehouse/internal/host"
 	"e13.dev/gatehouse/internal/laststate"
 	"e13.dev/gatehouse/internal/relay"
@@ -81,6 +82,7 @@ type Daemon struct {
 	addresses   *addresses
 	journal     *journal
 	admin       slot
+	history     *history.History
 	manager     manager
 	events      eventLog
 	told        problemLog
@@ -111,6 +113,7 @@ type Daemon struct {
 	waiting, waitedFor []string
 	seen               view // of the cluster
 	interfaces         []edge.Interface
+	config             *config.Config
 	allocations        []laststate.Allocation
 }
 
@@ -130,6 +133,7 @@ func New(o Options) *Daemon {
 	d.kernel.successor = o.Previous != nil
 	d.addresses = &addresses{log: o.Log, keeper: vip.New(o.Log, vip.Options{}), left: d.addressesLeft, changed: d.kick}
 	d.journal = newJournal(d.kick)
+	d.history = history.New()
 	d.told = problemLog{log: o.Log}
 	d.manager = manager{socket: o.NotifySocket, log: o.Log}
 	return d
@@ -191,6 +195,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	task(g, "health", func() error { return d.prober.Run(serving) })
 	task(g, "transparency", func() error { return d.transparent.run(serving, d.kick) })
 	task(g, "data plane nat", func() error { return d.kernel.run(serving, d.kick) })
+	task(g, "history", func() error { return d.rememberCounts(serving) })
 	task(g, "state", func() error { return d.journal.run(serving) })
 	task(g, "loop", func() error { return d.loop(serving, watcher) })
 	err = g.Wait()

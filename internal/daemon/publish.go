@@ -1,16 +1,12 @@
 package daemon
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
 
-	"e13.dev/gatehouse/internal/conntrack"
-	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/relay"
-	"e13.dev/gatehouse/internal/status"
 )
 
 // report tells systemd what is new, and that it may go on if it waits for us.
@@ -47,7 +43,7 @@ func (d *Daemon) publish(now decision, cluster view, closedDoors int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.state, d.decided, d.seen = now.state, now.problems, cluster
-	d.interfaces, d.allocations = now.in.Interfaces, d.ledger.all
+	d.config, d.interfaces, d.allocations = now.in.Config, now.in.Interfaces, d.ledger.all
 	d.waiting = nil
 	if now.in.Config.Kubernetes != nil && cluster.snapshot == nil {
 		d.waiting = append(d.waiting, "the Kubernetes API")
@@ -72,43 +68,6 @@ func (d *Daemon) publish(now decision, cluster view, closedDoors int) {
 		d.log.Info("readiness", "ready", ready, "waiting_for", d.waiting)
 	}
 	d.ready, d.waitedFor = ready, d.waiting
-}
-
-// Status is what this daemon says of itself now.
-func (d *Daemon) Status() status.Status {
-	kernel := d.kernel.tell(context.Background())
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	stats := d.relay.Stats()
-	errs := failed(d.relay.Doors())
-	for door, err := range kernel.closed {
-		if errs[door] == "" {
-			errs[door] = err
-		}
-	}
-	s := status.Status{
-		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
-		Config: d.files.status(), Exposures: d.state.Exposures,
-		Frontends: frontends(d.state, errs, stats, kernel.moved), Listeners: listeners(d.state.Frontends, errs, stats),
-		Routes: d.state.Routes,
-	}
-	if kernel.inUse {
-		if entries, most, err := conntrack.Usage(); err == nil && most > 0 {
-			s.Conntrack = &status.Conntrack{Entries: entries, Max: most}
-		}
-	}
-	s.Problems = append(append([]edge.Problem{}, s.Config.Problems...), d.decided...)
-	if s.Exposures == nil {
-		s.Exposures = []desired.Exposure{} // in JSON [], not null
-	}
-	if c := d.files.current(); c != nil {
-		s.Addresses = addressRows(d.state, d.allocations, d.addresses.snapshot())
-		s.Pools = poolRows(c.Pools, d.interfaces, d.allocations, d.addresses.snapshot())
-		if c.Kubernetes != nil {
-			s.Cluster = d.cluster.status(d.seen)
-		}
-	}
-	return s
 }
 
 // failed are the doors that could not be opened, with the reason.

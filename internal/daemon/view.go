@@ -50,7 +50,8 @@ func frontends(state desired.State, errs map[edge.Door]string, stats []relay.Sta
 				drain = status.DrainFrom(s.DrainingSince, f.DrainTimeout)
 			}
 			row.Backends = append(row.Backends, status.Backend{
-				Addr: b.Addr.String(), Node: b.Node, State: b.State, Error: b.Error, Unprobed: !b.Probe.IsValid(), Weight: b.Weight, Share: b.Share,
+				Addr: b.Addr.String(), Node: b.Node, Pods: b.Pods, Target: b.Target, State: b.State, Error: b.Error, Since: b.Since,
+				Unprobed: !b.Probe.IsValid(), Weight: b.Weight, Share: b.Share,
 				Drain: drain, Total: s.Connected, Active: s.Active, Failures: sum(s.Failures),
 			})
 			delete(perBackend, b.Addr)
@@ -107,7 +108,8 @@ func (m moved) frontend(f edge.Frontend) status.Frontend {
 	}
 	for _, b := range f.Backends {
 		r := backend(b.Addr, left[b.Addr])
-		r.Node, r.State, r.Error, r.Unprobed, r.Weight, r.Share = b.Node, b.State, b.Error, !b.Probe.IsValid(), b.Weight, b.Share
+		r.Node, r.Pods, r.Target, r.State, r.Error, r.Since = b.Node, b.Pods, b.Target, b.State, b.Error, b.Since
+		r.Unprobed, r.Weight, r.Share = !b.Probe.IsValid(), b.Weight, b.Share
 		row.Backends = append(row.Backends, r)
 		delete(left, b.Addr)
 	}

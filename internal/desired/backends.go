@@ -34,13 +34,13 @@ func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, how asked
 	var own edge.Health
 	if p, ok := probeOf(backend, protocol, how); ok {
 		own = b.ask(p)
-		backend.Probe, backend.State, backend.Error = p.Addr, own.State, own.Error
+		backend.Probe, backend.State, backend.Error, backend.Since = p.Addr, own.State, own.Error, own.Since
 	}
 	if k := b.in.Config.Kubernetes; how.alive.IsValid() && k.Health.Interval > 0 {
 		p := edge.Probe{Kind: edge.ProbeHealthz, Addr: how.alive, HealthCheck: plain(k.Health)}
 		backend.Probe = p.Addr
 		if h := b.ask(p); h.State == edge.Down && h.Silent {
-			backend.State, backend.Error = edge.Down, "its node does not answer: "+h.Error
+			backend.State, backend.Since, backend.Error = edge.Down, h.Since, "its node does not answer: "+h.Error
 		}
 	}
 	if k := b.in.Config.Kubernetes; how.healthz.IsValid() && k.Health.Interval > 0 {
@@ -52,7 +52,7 @@ func (b *builder) probed(backend edge.Backend, protocol edge.Protocol, how asked
 		}
 		switch isConnect := how.check.Type == "" || how.check.Type == edge.CheckTCP; {
 		case worse(h.State, backend.State):
-			backend.State, backend.Error = h.State, h.Error
+			backend.State, backend.Error, backend.Since = h.State, h.Error, h.Since
 		case backend.State == edge.Down && own.Silent && isConnect && h.Confirmed:
 			// kube-proxy sends what comes to any node to any pod. When a node dies,
 			// the ports of all others swallow the connections that are for its pods,

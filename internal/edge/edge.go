@@ -298,6 +298,7 @@ type Backend struct {
 	Node   string         `json:"node,omitempty"`
 	Pods   []string       `json:"pods,omitempty"` // namespace/name of the pods it stands for, where known
 	Share  float64        `json:"share"`          // of new connections, 0 to 1, given the states
+	Since  time.Time      `json:"since,omitzero"` // when it got into the State; zero: nothing asks it
 	Probe  netip.AddrPort `json:"-"`              // where its health is asked for; zero: nowhere
 }
 
@@ -376,6 +377,8 @@ type Health struct {
 	// Confirmed says that kube-proxy itself has answered a ProbeHealthz with 200,
 	// so that its node is alive and takes connections.
 	Confirmed bool
+	// Since is when it got into the State. The zero time: it is not known.
+	Since time.Time
 }
 
 // Route leads to the pods of a node. It is comparable.

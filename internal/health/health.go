@@ -171,7 +171,7 @@ func (p *Prober) Apply(probes []edge.Probe) {
 		if p.targets[probe] != nil {
 			continue
 		}
-		t := &target{Probe: probe, since: now, health: edge.Health{State: edge.Pending}}
+		t := &target{Probe: probe, since: now, health: edge.Health{State: edge.Pending, Since: now}}
 		p.targets[probe] = t
 		p.byAddr[t.connects()] = append(p.byAddr[t.connects()], t)
 		if probe.Interval <= 0 {
@@ -262,7 +262,7 @@ func (p *Prober) blameLocked(t *target, err error, now time.Time) {
 	before := t.health
 	t.fail(ofConnection(err), now)
 	t.health.Silent = isTimeout(err) || isSilence(err)
-	p.tellLocked(t, before)
+	p.tellLocked(t, before, now)
 }
 
 // hurryLocked has a target probed as soon as may be, if that has a use.
@@ -398,11 +398,14 @@ func (p *Prober) note(t *target, heard heard, err error, now time.Time) {
 		t.hurry = true
 	}
 	p.scheduleLocked(t, p.nextLocked(t, now))
-	p.tellLocked(t, before)
+	p.tellLocked(t, before, now)
 }
 
 // tellLocked says what has changed about a target.
-func (p *Prober) tellLocked(t *target, before edge.Health) {
+func (p *Prober) tellLocked(t *target, before edge.Health, now time.Time) {
+	if t.health.State != before.State {
+		t.health.Since = now
+	}
 	if t.health != before {
 		signal(p.changed)
 	}

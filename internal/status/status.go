@@ -96,6 +96,7 @@ type Frontend struct {
 	ClientRemedy        string             `json:"clientAddressRemedy,omitempty"`
 
 	Traffic
+	Rates    *Rates    `json:"rates,omitempty"`  // nil: not known yet
 	Bans     int       `json:"bans,omitempty"`   // how many clients are turned away for BanTime
 	Banned   []Ban     `json:"banned,omitempty"` // those of them whose ban ends first
 	Backends []Backend `json:"backends,omitempty"`
@@ -179,6 +180,11 @@ type Backend struct {
 	Total    uint64            `json:"totalConnections"`
 	Active   uint64            `json:"activeConnections"`
 	Failures uint64            `json:"failures,omitempty"` // the nat data plane knows none
+	Pods     []string          `json:"pods,omitempty"`     // namespace/name of those it stands for, where known
+	Target   edge.Target       `json:"target,omitempty"`
+	Since    time.Time         `json:"since,omitzero"`  // when it got into the State; absent: nothing asks it
+	Rates    *Rates            `json:"rates,omitempty"` // of the relay, connections only; nil: not known yet
+	Got      *Got              `json:"got,omitempty"`   // nil: not known yet
 	// What the nat data plane counts for each backend.
 	Received uint64   `json:"receivedBytes,omitempty"` // from clients
 	Sent     uint64   `json:"sentBytes,omitempty"`     // to clients

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/explain"
 	"e13.dev/gatehouse/internal/status"
 )
 
@@ -75,16 +76,21 @@ func rowsOf(s status.Status) []row {
 	return rows
 }
 
-// Server serves the status that a function returns.
+// Source is who is told about.
+type Source struct {
+	Status func() status.Status
+	// Explain answers a question, or says what about it is none.
+	Explain func(explain.Question) (explain.Answer, error)
+}
+
+// Server serves what a Source says.
 type Server struct {
-	status func() status.Status
-	log    *slog.Logger
+	Source
+	log *slog.Logger
 }
 
 // New returns a server that listens nowhere yet.
-func New(current func() status.Status, log *slog.Logger) *Server {
-	return &Server{status: current, log: log}
-}
+func New(source Source, log *slog.Logger) *Server { return &Server{Source: source, log: log} }
 
 // answerTime is how long Serve goes on with what was asked before its end.
 const answerTime = time.Second
@@ -132,13 +138,14 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.ready)
 	mux.HandleFunc("GET /status.json", s.json)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(newRegistry(s.status), promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /explain.json", s.explain)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(newRegistry(s.Status), promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /{$}", s.page)
 	return mux
 }
 
 func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
-	now := s.status()
+	now := s.Status()
 	if now.Ready {
 		fmt.Fprintln(w, "ready")
 		return
@@ -149,19 +156,32 @@ func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func (s *Server) json(w http.ResponseWriter, _ *http.Request) {
+func (s *Server) json(w http.ResponseWriter, _ *http.Request) { s.write(w, s.Status()) }
+
+// explain answers /explain.json?from=ZONE&to=HOST:PORT. A question that is none
+// is a 400 with one line that says why.
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	answer, err := s.Explain(explain.Question{From: r.FormValue("from"), To: r.FormValue("to")})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	s.write(w, answer)
+}
+
+func (s *Server) write(w http.ResponseWriter, what any) {
 	w.Header().Set("Content-Type", "application/json")
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
-	if err := encoder.Encode(s.status()); err != nil {
-		s.log.Debug("status not written", "err", err)
+	if err := encoder.Encode(what); err != nil {
+		s.log.Debug("answer not written", "err", err)
 	}
 }
 
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-	now := s.status()
+	now := s.Status()
 	data := struct {
 		status.Status
 		Rows []row

@@ -118,7 +118,7 @@ func sample() status.Status {
 
 func ask(t *testing.T, s status.Status, method, path string) (int, string) {
 	t.Helper()
-	server := httptest.NewServer(New(func() status.Status { return s }, slog.New(slog.DiscardHandler)).Handler())
+	server := httptest.NewServer(New(Source{Status: func() status.Status { return s }}, slog.New(slog.DiscardHandler)).Handler())
 	defer server.Close()
 	req, err := http.NewRequest(method, server.URL+path, nil)
 	if err != nil {

@@ -1,0 +1,86 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"e13.dev/gatehouse/internal/conntrack"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/explain"
+	"e13.dev/gatehouse/internal/history"
+	"e13.dev/gatehouse/internal/host"
+	"e13.dev/gatehouse/internal/status"
+)
+
+// Status is what this daemon says of itself now.
+func (d *Daemon) Status() status.Status {
+	kernel := d.kernel.tell(context.Background())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	stats := d.relay.Stats()
+	errs := d.closedLocked(kernel)
+	s := status.Status{
+		Version: d.opts.Version, StartedAt: d.started, Ready: d.ready, NotReady: d.waiting,
+		Config: d.files.status(), Exposures: d.state.Exposures,
+		Frontends: frontends(d.state, errs, stats, kernel.moved), Listeners: listeners(d.state.Frontends, errs, stats),
+		Routes: d.state.Routes,
+	}
+	d.history.Fill(time.Now(), s.Frontends)
+	if kernel.inUse {
+		if entries, most, err := conntrack.Usage(); err == nil && most > 0 {
+			s.Conntrack = &status.Conntrack{Entries: entries, Max: most}
+		}
+	}
+	s.Problems = append(append([]edge.Problem{}, s.Config.Problems...), d.decided...)
+	if s.Exposures == nil {
+		s.Exposures = []desired.Exposure{} // in JSON [], not null
+	}
+	if c := d.files.current(); c != nil {
+		s.Addresses = addressRows(d.state, d.allocations, d.addresses.snapshot())
+		s.Pools = poolRows(c.Pools, d.interfaces, d.allocations, d.addresses.snapshot())
+		if c.Kubernetes != nil {
+			s.Cluster = d.cluster.status(d.seen)
+		}
+	}
+	return s
+}
+
+// closedLocked are the doors that are not open on this machine, with the error.
+func (d *Daemon) closedLocked(kernel telling) map[edge.Door]string {
+	errs := failed(d.relay.Doors())
+	for door, err := range kernel.closed {
+		if errs[door] == "" {
+			errs[door] = err
+		}
+	}
+	return errs
+}
+
+// Explain answers from what was decided last and what the machine has of it.
+func (d *Daemon) Explain(q explain.Question) (explain.Answer, error) {
+	kernel := d.kernel.tell(context.Background())
+	d.mu.Lock()
+	facts := explain.Facts{
+		Config: d.config, Interfaces: d.interfaces, Cluster: d.seen.snapshot, State: d.state, Closed: d.closedLocked(kernel),
+		Back: host.DeviceTo,
+	}
+	d.mu.Unlock()
+	answer, err := explain.Explain(facts, q)
+	answer.At = time.Now()
+	return answer, err
+}
+
+// rememberCounts keeps what the counters were in the last minutes.
+func (d *Daemon) rememberCounts(ctx context.Context) error {
+	again := time.NewTicker(history.Every)
+	defer again.Stop()
+	for {
+		d.history.Note(time.Now(), d.Status().Frontends)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-again.C:
+		}
+	}
+}

@@ -1,0 +1,90 @@
+// Package explain answers whether somebody reaches something through a running
+// gatehouse, and why. It is pure: it looks at what was decided and at what the
+// data planes have of it, and at nothing else, so that its answer is theirs.
+package explain
+
+import (
+	"net/netip"
+	"time"
+
+	"e13.dev/gatehouse/internal/config"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// Question is what somebody asks, in his own words.
+type Question struct {
+	// From is a zone, an address of a client, or empty: from every zone.
+	From string
+	// To is HOST:PORT, HOST:PORT/udp, NAMESPACE/SERVICE, NAMESPACE/SERVICE:PORT, the
+	// name of a static frontend, or a TLS server name.
+	To string
+}
+
+// Facts are what answers follow from.
+type Facts struct {
+	Config     *config.Config
+	Interfaces []edge.Interface
+	Cluster    *edge.Cluster // nil: none, or not read yet
+	State      desired.State
+	// Closed are the doors of State that are not open on this machine, with the
+	// error.
+	Closed map[edge.Door]string
+	// Back is the interface that packets to an address leave by, as the kernel's
+	// routes say; nil: nobody has asked them.
+	Back func(netip.Addr) string
+}
+
+// Verdict says whether somebody gets through.
+type Verdict string
+
+// The verdicts. Some clients of a zone get through where source ranges leave out
+// others, and the question is not about one address.
+const (
+	Reachable    Verdict = "reachable"
+	NotReachable Verdict = "not reachable"
+	Some         Verdict = "reachable by some"
+)
+
+// Answer is what there is to say.
+type Answer struct {
+	Question Question  `json:"question"`
+	At       time.Time `json:"at"`
+	Verdict  Verdict   `json:"verdict"` // over all Ways
+	Ways     []Way     `json:"ways"`    // at least one
+}
+
+// Way is one way from somewhere to somewhere.
+type Way struct {
+	From    string     `json:"from"` // "zone home", "10.11.12.5 in zone home"
+	To      string     `json:"to"`   // "10.11.12.32:80/TCP", "shop/web:80"
+	Verdict Verdict    `json:"verdict"`
+	Summary string     `json:"summary"`          // one sentence: by which row, or what stops it
+	Remedy  string     `json:"remedy,omitempty"` // what would let it through
+	Steps   []Step     `json:"steps"`            // in order; the last one that is not OK decides
+	Backend []Receiver `json:"backends,omitempty"`
+	Door    string     `json:"door,omitempty"` // "TCP @eth1:80"
+	Name    string     `json:"frontend,omitempty"`
+}
+
+// Step is one link of the chain of reasons.
+type Step struct {
+	// Check is what was looked at: "zone", "address", "class", "allow", "request",
+	// "port", "listener", "hostname", "source range", "data plane", "backend",
+	// "health", "share", "client address".
+	Check  string `json:"check"`
+	OK     bool   `json:"ok"`
+	What   string `json:"what"`
+	Source string `json:"source,omitempty"` // where that comes from: "gatehouse.yaml:14", "service/shop/web", "interface/eth1"
+}
+
+// Receiver is a backend that a connection may come to.
+type Receiver struct {
+	edge.Backend
+	// Pods are the shares of the pods behind it, where they are known.
+	Shares []desired.PodShare `json:"shares,omitempty"`
+}
+
+// Explain answers. The error says what about the question is none, and what
+// could be asked instead.
+func Explain(_ Facts, q Question) (Answer, error) { return Answer{Question: q}, nil }

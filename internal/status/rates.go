@@ -1,0 +1,18 @@
+package status
+
+// Rates are how much came and went a second, on average over the last seconds.
+type Rates struct {
+	Over        Duration `json:"over"` // how long that was
+	Connections float64  `json:"connectionsPerSecond"`
+	Received    float64  `json:"receivedBytesPerSecond"` // from clients
+	Sent        float64  `json:"sentBytesPerSecond"`     // to clients
+}
+
+// Got is which part of new connections a backend had in the last minutes, to be
+// compared with its Share.
+type Got struct {
+	Over        Duration `json:"over"` // how long that was
+	Connections uint64   `json:"connections"`
+	Share       float64  `json:"share"`  // of all new connections of the frontend in that time, 0 to 1
+	Wanted      float64  `json:"wanted"` // what it should have had, by the shares that held meanwhile, 0 to 1
+}
