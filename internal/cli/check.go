@@ -34,15 +34,8 @@ for that.`,
 			if err != nil {
 				return err
 			}
-			if usesNAT(c) {
-				here := machine{mayAsk: administersNetwork(), lacking: nat.Lacking, obstacles: nat.Obstacles}
-				if err := here.check(cmd.Context(), cmd.ErrOrStderr()); err != nil {
-					return err
-				}
-			}
-			if len(c.Pools) > 0 {
-				here := poolMachine{mayAsk: administersNetwork(), lacking: vip.Lacking}
-				if err := here.check(cmd.Context(), cmd.ErrOrStderr()); err != nil {
+			for _, m := range machinesOf(c) {
+				if err := m.check(cmd.Context(), cmd.ErrOrStderr()); err != nil {
 					return err
 				}
 			}
@@ -60,17 +53,39 @@ func usesNAT(c *config.Config) bool {
 		slices.ContainsFunc(c.Frontends, func(f config.Frontend) bool { return f.DataPlane == edge.DataPlaneNAT })
 }
 
-// machine is what the nat data plane would run on.
+// machinesOf is what the files want this machine to be.
+func machinesOf(c *config.Config) (all []machine) {
+	may := administersNetwork()
+	if usesNAT(c) {
+		all = append(all, natMachine(may, nat.Lacking, nat.Obstacles))
+	}
+	if len(c.Pools) > 0 {
+		all = append(all, poolMachine(may, vip.Lacking))
+	}
+	return all
+}
+
+func natMachine(mayAsk bool, lacking func(context.Context) ([]nft.Lack, error), obstacles func(context.Context) ([]string, error)) machine {
+	return machine{of: "dataPlane: nat", can: "do dataPlane: nat", mayAsk: mayAsk, lacking: lacking, obstacles: obstacles}
+}
+
+func poolMachine(mayAsk bool, lacking func(context.Context) ([]nft.Lack, error)) machine {
+	return machine{of: "pools", can: "have addresses of pools", mayAsk: mayAsk, lacking: lacking}
+}
+
+// machine is what something in the files would run on.
 type machine struct {
+	of        string // "dataPlane: nat"
+	can       string // follows "this machine can": "do dataPlane: nat"
 	mayAsk    bool
-	lacking   func(context.Context) ([]nat.Lack, error)
-	obstacles func(context.Context) ([]string, error)
+	lacking   func(context.Context) ([]nft.Lack, error)
+	obstacles func(context.Context) ([]string, error) // nil: there are none
 }
 
 // check prints what is missing, which is a no, and what may be in the way. Files
 // are often checked where they are not used, by somebody who may not look.
 func (m machine) check(ctx context.Context, stderr io.Writer) error {
-	const notLooked = "not looked at: whether this machine can do dataPlane: nat; that takes CAP_NET_ADMIN"
+	notLooked := "not looked at: whether this machine can " + m.can + "; that takes CAP_NET_ADMIN"
 	if !m.mayAsk {
 		fmt.Fprintln(stderr, notLooked)
 		return nil
@@ -81,56 +96,26 @@ func (m machine) check(ctx context.Context, stderr io.Writer) error {
 		fmt.Fprintln(stderr, notLooked)
 		return nil
 	case errors.Is(err, nft.ErrNotInstalled):
-		fmt.Fprintln(stderr, "this machine lacks for dataPlane: nat: the nft command; apt install nftables, or what your distribution calls it")
+		fmt.Fprintf(stderr, "this machine lacks for %s: the nft command; apt install nftables, or what your distribution calls it\n", m.of)
 		return errNo
 	case err != nil:
 		return err
 	}
 	for _, l := range lacking {
-		fmt.Fprintf(stderr, "this machine lacks for dataPlane: nat: %s; it takes %s\n", l.What, l.Needs)
+		fmt.Fprintf(stderr, "this machine lacks for %s: %s; it takes %s\n", m.of, l.What, l.Needs)
 	}
 	if len(lacking) > 0 {
 		return errNo
+	}
+	if m.obstacles == nil {
+		return nil
 	}
 	obstacles, err := m.obstacles(ctx)
 	if err != nil {
 		return err
 	}
 	for _, o := range obstacles {
-		fmt.Fprintf(stderr, "warning: %s drops what none of its rules accepts: it may drop what dataPlane: nat forwards; have it accept ct status dnat\n", o)
-	}
-	return nil
-}
-
-// poolMachine is what addresses of pools would be on.
-type poolMachine struct {
-	mayAsk  bool
-	lacking func(context.Context) ([]vip.Lack, error)
-}
-
-// check prints what is missing, which is a no.
-func (m poolMachine) check(ctx context.Context, stderr io.Writer) error {
-	const notLooked = "not looked at: whether this machine can have addresses of pools; that takes CAP_NET_ADMIN"
-	if !m.mayAsk {
-		fmt.Fprintln(stderr, notLooked)
-		return nil
-	}
-	lacking, err := m.lacking(ctx)
-	switch {
-	case errors.Is(err, nft.ErrNotPermitted): // all the same, as in some containers
-		fmt.Fprintln(stderr, notLooked)
-		return nil
-	case errors.Is(err, nft.ErrNotInstalled):
-		fmt.Fprintln(stderr, "this machine lacks for pools: the nft command; apt install nftables, or what your distribution calls it")
-		return errNo
-	case err != nil:
-		return err
-	}
-	for _, l := range lacking {
-		fmt.Fprintf(stderr, "this machine lacks for pools: %s; it takes %s\n", l.What, l.Needs)
-	}
-	if len(lacking) > 0 {
-		return errNo
+		fmt.Fprintf(stderr, "warning: %s drops what none of its rules accepts: it may drop what %s forwards; have it accept ct status dnat\n", o, m.of)
 	}
 	return nil
 }

@@ -7,16 +7,14 @@ import (
 	"strings"
 	"testing"
 
-	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/nft"
-	"e13.dev/gatehouse/internal/vip"
 )
 
 func TestCheckSaysWhatTheMachineLacks(t *testing.T) {
 	const notLooked = "not looked at: whether this machine can do dataPlane: nat; that takes CAP_NET_ADMIN\n"
 	for name, c := range map[string]struct {
 		mayNot    bool
-		lacks     []nat.Lack
+		lacks     []nft.Lack
 		err       error
 		obstacles []string
 		want      string
@@ -24,7 +22,7 @@ func TestCheckSaysWhatTheMachineLacks(t *testing.T) {
 	}{
 		"nothing": {},
 		"features": {
-			lacks:   []nat.Lack{{What: "maps with a verdict", Needs: "Linux 4.1"}, {What: "hashes", Needs: "nftables 0.8"}},
+			lacks:   []nft.Lack{{What: "maps with a verdict", Needs: "Linux 4.1"}, {What: "hashes", Needs: "nftables 0.8"}},
 			want:    "this machine lacks for dataPlane: nat: maps with a verdict; it takes Linux 4.1\nthis machine lacks for dataPlane: nat: hashes; it takes nftables 0.8\n",
 			wantErr: errNo, obstacles: []string{"not asked for"},
 		},
@@ -40,11 +38,10 @@ func TestCheckSaysWhatTheMachineLacks(t *testing.T) {
 		"an answer":                {err: context.DeadlineExceeded, wantErr: context.DeadlineExceeded},
 	} {
 		var stderr strings.Builder
-		err := machine{
-			mayAsk:    !c.mayNot,
-			lacking:   func(context.Context) ([]nat.Lack, error) { return c.lacks, c.err },
-			obstacles: func(context.Context) ([]string, error) { return c.obstacles, nil },
-		}.check(t.Context(), &stderr)
+		err := natMachine(!c.mayNot,
+			func(context.Context) ([]nft.Lack, error) { return c.lacks, c.err },
+			func(context.Context) ([]string, error) { return c.obstacles, nil },
+		).check(t.Context(), &stderr)
 		if stderr.String() != c.want || !errors.Is(err, c.wantErr) {
 			t.Errorf("%s: got %q, %v; want %q, %v", name, stderr.String(), err, c.want, c.wantErr)
 		}
@@ -55,7 +52,7 @@ func TestCheckSaysWhatTheMachineLacks(t *testing.T) {
 func TestCheckSaysWhatTheMachineLacksForPools(t *testing.T) {
 	for name, c := range map[string]struct {
 		mayNot  bool
-		lacks   []vip.Lack
+		lacks   []nft.Lack
 		err     error
 		want    string
 		wantErr error
@@ -64,13 +61,10 @@ func TestCheckSaysWhatTheMachineLacksForPools(t *testing.T) {
 		"may not look":    {mayNot: true, want: "not looked at: whether this machine can have addresses of pools; that takes CAP_NET_ADMIN\n"},
 		"may not ask":     {err: nft.ErrNotPermitted, want: "not looked at: whether this machine can have addresses of pools; that takes CAP_NET_ADMIN\n"},
 		"no nft":          {err: nft.ErrNotInstalled, want: "this machine lacks for pools: the nft command; apt install nftables, or what your distribution calls it\n", wantErr: errNo},
-		"may send no ARP": {lacks: []vip.Lack{{What: "the right to ask", Needs: "CAP_NET_RAW"}}, want: "this machine lacks for pools: the right to ask; it takes CAP_NET_RAW\n", wantErr: errNo},
+		"may send no ARP": {lacks: []nft.Lack{{What: "the right to ask", Needs: "CAP_NET_RAW"}}, want: "this machine lacks for pools: the right to ask; it takes CAP_NET_RAW\n", wantErr: errNo},
 	} {
 		var stderr strings.Builder
-		err := poolMachine{
-			mayAsk:  !c.mayNot,
-			lacking: func(context.Context) ([]vip.Lack, error) { return c.lacks, c.err },
-		}.check(t.Context(), &stderr)
+		err := poolMachine(!c.mayNot, func(context.Context) ([]nft.Lack, error) { return c.lacks, c.err }).check(t.Context(), &stderr)
 		if stderr.String() != c.want || !errors.Is(err, c.wantErr) {
 			t.Errorf("%s: got %q, %v; want %q, %v", name, stderr.String(), err, c.want, c.wantErr)
 		}

@@ -17,10 +17,6 @@ import (
 // Whether a table could be made is asked of one that nobody has.
 const checkTable = Table + "-check"
 
-// Lack is something that nft or the kernel of this machine cannot do, and what
-// can: "Linux 5.7".
-type Lack struct{ What, Needs string }
-
 // features are what the layout takes, each in as few rules as show it. A base
 // chain is in them where a feature depends on the hook.
 var features = []struct{ what, needs, rules string }{
@@ -70,23 +66,23 @@ var features = []struct{ what, needs, rules string }{
 // takes, by letting nft check it. Nothing is changed, though kernel modules may
 // be loaded. Without nft, or the right to use it, the error is nft.ErrNotInstalled
 // or nft.ErrNotPermitted.
-func Lacking(ctx context.Context) ([]Lack, error) {
+func Lacking(ctx context.Context) ([]nft.Lack, error) {
 	checker, err := knftables.New(family, checkTable)
 	if err != nil {
 		if strings.Contains(err.Error(), "or later") { // it is older than knftables wants
-			return []Lack{{What: err.Error(), Needs: "nftables 1.0.1"}}, nil
+			return []nft.Lack{{What: err.Error(), Needs: "nftables 1.0.1"}}, nil
 		}
 		return nil, fmt.Errorf("nat: %w", nft.Explain(err))
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	var lacks []Lack
+	var lacks []nft.Lack
 	for _, f := range features {
 		if err := check(ctx, fmt.Sprintf("table inet %s { %s\n}\n", checkTable, f.rules)); err != nil {
 			if ctx.Err() != nil || errors.Is(err, nft.ErrNotPermitted) || errors.Is(err, nft.ErrNotInstalled) {
 				return nil, fmt.Errorf("nat: %w", err)
 			}
-			lacks = append(lacks, Lack{What: f.what, Needs: f.needs})
+			lacks = append(lacks, nft.Lack{What: f.what, Needs: f.needs})
 		}
 	}
 	if len(lacks) > 0 {
@@ -99,7 +95,7 @@ func Lacking(ctx context.Context) ([]Lack, error) {
 	}
 	addChains(tx, append(exampleChains(), "sctp6-random-2", "udp6-affinity-251", "udp6-random-2", "udp6-source-251"))
 	if err := checker.Check(ctx, tx); err != nil {
-		return []Lack{{What: nft.Explain(err).Error(), Needs: "nftables 1.0.6"}}, nil
+		return []nft.Lack{{What: nft.Explain(err).Error(), Needs: "nftables 1.0.6"}}, nil
 	}
 	return nil, nil
 }

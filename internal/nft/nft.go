@@ -37,6 +37,12 @@ var (
 	ErrNotPermitted = errors.New("changing nftables is not permitted")
 )
 
+// Lack is something that this machine has not.
+type Lack struct {
+	What  string // "packet sockets (operation not supported)"
+	Needs string // what would be right: "a kernel with CONFIG_PACKET"
+}
+
 // Applier makes the kernel have what a State says. Its methods are for one
 // goroutine at a time, and act in the network namespace of the caller.
 type Applier struct {
