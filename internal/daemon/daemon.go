@@ -98,6 +98,7 @@ type Daemon struct {
 	inherited  page             // likewise: of the process before, in the first decision
 	silent     bool             // likewise: the cluster is not told
 	ledger     ledger           // likewise
+	others     others           // likewise
 	kept       *laststate.State // likewise: what the last decision follows from
 	next       time.Time        // likewise: when to decide, though nothing has happened
 	said       string           // to systemd; the loop's own
@@ -200,6 +201,9 @@ func (d *Daemon) run(ctx context.Context) error {
 	task(g, "loop", func() error { return d.loop(serving, watcher) })
 	err = g.Wait()
 	if errors.Is(err, errHandedOver) {
+		if err := present.Leave(); err != nil {
+			d.log.Warn("still seems to decide", "err", err)
+		}
 		defer d.cut(nil)
 		d.drain(ctx, signals)
 		d.transparent.leave()

@@ -101,11 +101,12 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	d.tellCluster(cluster, now.state)
 	admin := d.serveAdmin(ctx, c.Admin)
 	unwalled := d.addresses.problems()
-	now.problems = slices.Concat(now.problems, admin, lacking, unwalled, d.journal.problems(), d.cluster.problems())
+	beside := d.others.problem(time.Now(), d.alone(), now.state.NAT || now.state.Transparent || len(c.Pools) > 0)
+	now.problems = slices.Concat(now.problems, admin, lacking, unwalled, beside, d.journal.problems(), d.cluster.problems())
 	slices.SortStableFunc(now.problems, desired.ComparePositions)
 	d.told.tell(now.problems)
 	d.publish(now, cluster, len(doors))
-	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0 || held || len(d.lingering) > 0 || d.addresses.failing()
+	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0 || held || len(d.lingering) > 0 || d.addresses.failing() || len(beside) > 0
 }
 
 // remember keeps who has which address, and the cluster that it follows from.

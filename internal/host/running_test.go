@@ -46,6 +46,16 @@ func TestNetnsRunning(t *testing.T) {
 		}
 		first.Close()
 		are("one of two", os.Getpid())
+		if got, err := Deciding(); err != nil || !slices.Equal(got, []int{os.Getpid()}) {
+			t.Errorf("Deciding = %v, %v; want this one", got, err)
+		}
+		if err := second.Leave(); err != nil {
+			t.Fatal(err)
+		}
+		are("one that leaves", os.Getpid())
+		if got, err := Deciding(); err != nil || len(got) > 0 {
+			t.Errorf("one that leaves: Deciding = %v, %v; want nobody", got, err)
+		}
 
 		t.Setenv(inside, "1")
 		next := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
