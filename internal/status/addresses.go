@@ -61,6 +61,18 @@ type Pool struct {
 	Held      uint64 `json:"held"`
 	Free      uint64 `json:"free"`
 	Unusable  uint64 `json:"unusable"`
+	// Families are the same numbers, of IPv4 and IPv6 apart: those that it has.
+	Families []PoolFamily `json:"families,omitempty"`
+}
+
+// PoolFamily says how much of a pool's addresses of one family is used.
+type PoolFamily struct {
+	Family    string `json:"family"` // "ipv4", "ipv6"
+	Addresses uint64 `json:"addresses"`
+	Given     uint64 `json:"given"`
+	Held      uint64 `json:"held"`
+	Free      uint64 `json:"free"`
+	Unusable  uint64 `json:"unusable"`
 }
 
 // Many is a number of addresses that nobody counts.

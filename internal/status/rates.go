@@ -8,11 +8,11 @@ type Rates struct {
 	Sent        float64  `json:"sentBytesPerSecond"`     // to clients
 }
 
-// Got is which part of new connections a backend had in the last minutes, to be
-// compared with its Share.
+// Got is which part of new connections a backend had in the last minutes, while it
+// was there, and which it should have had.
 type Got struct {
 	Over        Duration `json:"over"` // how long that was
 	Connections uint64   `json:"connections"`
-	Share       float64  `json:"share"`  // of all new connections of the frontend in that time, 0 to 1
-	Wanted      float64  `json:"wanted"` // what it should have had, by the shares that held meanwhile, 0 to 1
+	Share       float64  `json:"share"`  // of all new connections of the frontend in that time that got a backend, 0 to 1
+	Wanted      float64  `json:"wanted"` // what it should have had, by the Shares that held when they came, 0 to 1
 }

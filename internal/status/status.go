@@ -32,6 +32,7 @@ type Status struct {
 	Conntrack *Conntrack     `json:"conntrack,omitempty"` // nil: the kernel follows no connections
 	Routes    []edge.Route   `json:"routes,omitempty"`    // to pods, as they are kept
 	Problems  []edge.Problem `json:"problems"`            // of the configuration files first
+	Work      *Work          `json:"work,omitempty"`
 }
 
 // Closed are the exposures that are not open.
@@ -184,7 +185,7 @@ type Backend struct {
 	Target   edge.Target       `json:"target,omitempty"`
 	Since    time.Time         `json:"since,omitzero"`  // when it got into the State; absent: nothing asks it
 	Rates    *Rates            `json:"rates,omitempty"` // of the relay, connections only; nil: not known yet
-	Got      *Got              `json:"got,omitempty"`   // nil: not known yet
+	Got      *Got              `json:"got,omitempty"`   // nil: not known yet, or no connections came
 	// What the nat data plane counts for each backend.
 	Received uint64   `json:"receivedBytes,omitempty"` // from clients
 	Sent     uint64   `json:"sentBytes,omitempty"`     // to clients
