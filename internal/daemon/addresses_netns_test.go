@@ -268,7 +268,10 @@ func TestNetnsDoorsWaitForTheirAddress(t *testing.T) {
 				t.Errorf("the wall has the doors %v, want %v", k.doors, door)
 			}
 		})
-		if pools := d.Status().Pools; !reflect.DeepEqual(pools, []status.Pool{{Name: "home-v4", Zone: "home", Addresses: 3, Given: 1, Free: 2}}) {
+		if pools := d.Status().Pools; !reflect.DeepEqual(pools, []status.Pool{{
+			Name: "home-v4", Zone: "home", Addresses: 3, Given: 1, Free: 2,
+			Families: []status.PoolFamily{{Family: "ipv4", Addresses: 3, Given: 1, Free: 2}},
+		}}) {
 			t.Errorf("pools: %+v", pools)
 		}
 		// What stands goes on when the wall cannot be changed.

@@ -26,6 +26,7 @@ func (d *Daemon) Status() status.Status {
 		Frontends: frontends(d.state, errs, stats, kernel.moved), Listeners: listeners(d.state.Frontends, errs, stats),
 		Routes: d.state.Routes,
 	}
+	s.Work = d.work.status(d.journal.savedAt())
 	d.history.Fill(time.Now(), s.Frontends)
 	if kernel.inUse {
 		if entries, most, err := conntrack.Usage(); err == nil && most > 0 {

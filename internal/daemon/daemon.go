@@ -83,6 +83,7 @@ type Daemon struct {
 	journal     *journal
 	admin       slot
 	history     *history.History
+	work        work
 	manager     manager
 	events      eventLog
 	told        problemLog
@@ -125,13 +126,13 @@ func New(o Options) *Daemon {
 	d.cluster = cluster{log: o.Log, changed: d.kick}
 	d.names = resolve.New(o.Log)
 	d.observer = host.New(o.Log)
-	d.prober = health.New(o.Log, health.Options{})
+	d.prober = health.New(o.Log, health.Options{Asked: d.work.asked})
 	d.relay = d.newRelay(relay.Handover{})
 	d.transparent = newTransparency(o.Log)
 	d.kernel = newKernel(o.Log, func(of edge.Protocol, backend netip.AddrPort) {
 		d.eachProbe(server{of, backend}, d.prober.Suspect)
 	})
-	d.kernel.successor = o.Previous != nil
+	d.kernel.successor, d.kernel.work = o.Previous != nil, &d.work
 	d.addresses = &addresses{log: o.Log, keeper: vip.New(o.Log, vip.Options{}), left: d.addressesLeft, changed: d.kick}
 	d.journal = newJournal(d.kick)
 	d.history = history.New()
@@ -249,12 +250,13 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 			return fmt.Errorf("take over: %w", err)
 		}
 	}
-	awaited := true // by systemd
+	awaited, noticed := true, time.Now() // by systemd; why there is a decision
 	later := time.NewTimer(0)
 	defer later.Stop()
 	for {
 		unfinished := d.decide(ctx)
 		decided := time.Now()
+		d.work.decided(noticed)
 		if later.Stop(); !d.next.IsZero() {
 			later.Reset(time.Until(d.next))
 		}
@@ -277,6 +279,7 @@ func (d *Daemon) loop(ctx context.Context, watcher *filewatch.Watcher) error {
 		case <-again:
 		case <-later.C:
 		}
+		noticed = time.Now()
 		// What comes first is decided at once.
 		select {
 		case <-ctx.Done():

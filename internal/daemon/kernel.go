@@ -59,6 +59,7 @@ type kernel struct {
 	once      sync.Once
 	lacks     sync.Once // it was said what this machine lacks
 	told      atomic.Pointer[telling]
+	work      *work
 	failing   map[string]string // what is tried again and again, and why it fails; guarded by mu
 
 	mu         sync.Mutex
@@ -328,10 +329,12 @@ func (k *kernel) close(ctx context.Context) {
 }
 
 func (k *kernel) applyLocked(ctx context.Context, s nat.State) {
-	_, err := k.nat.Apply(ctx, s)
+	began := time.Now()
+	changed, err := k.nat.Apply(ctx, s)
 	if ctx.Err() != nil {
 		return // it is over: the error says nothing of the machine
 	}
+	k.work.applied(began, changed, err)
 	k.failure, k.problems, k.refused = "", nil, nil
 	if err == nil {
 		before := k.applied.Frontends
@@ -556,6 +559,7 @@ func (k *kernel) verify(ctx context.Context) (mended, failed bool) {
 	case isNews:
 		k.log.Warn("rules of data plane nat not verified", "err", err)
 	case mended:
+		k.work.mended()
 		k.log.Warn("rules of data plane nat mended: somebody had changed them")
 	}
 	return mended, err != nil

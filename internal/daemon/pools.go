@@ -92,35 +92,57 @@ func poolRows(pools []config.Pool, interfaces []edge.Interface, allocations []la
 	}
 	var rows []status.Pool
 	for _, p := range pools {
-		contains := func(a netip.Addr) bool {
-			return slices.ContainsFunc(p.Addresses, func(r edge.Range) bool { return r.Contains(a) })
-		}
 		row := status.Pool{Name: p.Name, Zone: p.Zone}
-		for _, r := range p.Addresses {
-			row.Addresses = add64(row.Addresses, sizeOf(r))
-		}
-		for a := range given {
-			if contains(a) {
-				row.Given++
+		for _, family := range []string{"ipv4", "ipv6"} {
+			f, ok := familyOf(p, family, given, held, unusable)
+			if !ok {
+				continue
 			}
-		}
-		for a := range held {
-			if contains(a) && !given[a] {
-				row.Held++
-			}
-		}
-		for a := range unusable {
-			if contains(a) && !given[a] && !held[a] {
-				row.Unusable++
-			}
-		}
-		row.Free = row.Addresses
-		if used := row.Given + row.Held + row.Unusable; row.Addresses != status.Many {
-			row.Free -= min(used, row.Addresses)
+			row.Families = append(row.Families, f)
+			row.Addresses, row.Free = add64(row.Addresses, f.Addresses), add64(row.Free, f.Free)
+			row.Given += f.Given
+			row.Held += f.Held
+			row.Unusable += f.Unusable
 		}
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// familyOf says how much of a pool's addresses of one family is used, if it has
+// such.
+func familyOf(p config.Pool, family string, given, held, unusable map[netip.Addr]bool) (row status.PoolFamily, ok bool) {
+	row.Family = family
+	var ranges []edge.Range
+	for _, r := range p.Addresses {
+		if r.First.Is4() == (family == "ipv4") {
+			ranges = append(ranges, r)
+			row.Addresses = add64(row.Addresses, sizeOf(r))
+		}
+	}
+	contains := func(a netip.Addr) bool {
+		return slices.ContainsFunc(ranges, func(r edge.Range) bool { return r.Contains(a) })
+	}
+	for a := range given {
+		if contains(a) {
+			row.Given++
+		}
+	}
+	for a := range held {
+		if contains(a) && !given[a] {
+			row.Held++
+		}
+	}
+	for a := range unusable {
+		if contains(a) && !given[a] && !held[a] {
+			row.Unusable++
+		}
+	}
+	row.Free = row.Addresses
+	if used := row.Given + row.Held + row.Unusable; row.Addresses != status.Many {
+		row.Free -= min(used, row.Addresses)
+	}
+	return row, len(ranges) > 0
 }
 
 // ofNetwork are the addresses that a network has for itself: of IPv4 the first

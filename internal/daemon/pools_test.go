@@ -3,6 +3,7 @@ package daemon
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"e13.dev/gatehouse/internal/config"
@@ -47,9 +48,22 @@ func TestPoolRows(t *testing.T) {
 	}
 
 	for i := range want {
-		if got[i] != want[i] {
+		families := got[i].Families
+		got[i].Families = nil
+		if !reflect.DeepEqual(got[i], want[i]) {
 			t.Errorf("got  %+v\nwant %+v", got[i], want[i])
 		}
+		if f := families[0]; len(families) == 1 && (f.Addresses != want[i].Addresses || f.Given != want[i].Given || f.Held != want[i].Held || f.Free != want[i].Free || f.Unusable != want[i].Unusable) {
+			t.Errorf("%s: its only family is %+v, want what all of it is", want[i].Name, f)
+		}
+	}
+	// The families apart.
+	wantFamilies := []status.PoolFamily{
+		{Family: "ipv4", Addresses: 4, Given: 1, Held: 1, Free: 1, Unusable: 1},
+		{Family: "ipv6", Addresses: 16, Free: 14, Unusable: 2},
+	}
+	if both := poolRows([]config.Pool{pool("both", "10.0.0.6", "10.0.0.9", "fd00::", "fd00::f")}, interfaces, allocations, states)[0]; !slices.Equal(both.Families, wantFamilies) || both.Free != 15 || both.Addresses != 20 {
+		t.Errorf("got %+v, want the families %+v", both, wantFamilies)
 	}
 }
 

@@ -35,6 +35,7 @@ type journal struct {
 	read    string // why what was there could not be read; of no matter once something is saved
 	failure error  // why it could not be saved
 	retired bool   // another process has taken over
+	saved   time.Time
 
 	// One writes at a time.
 	writing sync.Mutex
@@ -141,7 +142,7 @@ func (j *journal) write(end bool) (wait time.Duration) {
 	news := (err == nil) != (j.failure == nil) || err == nil && j.read != ""
 	j.failure = err
 	if err == nil {
-		j.read = ""
+		j.read, j.saved = "", time.Now()
 	}
 	j.mu.Unlock()
 	if news {
@@ -152,6 +153,13 @@ func (j *journal) write(end bool) (wait time.Duration) {
 	}
 	j.last, j.at = next, time.Now()
 	return 0
+}
+
+// savedAt is when something was last written; zero: not by this process.
+func (j *journal) savedAt() time.Time {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.saved
 }
 
 // retire leaves the file to another process, once nothing is written any more;

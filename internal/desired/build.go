@@ -76,6 +76,7 @@ type Exposure struct {
 	Protocol  edge.Protocol  `json:"protocol"`
 	Port      uint16         `json:"port"`
 	Open      bool           `json:"open"`
+	Code      string         `json:"code,omitempty"`   // of what is closed: one of a few words, those of Events
 	Reason    string         `json:"reason,omitempty"` // why it is closed, or open without a backend
 	Remedy    string         `json:"remedy,omitempty"`
 	Listens   []edge.Listen  `json:"listens,omitempty"`
@@ -95,7 +96,7 @@ type Exposure struct {
 	Notes        []string       `json:"notes,omitempty"`  // what else is to be known of an open row
 	Why          string         `json:"why"`
 
-	code   string        // event and port error reason if closed
+	code   string        // Code, while it is decided
 	at     []edge.Listen // those of Listens that could be opened
 	of     policy
 	behind *backing     // of a Service, while it is decided
@@ -189,6 +190,11 @@ func Build(in Inputs) (State, []edge.Problem) {
 		b.services()
 	}
 	b.finish()
+	for i := range b.state.Exposures {
+		if e := &b.state.Exposures[i]; !e.Open {
+			e.Code = e.code
+		}
+	}
 	return b.state, b.problems
 }
 

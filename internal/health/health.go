@@ -60,6 +60,8 @@ const (
 // Options are what a Prober can be told once. The zero Options work.
 type Options struct {
 	Concurrency int // probes at the same time; 0: 256
+	// Asked is told of each probe that has ended; nil: nobody is. It must not block.
+	Asked func(passed bool, took time.Duration)
 }
 
 // Prober makes the probes it was given, from one goroutine per probe that is
@@ -71,6 +73,7 @@ type Prober struct {
 	changed     chan struct{}
 	wake        chan struct{}
 	dial        dialFunc
+	asked       func(passed bool, took time.Duration)
 
 	mu      sync.Mutex
 	targets map[edge.Probe]*target
@@ -136,6 +139,7 @@ func New(log *slog.Logger, opts Options) *Prober {
 		began:       time.Now(),
 		log:         log,
 		concurrency: opts.Concurrency,
+		asked:       opts.Asked,
 		changed:     make(chan struct{}, 1),
 		wake:        make(chan struct{}, 1),
 		dial:        new(net.Dialer).DialContext,
@@ -371,6 +375,9 @@ func (p *Prober) note(t *target, heard heard, err error, now time.Time) {
 	defer p.mu.Unlock()
 	p.running--
 	t.running, t.blamed = false, false
+	if p.asked != nil {
+		p.asked(err == nil, now.Sub(t.started))
+	}
 	signal(p.wake)
 	if t.gone {
 		return
