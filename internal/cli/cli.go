@@ -77,11 +77,12 @@ that they ask for, and spreads connections evenly over their pods.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.CompletionOptions.HiddenDefaultCmd = true
-	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newExplain(), newInit(), newKubeconfig(), newAnnounce(), newDemo(), newDown(), newUninstall(), newVersion()} {
+	root.CompletionOptions.DisableDefaultCmd = true // newCompletion is it
+	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newStatus(), newExplain(), newInit(), newKubeconfig(), newAnnounce(), newDemo(), newDown(), newUninstall(), newCompletion(), newVersion()} {
 		if cmd.Args == nil {
 			cmd.Args = noArgs
 		}
+		addCompletions(cmd)
 		root.AddCommand(cmd)
 	}
 	return root

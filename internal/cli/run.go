@@ -89,7 +89,7 @@ func newAnnounce() *cobra.Command {
 		Short: "Keep an l4proxy v1 file written from LoadBalancer Services",
 		Long: `announce follows the cluster and writes what 'run' would open for Services to
 OUT as an l4proxy v1 file, replacing it in one step whenever something changes,
-also when the last Service goes.`,
+also when the last Service goes. It is for those who keep l4proxy.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needFiles(files); err != nil {
 				return err
@@ -122,7 +122,7 @@ func newDemo() *cobra.Command {
 		Short: "Show a gatehouse in front of three sample backends, on loopback",
 		Long: `demo needs no root and no cluster. It starts three sample backends and a gatehouse
 in front of them on loopback, sends requests through it and shows which backend
-answered, until you stop it with Ctrl-C.`,
+answered, until you stop it with Ctrl-C. Its status page is served meanwhile.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
@@ -132,6 +132,6 @@ answered, until you stop it with Ctrl-C.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&once, "once", false, "send 300 requests, print how many each backend got, and exit")
+	cmd.Flags().BoolVar(&once, "once", false, "send 300 requests, print how many each backend got, and exit 0")
 	return cmd
 }
