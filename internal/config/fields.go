@@ -254,12 +254,14 @@ var poolBlock = block{
 }
 
 var adminBlock = block{
-	path: "admin", format: APIVersion,
+	path: "admin", format: APIVersion, example: `{listen: "127.0.0.1:9180"}`,
+	doc: "Where the status page, `/status.json`, `/explain.json`, `/metrics`, `/healthz` and `/readyz` are served. They are read only. At least one of `listen`, `socket` and `zones`.",
 	fields: []field{
-		{"listen", "ADDRESS:PORT", required, `"127.0.0.1:9180"`, "Where the status page, /metrics, /healthz and /readyz are served: an IP address or `localhost`, and a port."},
-	},
-	later: []refusal{
-		{"socket", "leave it out: status is served at admin.listen"},
+		{"listen", "ADDRESS:PORT", "not there", `"127.0.0.1:9180"`, "An IP address or `localhost`, and a port. A loopback address asks for no token; every other one takes `tokenFile`."},
+		{"socket", "full name of a socket", "none", "/run/gatehouse/api.sock", "A Unix socket for commands on this machine. It is made with mode 0660 in a directory that is there: the user that gatehouse runs as may ask, and that user's group."},
+		{"zones", "list of zone names", "`[]`", "[home]", "Also in these zones, on their interfaces only, and only with the token. The port is taken there before Services get it."},
+		{"port", "1 to 65535", "`9180`", "9180", "The port in the zones."},
+		{"tokenFile", "file name", "none", "/etc/gatehouse/token", "The file with the token that has to be shown, of 16 characters or more: as `Authorization: Bearer TOKEN`, or as the password that a browser asks for (with any user name). Everybody else must not be able to read it. A token that is replaced counts at once. Required where somebody is asked for it."},
 	},
 }
 

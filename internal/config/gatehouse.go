@@ -559,23 +559,3 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 		k.APIServer = f.apiServer(m.get("apiServer"), key.pos())
 	}
 }
-
-func (f *file) admin(v value, pos edge.Pos) {
-	f.cfg.Admin.Pos = pos
-	m, ok := v.fields(&adminBlock)
-	if !ok {
-		return
-	}
-	listen := m.need("listen")
-	s, ok := listen.text()
-	if !ok {
-		return
-	}
-	hp, flt := parseAdmin(s)
-	if flt != nil {
-		listen.fault(flt)
-		return
-	}
-	f.cfg.Admin.Listen = s
-	f.claims = append(f.claims, claim{protocol: edge.TCP, host: canonicalHost(hp.Host), port: hp.Port, text: s, at: listen})
-}

@@ -231,6 +231,7 @@ func dump(c *Config) string {
 	}
 	if c.Admin.Pos != (edge.Pos{}) {
 		line("admin: %q (%s)", c.Admin.Listen, at(c.Admin.Pos))
+		line("  socket %q, zones %q, port %d, token %q", c.Admin.Socket, c.Admin.Zones, c.Admin.Port, c.Admin.TokenFile)
 	}
 	if c.StopTimeout != DefaultStopTimeout {
 		line("stop timeout: %s", c.StopTimeout)

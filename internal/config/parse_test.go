@@ -216,6 +216,7 @@ kubernetes (zones.yaml:3:1)
   healthz: 10256
   ignore exclude label: false, finalizer: true, hold losses: 5m0s
 admin: "[::1]:9180" (admin.yaml:2:1)
+  socket "", zones [], port 9180, token ""
 `
 	if got := dump(cfg); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
@@ -375,6 +376,10 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"pools[0].labels":                         "!expose",
 		"stateDir":                                "/var/lib/other",
 		"admin.listen":                            "127.0.0.1:9181",
+		"admin.socket":                            "/run/other.sock",
+		"admin.zones[0]":                          "internet",
+		"admin.port":                              "9181",
+		"admin.tokenFile":                         "/etc/other",
 		"stopTimeout":                             "11s",
 	}
 	var doc yaml.Node
@@ -494,7 +499,7 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		"kubernetes.allow.ZONE":     zones + "kubernetes: {allow: {home: %}}\n",
 		"kubernetes.apiServer":      zones + "kubernetes: {apiServer: %}\n",
 		"pools[]":                   zones + "pools: [%]\n",
-		"admin":                     "admin: %\n",
+		"admin":                     zones + "admin: %\n",
 		"zones.NAME":                "zones: {home: %}\n",
 		"v1 frontends[]":            "frontends: [%]\n",
 		"v1 frontends[].backends[]": "frontends: [{bind: \":80\", backends: [%]}]\n",
@@ -505,6 +510,7 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		"frontends[]": `listen: ":80", backends: [{address: "a:1"}]`, "frontends[] listen": `backends: [{address: "a:1"}]`,
 		"frontends[] affinityTimeout": `balance: source, listen: ":80", backends: [{address: "a:1"}]`, "frontends[] banTime": `maxRatePerClient: 20/s, listen: ":80", backends: [{address: "a:1"}]`,
 		"kubernetes banTime": "maxRatePerClient: 20/s",
+		"admin zones":        "tokenFile: /t", "admin port": "zones: [home], tokenFile: /t", "admin tokenFile": "zones: [home]",
 		"pools[]":            "name: a, zone: home, addresses: [10.0.0.1]", "pools[] name": "zone: home, addresses: [10.0.0.1]",
 		"pools[] zone": "name: a, addresses: [10.0.0.1]", "pools[] addresses": "name: a, zone: home",
 		"kubernetes.apiServer": "zones: [home]", "kubernetes.apiServer zones": "port: 6443",

@@ -476,7 +476,7 @@ func TestBuildScenarios(t *testing.T) {
 		},
 		"the-whole-port-is-taken": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{service("a/whole", 1, named("")), service("b/git", 0, named("git.example.org"))}
-			in.Config.Admin = config.Admin{Listen: "127.0.0.1:9180", Pos: edge.Pos{File: "gatehouse.yaml", Line: 30, Col: 9}}
+			in.Config.Admin = config.Admin{Zones: []string{"home"}, Port: 9180, Pos: edge.Pos{File: "gatehouse.yaml", Line: 30, Col: 9}}
 			in.Config.Frontends = []config.Frontend{static("admin", 9180, 20, "10.0.0.7:80"), static("whole", 444, 21, "10.0.0.7:80"), static("git", 444, 22, "10.0.0.7:80")}
 			in.Config.Frontends[0].Hostnames = []string{"admin.example.org"}
 			in.Config.Frontends[2].Hostnames = []string{"git.example.org"}
@@ -728,6 +728,17 @@ func TestBuildScenarios(t *testing.T) {
 				Name: "clash", Listen: &config.Listen{Port: 9180}, Protocol: edge.TCP, Pos: edge.Pos{File: "gatehouse.yaml", Line: 20, Col: 5},
 				Backends: []config.Backend{{Address: edge.HostPort{Host: "10.0.0.7", Port: 80}, Weight: 1}},
 			}}
+		},
+		"admin-in-zones": func(in *Inputs) {
+			in.Config.Admin = config.Admin{Listen: "127.0.0.1:9180", Zones: []string{"home"}, Port: 9180, Pos: edge.Pos{File: "gatehouse.yaml", Line: 30, Col: 9}}
+			in.Config.Kubernetes.Allow = nil
+			page := func(s *edge.Service) { s.Ports[0].Port = 9180 }
+			in.Cluster.Services = []edge.Service{
+				service("a/old", 9, page), // older than everything, and still not before it
+				service("b/kernel", 1, page, annotate("data-plane", "nat")),
+				service("c/elsewhere", 0, page, annotate("zones", "internet")),
+				service("d/udp", 0, page, func(s *edge.Service) { s.Ports[0].Protocol = edge.UDP }),
+			}
 		},
 		"static-names-and-weights": func(in *Inputs) {
 			in.Hosts["nas"] = netip.MustParseAddr("10.0.0.9")

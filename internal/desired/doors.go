@@ -24,6 +24,7 @@ type door struct {
 	first  *claim            // who claimed it first
 	names  map[string]*claim // who has which TLS server name; nil: first has all of it
 	accept []netip.Prefix    // acceptProxyProtocol of all who share it
+	pools  bool              // it is in the way of addresses of pools, too
 }
 
 // doorKey is where to look for doors that may be in the way: those at one
@@ -174,7 +175,7 @@ func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.List
 	var shared []*door
 	for _, l := range listens {
 		for _, d := range b.near(row.Protocol, l) {
-			if !overlap(l, d.listen) {
+			if !overlap(l, d.listen) && !(d.pools && overlap(edge.Listen{Device: l.Device, Port: l.Port}, d.listen)) {
 				continue
 			}
 			kind := taken
@@ -327,19 +328,29 @@ func hostnamesOf(service string) string {
 	return "annotation " + annHostnames
 }
 
-// claimAdmin keeps frontends off the port of the status page.
+// claimAdmin keeps frontends off the ports of the status page. In its zones that
+// is the port of whole interfaces: an address of a pool that is there is no
+// other place.
 func (b *builder) claimAdmin() {
 	admin := b.in.Config.Admin
-	if admin.Listen == "" {
-		return
+	take := func(field string, l edge.Listen) {
+		key := doorKey{protocol: edge.TCP, port: l.Port}
+		b.doors[key] = append(b.doors[key], &door{
+			listen: l, first: &claim{name: "admin." + field + " (" + admin.Pos.String() + ")"}, pools: field == "zones",
+		})
 	}
-	// config.Parse lets no other name through.
-	ap, err := netip.ParseAddrPort(strings.Replace(admin.Listen, "localhost:", "127.0.0.1:", 1))
-	if err != nil {
-		return
+	if ap, ok := admin.ListenAddr(); ok {
+		l := edge.Listen{Addr: ap.Addr(), Port: ap.Port()}
+		if admin.OnLoopback() {
+			l = edge.Listen{Device: "lo", Port: ap.Port()} // which it is bound to
+		}
+		take("listen", l)
 	}
-	key := doorKey{protocol: edge.TCP, port: ap.Port()}
-	b.doors[key] = append(b.doors[key], &door{
-		listen: edge.Listen{Addr: ap.Addr(), Port: ap.Port()}, first: &claim{name: "admin.listen (" + admin.Pos.String() + ")"},
-	})
+	for _, name := range admin.Zones {
+		if z := b.zones[name]; z != nil { // else config.Parse has refused it
+			for _, device := range z.Interfaces {
+				take("zones", edge.Listen{Device: device, Port: admin.Port})
+			}
+		}
+	}
 }

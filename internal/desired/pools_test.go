@@ -104,6 +104,12 @@ func TestScenariosOfPools(t *testing.T) {
 				service("d/own", 4, annotate("zones", "cluster"), at(81)),
 			}
 		},
+		"pools-beside-the-page": func(in *Inputs) { // which takes its port on the whole interface
+			in.Config.Admin = config.Admin{Zones: []string{"home"}, Port: 9180, Pos: edge.Pos{File: "gatehouse.yaml", Line: 30, Col: 9}}
+			in.Cluster.Services = []edge.Service{service("a/web", 1, func(s *edge.Service) {
+				s.Ports = append(s.Ports, edge.ServicePort{Name: "page", Protocol: edge.TCP, Port: 9180, NodePort: 30918})
+			})}
+		},
 		"pools-before-they-are-there": func(in *Inputs) {
 			in.Cluster.Services = []edge.Service{
 				service("a/new", 9), service("b/asked", 8), service("c/conflict", 7, annotate("addresses", "10.11.12.97")),
