@@ -86,6 +86,7 @@ func TestRoff(t *testing.T) {
 		"code":            {"```sh\n.x\na\\b\n```", ".PP\n.RS 4\n.EX\n\\&.x\na\\eb\n.EE\n.RE\n"},
 		"table":           {"| field | default | meaning |\n|---|---|---|\n| `a` | `1` | x \\| y |\n| `b` |  | z. |", ".TP\n\\fBa\\fR\ndefault: \\fB1\\fR. x | y.\n.TP\n\\fBb\\fR\nz.\n"},
 		"a line of a dot": {".hidden", ".PP\n\\&.hidden\n"},
+		"no ASCII":        {"3 × `…`", ".PP\n3 \\[u00D7] \\fB\\[u2026]\\fR\n"},
 		"escaped marks":   {`a\_b and 2\*3 &lt;x>`, ".PP\na_b and 2*3 <x>\n"},
 	} {
 		if got := roff(c.in); got != c.want {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
 // roff writes the small part of Markdown that the texts use as man(7) macros.
@@ -172,9 +174,19 @@ func marks(text string) string {
 	return strings.NewReplacer("&lt;", "<", `\e_`, "_").Replace(text)
 }
 
-// escape keeps what roff would take for its own, and hyphens that are typed.
+// escape keeps what roff would take for its own, hyphens that are typed, and
+// letters that are not ASCII, whatever the locale.
 func escape(text string) string {
-	return strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`).Replace(text)
+	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`).Replace(text)
+	var b strings.Builder
+	for _, r := range text {
+		if r < utf8.RuneSelf {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, `\[u%04X]`, r)
+		}
+	}
+	return b.String()
 }
 
 func verbatim(line string) string { return guarded(escape(strings.ReplaceAll(line, "\t", "    "))) }
