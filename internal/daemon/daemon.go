@@ -30,6 +30,7 @@ import (
 	"e13.dev/gatehouse/internal/relay"
 	"e13.dev/gatehouse/internal/resolve"
 	"e13.dev/gatehouse/internal/vip"
+	"e13.dev/gatehouse/internal/web"
 )
 
 const (
@@ -81,7 +82,8 @@ type Daemon struct {
 	kernel      *kernel
 	addresses   *addresses
 	journal     *journal
-	admin       slot
+	site        *web.Server // the status page; who sees it is said by token
+	token       token
 	history     *history.History
 	work        work
 	manager     manager
@@ -95,8 +97,8 @@ type Daemon struct {
 	reloading  atomic.Bool // systemd waits for it
 	deciding   sync.Mutex
 	handedOver bool             // guarded by deciding: no decision is ours any more
-	page       page             // likewise
-	inherited  page             // likewise: of the process before, in the first decision
+	pages      pages            // likewise
+	inherited  pages            // likewise: of the process before, in the first decision
 	silent     bool             // likewise: the cluster is not told
 	ledger     ledger           // likewise
 	others     others           // likewise
@@ -136,6 +138,7 @@ func New(o Options) *Daemon {
 	d.addresses = &addresses{log: o.Log, keeper: vip.New(o.Log, vip.Options{}), left: d.addressesLeft, changed: d.kick}
 	d.journal = newJournal(d.kick)
 	d.history = history.New()
+	d.site = web.New(web.Source{Status: d.Status, Explain: d.Explain}, o.Log)
 	d.told = problemLog{log: o.Log}
 	d.manager = manager{socket: o.NotifySocket, log: o.Log}
 	return d
@@ -198,6 +201,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	task(g, "transparency", func() error { return d.transparent.run(serving, d.kick) })
 	task(g, "data plane nat", func() error { return d.kernel.run(serving, d.kick) })
 	task(g, "history", func() error { return d.rememberCounts(serving) })
+	task(g, "token", func() error { return d.token.run(serving, d.kick) })
 	task(g, "state", func() error { return d.journal.run(serving) })
 	task(g, "loop", func() error { return d.loop(serving, watcher) })
 	err = g.Wait()

@@ -99,7 +99,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	}
 	d.remember(c, cluster, now.state.Allocations)
 	d.tellCluster(cluster, now.state)
-	admin := d.serveAdmin(ctx, c.Admin)
+	admin := d.serveAdmin(ctx, c, now.in.Interfaces)
 	unwalled := d.addresses.problems()
 	beside := d.others.problem(time.Now(), d.alone(), now.state.NAT || now.state.Transparent || len(c.Pools) > 0)
 	now.problems = slices.Concat(now.problems, admin, lacking, unwalled, beside, d.journal.problems(), d.cluster.problems())

@@ -303,7 +303,7 @@ func TestUpgradeDoesNotBelieveMore(t *testing.T) {
 // The state goes by a file that is on no disk.
 func TestStateIsHandedOver(t *testing.T) {
 	want := laststate.State{Source: "here", SavedAt: time.Unix(1_800_000_000, 0).UTC(), Cluster: *site(2, 1, 1)}
-	sockets, err := pack(relay.Handover{}, page{}, &want)
+	sockets, err := pack(relay.Handover{}, nil, &want)
 	if err != nil || len(sockets) != 1 {
 		t.Fatalf("%d sockets, %v", len(sockets), err)
 	}
@@ -317,7 +317,7 @@ func TestStateIsHandedOver(t *testing.T) {
 	if !reflect.DeepEqual(*got, want) {
 		t.Errorf("got  %+v\nwant %+v", *got, want)
 	}
-	if sockets, err := pack(relay.Handover{}, page{}, nil); err != nil || len(sockets) != 0 {
+	if sockets, err := pack(relay.Handover{}, nil, nil); err != nil || len(sockets) != 0 {
 		t.Errorf("%d sockets, %v, where there is nothing", len(sockets), err)
 	}
 }

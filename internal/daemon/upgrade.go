@@ -39,8 +39,9 @@ const (
 const (
 	doorSocket    = "door"
 	sessionSocket = "session"
-	adminSocket   = "admin"
-	stateFile     = "state" // what this process has decided from
+	adminSocket   = "admin"    // of admin.listen
+	adminPlace    = "admin at" // of the other places; versions before know only the one
+	stateFile     = "state"    // what this process has decided from
 )
 
 // errHandedOver ends the daemon's tasks: another process serves.
@@ -106,7 +107,7 @@ func (d *Daemon) upgrade(ctx context.Context) error {
 	d.manager.tell(fmt.Sprintf("MAINPID=%d", next.PID()))
 	d.cluster.task.stop()
 	next.Farewell() // no port is in its way now, and nobody else writes
-	d.admin.stop()
+	d.pages.stop()
 	return errHandedOver
 }
 
@@ -123,7 +124,7 @@ func (d *Daemon) give(ctx context.Context, next *handover.Next) error {
 	if err != nil {
 		return err
 	}
-	sockets, err := pack(h, d.page, d.kept)
+	sockets, err := pack(h, d.pages, d.kept)
 	defer handover.Close(sockets)
 	if err == nil {
 		var cancel context.CancelFunc
@@ -149,15 +150,9 @@ func (d *Daemon) retire(retired bool) {
 	d.journal.retire(retired)
 }
 
-// page is the listener of the status page.
-type page struct {
-	Listen   string           `json:"listen"` // as configured
-	listener *net.TCPListener // nil: none
-}
-
 // pack is the one way from what the parts hand over to sockets; unpack is the
 // way back. What pack returns has to be closed, also with an error.
-func pack(h relay.Handover, p page, kept *laststate.State) (sockets []handover.Socket, err error) {
+func pack(h relay.Handover, open pages, kept *laststate.State) (sockets []handover.Socket, err error) {
 	var errs []error
 	add := func(kind string, file *os.File, about any) {
 		data, err := json.Marshal(about)
@@ -170,11 +165,15 @@ func pack(h relay.Handover, p page, kept *laststate.State) (sockets []handover.S
 	for _, session := range h.Sessions {
 		add(sessionSocket, session.File, session)
 	}
-	if p.listener != nil {
-		if file, err := p.listener.File(); err != nil {
+	for _, p := range open {
+		kind := adminPlace
+		if p.Listen != "" {
+			kind = adminSocket
+		}
+		if file, err := p.listener.(interface{ File() (*os.File, error) }).File(); err != nil {
 			errs = append(errs, err)
 		} else {
-			add(adminSocket, file, p)
+			add(kind, file, p.place)
 		}
 	}
 	if kept != nil {
@@ -188,7 +187,7 @@ func pack(h relay.Handover, p page, kept *laststate.State) (sockets []handover.S
 }
 
 // unpack takes over all files of the sockets.
-func unpack(sockets []handover.Socket) (h relay.Handover, p page, kept *laststate.State, err error) {
+func unpack(sockets []handover.Socket) (h relay.Handover, open pages, kept *laststate.State, err error) {
 	var errs []error
 	for _, s := range sockets {
 		switch s.Kind {
@@ -200,14 +199,20 @@ func unpack(sockets []handover.Socket) (h relay.Handover, p page, kept *laststat
 			session := relay.HandedSession{File: s.File}
 			errs = append(errs, json.Unmarshal(s.About, &session))
 			h.Sessions = append(h.Sessions, session)
-		case adminSocket:
-			errs = append(errs, json.Unmarshal(s.About, &p))
+		case adminSocket, adminPlace:
+			p := &page{}
+			errs = append(errs, json.Unmarshal(s.About, &p.place))
 			listener, err := net.FileListener(s.File)
 			_ = s.File.Close()
-			if l, ok := listener.(*net.TCPListener); ok {
-				p.listener = l
+			if err != nil {
+				errs = append(errs, err)
+				continue
 			}
-			errs = append(errs, err)
+			if l, ok := listener.(*net.UnixListener); ok {
+				l.SetUnlinkOnClose(false)
+			}
+			p.listener = listener
+			open = append(open, p)
 		case stateFile:
 			var err error
 			kept, err = fromFile(s.File)
@@ -218,10 +223,10 @@ func unpack(sockets []handover.Socket) (h relay.Handover, p page, kept *laststat
 	}
 	if err := errors.Join(errs...); err != nil {
 		h.Close()
-		p.close()
-		return relay.Handover{}, page{}, nil, fmt.Errorf("sockets not understood: %w", err)
+		open.close()
+		return relay.Handover{}, nil, nil, fmt.Errorf("sockets not understood: %w", err)
 	}
-	return h, p, kept, nil
+	return h, open, kept, nil
 }
 
 // toFile puts the state where another process can read it, and no disk is needed.
@@ -254,12 +259,6 @@ func fromFile(file *os.File) (*laststate.State, error) {
 	return laststate.Decode(data)
 }
 
-func (p page) close() {
-	if p.listener != nil {
-		_ = p.listener.Close()
-	}
-}
-
 // takeOver does the first decision as the successor of a program that serves:
 // only once this one knows all that one knows, and with its sockets.
 func (d *Daemon) takeOver(ctx context.Context) error {
@@ -286,7 +285,10 @@ func (d *Daemon) takeOver(ctx context.Context) error {
 	d.silent = true // the one before still writes
 	d.decide(ctx)
 	d.inherited.close()
-	d.silent, d.inherited = false, page{}
+	for _, p := range d.inherited { // that the files do not want any more
+		fileOf(p.Socket).remove()
+	}
+	d.silent, d.inherited = false, nil
 	return d.opts.Previous.Serving(ctx)
 }
 
@@ -370,7 +372,7 @@ func (d *Daemon) stop(ctx context.Context, signals <-chan os.Signal) {
 	defer d.cut(nil)
 	d.drain(ctx, signals)
 	d.transparent.leave()
-	d.admin.stop()
+	d.closePages(func(*page) bool { return true })
 	d.log.Info("stopped")
 }
 

@@ -1,6 +1,7 @@
 // Package web serves what gatehouse says of itself: /healthz, /readyz,
 // /metrics, /status.json and a plain page. It reads only; there is nothing
-// here that changes anything, and no login, so it belongs on loopback.
+// here that changes anything. Who is answered is said by the Access of each
+// listener.
 package web
 
 import (
@@ -95,14 +96,23 @@ func New(source Source, log *slog.Logger) *Server { return &Server{Source: sourc
 // answerTime is how long Serve goes on with what was asked before its end.
 const answerTime = time.Second
 
-// Serve answers on the listener, which it closes, until ctx ends. Whoever has
-// connected by then is answered: the listener may be another process's too, and
-// a probe must not fail because it met this one. (Server.Shutdown would drop the
-// requests that it finds being read.)
-func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+// What a client may keep the server waiting with: headers alone, since nobody
+// has anything to send.
+const (
+	headerTime     = 5 * time.Second
+	maxHeaderBytes = 16 << 10
+)
+
+// Serve answers those on the listener who have access, until ctx ends, and
+// closes the listener then. Whoever has connected by then is answered: the
+// listener may be another process's too, and a probe must not fail because it
+// met this one. (Server.Shutdown would drop the requests that it finds being
+// read.)
+func (s *Server) Serve(ctx context.Context, listener net.Listener, access Access) error {
 	var connections sync.WaitGroup
 	server := &http.Server{
-		Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		Handler: access.guard(s.Handler(), s.log), ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ReadHeaderTimeout: headerTime, MaxHeaderBytes: maxHeaderBytes, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
@@ -116,7 +126,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
 	defer func() { _ = server.Close() }()
-	if err := server.Serve(listener); ctx.Err() == nil {
+	if err := server.Serve(newCrowd(listener)); ctx.Err() == nil {
 		return fmt.Errorf("admin: %w", err)
 	}
 	server.SetKeepAlivesEnabled(false) // and closes those that are idle
