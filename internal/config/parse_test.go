@@ -511,7 +511,7 @@ func TestExamplesOfTheFieldsAreValid(t *testing.T) {
 		"frontends[] affinityTimeout": `balance: source, listen: ":80", backends: [{address: "a:1"}]`, "frontends[] banTime": `maxRatePerClient: 20/s, listen: ":80", backends: [{address: "a:1"}]`,
 		"kubernetes banTime": "maxRatePerClient: 20/s",
 		"admin zones":        "tokenFile: /t", "admin port": "zones: [home], tokenFile: /t", "admin tokenFile": "zones: [home]",
-		"pools[]":            "name: a, zone: home, addresses: [10.0.0.1]", "pools[] name": "zone: home, addresses: [10.0.0.1]",
+		"pools[]": "name: a, zone: home, addresses: [10.0.0.1]", "pools[] name": "zone: home, addresses: [10.0.0.1]",
 		"pools[] zone": "name: a, addresses: [10.0.0.1]", "pools[] addresses": "name: a, zone: home",
 		"kubernetes.apiServer": "zones: [home]", "kubernetes.apiServer zones": "port: 6443",
 		"frontends[].health path": "type: http", "frontends[].health host": "type: tls", "frontends[].health status": "type: https",

@@ -175,7 +175,11 @@ func (b *builder) claim(row Exposure, accept []netip.Prefix, listens []edge.List
 	var shared []*door
 	for _, l := range listens {
 		for _, d := range b.near(row.Protocol, l) {
-			if !overlap(l, d.listen) && !(d.pools && overlap(edge.Listen{Device: l.Device, Port: l.Port}, d.listen)) {
+			at := l
+			if d.pools && ofPool(l) {
+				at.Addr = netip.Addr{}
+			}
+			if !overlap(at, d.listen) {
 				continue
 			}
 			kind := taken
