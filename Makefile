@@ -92,6 +92,7 @@ bench-parts: ## benchmarks of single parts
 
 gen: ## write the generated docs anew
 	@$(GO) run ./internal/config/gen > docs/config.md
+	@$(GO) run ./internal/web/gen > docs/metrics.md
 	@$(GO) run ./internal/cli/gen commands > docs/commands.md
 
 lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint

@@ -26,8 +26,8 @@ func sample() status.Status {
 		Config:  status.Config{Files: []string{"gatehouse.yaml"}, LoadedAt: time.Unix(1700000000, 0), Current: true},
 		Cluster: &status.Cluster{Synced: true, Services: 2, Nodes: 3, Requests: []status.Requests{{Verb: "watch", Resource: "services", Code: "2xx", Count: 301}}},
 		Pools: []status.Pool{
-			{Name: "home-v4", Zone: "home", Addresses: 16, Given: 2, Held: 1, Free: 11, Unusable: 2},
-			{Name: "home-v6", Zone: "home", Addresses: status.Many, Free: status.Many},
+			{Name: "home-v4", Zone: "home", Addresses: 16, Given: 2, Held: 1, Free: 11, Unusable: 2, Families: []status.PoolFamily{{Family: "ipv4", Addresses: 16, Given: 2, Held: 1, Free: 11, Unusable: 2}}},
+			{Name: "home-v6", Zone: "home", Addresses: status.Many, Free: status.Many, Families: []status.PoolFamily{{Family: "ipv6", Addresses: status.Many, Free: status.Many}}},
 		},
 		Addresses: []status.Address{
 			{Addr: netip.MustParseAddr("10.11.12.70"), Pool: "home-v4", Zone: "home", Device: "eth1", Services: []string{"shop/web", "shop/api"}, State: status.AddressReady},
@@ -37,7 +37,7 @@ func sample() status.Status {
 		Exposures: []desired.Exposure{
 			{Name: "shop/web:80", Service: "shop/web", Zone: "home", Port: 80, Protocol: edge.TCP, Open: true, Why: "service/shop/web", ClientSeen: true},
 			{Name: "shop/web:80", Service: "shop/web", Zone: "internet", Port: 80, Protocol: edge.TCP, Open: true, Why: "service/shop/web"},
-			{Name: "shop/<b>:81", Service: "shop/b", Zone: "home", Port: 81, Reason: "SCTP is not supported yet", Why: "service/shop/b"},
+			{Name: "shop/<b>:81", Service: "shop/b", Zone: "home", Port: 81, Code: "ProtocolNotSupported", Reason: "SCTP is not supported yet", Why: "service/shop/b"},
 		},
 		Frontends: []status.Frontend{{
 			Name: "shop/web:80", Zone: "home", Protocol: edge.TCP, Listen: "@eth1:80", Health: "tcp every 5s", Balance: edge.BalanceRandom,
@@ -53,7 +53,7 @@ func sample() status.Status {
 			Drain: status.Drain{DrainTimeout: status.Duration(5 * time.Minute)},
 			Backends: []status.Backend{
 				{Addr: "10.0.0.101:30080", Node: "w1", State: edge.Up, Share: 0.25, Total: 3, Active: 2, Failures: 6},
-				{Addr: "10.0.0.102:30080", State: edge.Down, Error: "connection refused"},
+				{Addr: "10.0.0.102:30080", State: edge.Down, Error: "connection refused", Since: time.Unix(1700000123, 0)},
 				{Addr: "10.0.0.103:30080", State: status.Draining, Total: 9, Active: 8, Drain: status.DrainFrom(time.Now().Add(-time.Minute), 5*time.Minute)},
 				{Addr: "10.0.0.104:30080", State: status.Draining, Active: 7, Drain: status.DrainFrom(time.Now().Add(-time.Hour), 0)},
 			},
@@ -92,7 +92,7 @@ func sample() status.Status {
 			Client: "the client's own", ClientSeen: true,
 			Traffic: status.Traffic{Accepted: 81, Active: 82, Received: 8300, Sent: 8400, Packets: &status.Packets{Received: 85, Sent: 86}},
 			Backends: []status.Backend{
-				{Addr: "10.244.1.7:8443", Node: "w1", State: edge.Up, Weight: 1, Share: 1, Total: 87, Active: 88, Received: 8900, Sent: 9000, Packets: &status.Packets{Received: 91, Sent: 92}},
+				{Addr: "10.244.1.7:8443", Node: "w1", State: edge.Up, Since: time.Unix(1700000124, 0), Weight: 1, Share: 1, Total: 87, Active: 88, Received: 8900, Sent: 9000, Packets: &status.Packets{Received: 91, Sent: 92}},
 				{Addr: "10.244.2.7:8443", Node: "w2", State: status.Draining, Active: 93, Drain: status.DrainFrom(time.Now(), 0)},
 			},
 		}, {
@@ -101,11 +101,16 @@ func sample() status.Status {
 			Backends: []status.Backend{{Addr: "10.244.1.7:8443", State: status.Draining, Active: 94, Drain: status.DrainFrom(time.Now(), 0)}},
 			Drain:    status.DrainFrom(time.Now(), 0),
 		}},
+		Work: &status.Work{
+			Decisions:   status.Timing{Count: 3, Seconds: 0.05, Within: []uint64{0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3}},
+			NATFailures: 131, NATMended: 132, ChecksPassed: status.Timing{Count: 133}, ChecksFailed: status.Timing{Count: 134},
+			StateSavedAt: time.Unix(1700000456, 0),
+		},
 		Conntrack: &status.Conntrack{Entries: 240000, Max: 262144},
 		Routes:    []edge.Route{{Dst: netip.MustParsePrefix("10.244.1.0/24"), Via: netip.MustParseAddr("10.0.0.101"), Why: "node/w1"}},
 		Listeners: []status.Listener{{
 			Zone: "internet", Protocol: edge.TCP, Listen: "@veth0:443", Routed: 112, Traffic: status.Traffic{
-				Accepted: 123, Active: 5, Waiting: 3, Failures: map[string]uint64{"not_tls": 71, "unknown_name": 72}, AcceptErrors: 73,
+				Accepted: 123, Active: 5, Waiting: 3, Failures: map[string]uint64{"not_tls": 71, "unknown_name": 72}, AcceptErrors: 73, Ended: map[status.Ending]uint64{status.Finished: 75},
 			},
 			Backends: []status.Backend{{Addr: "10.0.0.103:443", State: status.Draining, Active: 2, Drain: status.DrainFrom(time.Now(), 0)}},
 		}, {
@@ -143,12 +148,15 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_ready 1`,
 		`gatehouse_config_last_reload_successful 1`,
 		`gatehouse_config_last_reload_success_timestamp_seconds 1.7e+09`,
-		`gatehouse_problems 1`,
+		`gatehouse_problems{kind="service"} 1`,
+		`gatehouse_problems{kind="nat"} 0`,
 		`gatehouse_kubernetes_synced 1`,
 		`gatehouse_kubernetes_connected 1`,
 		`gatehouse_exposures{open="true",zone="home"} 1`,
 		`gatehouse_exposures{open="true",zone="internet"} 1`,
 		`gatehouse_exposures{open="false",zone="home"} 1`,
+		`gatehouse_exposures{open="false",zone="internet"} 0`,
+		`gatehouse_exposures_closed{reason="ProtocolNotSupported",zone="home"} 1`,
 		`gatehouse_frontend_up{data_plane="proxy",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1`,
 		`gatehouse_frontend_connections_total{data_plane="proxy",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 7`,
 		`gatehouse_frontend_connections_active{data_plane="proxy",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 2`,
@@ -223,16 +231,31 @@ func TestMetricsAreThoseOfTheStatus(t *testing.T) {
 		`gatehouse_backend_connections_active{backend="10.244.1.7:8443",data_plane="proxy",frontend="shop/api:443",listen="@eth1:443",protocol="TCP",zone="home"} 94`,
 		`gatehouse_kubernetes_loss_held 0`,
 		`gatehouse_kubernetes_requests_total{code="2xx",resource="services",verb="watch"} 301`,
-		`gatehouse_pool_addresses{pool="home-v4",state="given"} 2`,
-		`gatehouse_pool_addresses{pool="home-v4",state="held"} 1`,
-		`gatehouse_pool_addresses{pool="home-v4",state="free"} 11`,
-		`gatehouse_pool_addresses{pool="home-v4",state="unusable"} 2`,
-		`gatehouse_pool_addresses{pool="home-v6",state="free"} 1.8446744073709552e+19`,
-		`gatehouse_addresses{pool="home-v4",state="ready"} 1`,
-		`gatehouse_addresses{pool="home-v4",state="conflict"} 1`,
-		`gatehouse_addresses{pool="home-v4",state="held"} 1`,
-		`gatehouse_addresses{pool="home-v4",state="pending"} 0`,
-		`gatehouse_addresses{pool="home-v6",state="ready"} 0`,
+		`gatehouse_pool_addresses{family="ipv4",pool="home-v4",state="given"} 2`,
+		`gatehouse_pool_addresses{family="ipv4",pool="home-v4",state="held"} 1`,
+		`gatehouse_pool_addresses{family="ipv4",pool="home-v4",state="free"} 11`,
+		`gatehouse_pool_addresses{family="ipv4",pool="home-v4",state="unusable"} 2`,
+		`gatehouse_pool_addresses{family="ipv6",pool="home-v6",state="free"} 1.8446744073709552e+19`,
+		`gatehouse_service_addresses{family="ipv4",pool="home-v4",state="ready"} 1`,
+		`gatehouse_service_addresses{family="ipv4",pool="home-v4",state="conflict"} 1`,
+		`gatehouse_service_addresses{family="ipv4",pool="home-v4",state="held"} 1`,
+		`gatehouse_service_addresses{family="ipv4",pool="home-v4",state="pending"} 0`,
+		`gatehouse_service_addresses{family="ipv6",pool="home-v6",state="ready"} 0`,
+		`gatehouse_backend_state_change_timestamp_seconds{backend="10.0.0.102:30080",data_plane="proxy",frontend="shop/web:80",listen="@eth1:80",protocol="TCP",zone="home"} 1.700000123e+09`,
+		`gatehouse_decision_duration_seconds_bucket{le="0.01"} 2`,
+		`gatehouse_decision_duration_seconds_bucket{le="0.1"} 3`,
+		`gatehouse_decision_duration_seconds_bucket{le="+Inf"} 3`,
+		`gatehouse_decision_duration_seconds_sum 0.05`,
+		`gatehouse_nat_apply_duration_seconds_bucket{le="5"} 0`,
+		`gatehouse_nat_apply_duration_seconds_count 0`,
+		`gatehouse_nat_apply_failures_total 131`,
+		`gatehouse_nat_rules_mended_total 132`,
+		`gatehouse_health_check_duration_seconds_count{result="passed"} 133`,
+		`gatehouse_health_check_duration_seconds_count{result="failed"} 134`,
+		`gatehouse_state_saved_timestamp_seconds 1.700000456e+09`,
+		`gatehouse_kubernetes_services 2`,
+		`gatehouse_kubernetes_nodes 3`,
+		`gatehouse_kubernetes_from_saved_state 0`,
 		`gatehouse_conntrack_entries 240000`,
 		`gatehouse_conntrack_entries_limit 262144`,
 		"go_goroutines ", "process_resident_memory_bytes ",
@@ -438,11 +461,16 @@ func TestStatusJSONIsReadBack(t *testing.T) {
 	}
 }
 
-// docs/commands.md has every series and every field, in backquotes.
+// docs/api.md has every field, in backquotes, or docs/commands.md if plan says it,
+// too; docs/metrics.md is generated.
 func TestWhatIsSaidIsDocumented(t *testing.T) {
-	data, err := os.ReadFile("../../docs/commands.md")
-	if err != nil {
-		t.Fatal(err)
+	var data []byte
+	for _, name := range []string{"api.md", "commands.md"} {
+		page, err := os.ReadFile("../../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data = append(data, page...)
 	}
 	documented := map[string]bool{}
 	for _, code := range regexp.MustCompile("`[^`\n]+`").FindAllString(string(data), -1) {
@@ -450,24 +478,15 @@ func TestWhatIsSaidIsDocumented(t *testing.T) {
 			documented[word] = true
 		}
 	}
-	families, err := newRegistry(sample).Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if name, ours := strings.CutPrefix(f.GetName(), "gatehouse_"); ours && !documented[name] {
-			t.Errorf("docs/commands.md does not say what the metric %s is", f.GetName())
-		}
-	}
 	fields := map[string]bool{}
 	jsonFields(reflect.TypeFor[status.Status](), fields)
 	for name := range fields {
 		if !documented[name] {
-			t.Errorf("docs/commands.md does not say what the field %s is", name)
+			t.Errorf("docs/api.md does not say what the field %s is", name)
 		}
 	}
-	if len(families) < 40 || len(fields) < 60 {
-		t.Errorf("%d metrics, %d fields: the test does not look right", len(families), len(fields))
+	if len(fields) < 60 {
+		t.Errorf("%d fields: the test does not look right", len(fields))
 	}
 }
 

@@ -1,0 +1,110 @@
+package web
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"e13.dev/gatehouse/internal/status"
+)
+
+// gathered are the families that a scrape has, by name, and the series of each.
+func gathered(t *testing.T, s status.Status) map[string][]string {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{func() status.Status { return s }})
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]string{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, l.GetName()+"="+l.GetValue())
+			}
+			all[f.GetName()] = append(all[f.GetName()], strings.Join(labels, " "))
+		}
+	}
+	return all
+}
+
+// What the sample does not show, no page and no dashboard has been seen with.
+func TestEveryMetricHasASeries(t *testing.T) {
+	have := gathered(t, sample())
+	for _, m := range metrics {
+		if len(have[m.name]) == 0 {
+			t.Errorf("%s has no series", m.name)
+		}
+	}
+}
+
+func TestNamesOfMetrics(t *testing.T) {
+	seen := map[string]bool{}
+	labels := []string{
+		"backend", "balance", "code", "data_plane", "family", "frontend", "how", "kind", "listen", "open", "pool", "protocol", "reason",
+		"resource", "result", "send_proxy_protocol", "state", "transparent", "verb", "version", "zone",
+	}
+	for _, m := range metrics {
+		if seen[m.name] {
+			t.Errorf("%s is there twice", m.name)
+		}
+		seen[m.name] = true
+		if !regexp.MustCompile(`^gatehouse(_[a-z]+)+$`).MatchString(m.name) {
+			t.Errorf("%s: words of small letters are right", m.name)
+		}
+		if (m.kind == aCounter) != strings.HasSuffix(m.name, "_total") {
+			t.Errorf("%s is a %s: counters, and they alone, end in _total", m.name, m.kind)
+		}
+		if m.kind == aHistogram && !strings.HasSuffix(m.name, "_seconds") {
+			t.Errorf("%s is a histogram of seconds, and does not say so", m.name)
+		}
+		if regexp.MustCompile(`_(milliseconds|minutes|hours|ms|kb|mb|percent|count|sum|bucket)(_|$)`).MatchString(m.name) {
+			t.Errorf("%s: seconds, bytes and ratios are right", m.name)
+		}
+		if !strings.HasSuffix(m.help, ".") || m.since == "" {
+			t.Errorf("%s: its help is %q, since %q; a sentence and a version are right", m.name, m.help, m.since)
+		}
+		for _, l := range m.labels {
+			if !slices.Contains(labels, l) {
+				t.Errorf("%s: the label %s is new: how many values can it have? say so in metrics.md and add it here", m.name, l)
+			}
+		}
+	}
+}
+
+// The docs promise how many series a backend costs.
+func TestSeriesOfABackend(t *testing.T) {
+	have := gathered(t, sample())
+	count := func(words ...string) (n int) {
+		for name, series := range have {
+			for _, s := range series {
+				if strings.HasPrefix(name, "gatehouse_backend_") && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(s, w) }) {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if got := count("backend=10.0.0.102:30080", "data_plane=proxy"); got != seriesOfProxyBackend {
+		t.Errorf("a backend of the relay has %d series, the docs say %d", got, seriesOfProxyBackend)
+	}
+	if got := count("backend=10.244.1.7:8443", "data_plane=nat"); got != seriesOfNATBackend {
+		t.Errorf("a backend of nat has %d series, the docs say %d", got, seriesOfNATBackend)
+	}
+}
+
+func TestMetricsDocsAreCurrent(t *testing.T) {
+	have, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != MetricsDocs() {
+		t.Error("docs/metrics.md is not what the code says: run make gen")
+	}
+}
