@@ -72,16 +72,20 @@ func (d *Daemon) Explain(q explain.Question) (explain.Answer, error) {
 	return answer, err
 }
 
-// rememberCounts keeps what the counters were in the last minutes.
+// rememberCounts keeps what the counters were in the last minutes. It takes its
+// time: with ten thousand frontends it is done less often.
 func (d *Daemon) rememberCounts(ctx context.Context) error {
-	again := time.NewTicker(history.Every)
+	again := time.NewTimer(0)
 	defer again.Stop()
 	for {
-		d.history.Note(time.Now(), d.Status().Frontends)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-again.C:
 		}
+		began := time.Now()
+		d.history.Note(began, d.counts())
+		// A percent of the time at most.
+		again.Reset(min(max(history.Every, 100*time.Since(began)), history.RatesOver))
 	}
 }

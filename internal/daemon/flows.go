@@ -481,19 +481,27 @@ func (k *kernel) tell(ctx context.Context) telling {
 	return t
 }
 
-// countLocked reads the counters of the doors that there are, and which flows
-// live.
-func (k *kernel) countLocked(ctx context.Context) (map[edge.Door]map[netip.AddrPort]flows, error) {
+// glance says what the last look has counted, without what lives. It asks nobody,
+// and is empty while there is no nat data plane.
+func (k *kernel) glance() moved {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.there {
+		return moved{}
+	}
+	rows, _ := k.sortLocked(k.lastCounts)
+	return moved{rows, maps.Clone(k.past)}
+}
+
+// sortLocked puts counters under the doors that there are, which it also returns
+// by service.
+func (k *kernel) sortLocked(counts []nat.Count) (map[edge.Door]map[netip.AddrPort]flows, map[service][]edge.Door) {
 	rows := map[edge.Door]map[netip.AddrPort]flows{}
 	doors := map[service][]edge.Door{}
 	for _, f := range k.applied.Frontends {
 		rows[f.Door] = map[netip.AddrPort]flows{}
 		s := serviceOf(f.Door)
 		doors[s] = append(doors[s], f.Door)
-	}
-	counts, err := k.nat.Counters(ctx)
-	if err != nil {
-		return nil, err
 	}
 	for _, c := range counts {
 		if row := rows[c.Door]; row != nil {
@@ -508,6 +516,17 @@ func (k *kernel) countLocked(ctx context.Context) (map[edge.Door]map[netip.AddrP
 			rows[of[0]][c.Backend] = n
 		}
 	}
+	return rows, doors
+}
+
+// countLocked reads the counters of the doors that there are, and which flows
+// live.
+func (k *kernel) countLocked(ctx context.Context) (map[edge.Door]map[netip.AddrPort]flows, error) {
+	counts, err := k.nat.Counters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rows, doors := k.sortLocked(counts)
 	live, err := conntrack.List(ctx, conntrack.Filter{DNAT: true})
 	if err != nil {
 		return nil, err

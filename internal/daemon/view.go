@@ -80,6 +80,17 @@ func frontends(state desired.State, errs map[edge.Door]string, stats []relay.Sta
 	return rows
 }
 
+// counts are the frontends with what history needs of them, as they were counted
+// a moment ago. It asks the kernel for nothing, which is done some times a second
+// anyway, to see who does not answer; and lets decisions go on meanwhile.
+func (d *Daemon) counts() []status.Frontend {
+	moved := d.kernel.glance()
+	d.mu.Lock()
+	state, relay := d.state, d.relay
+	d.mu.Unlock()
+	return frontends(state, nil, relay.Stats(), moved)
+}
+
 // moved is what the kernel has moved, by door and backend, and what of it was
 // for backends that are forgotten.
 type moved struct {
