@@ -129,6 +129,16 @@ type Kubernetes struct {
 	// not believed; 0: it is believed at once.
 	HoldLosses time.Duration
 	Pos        edge.Pos
+	// Keys are where its fields are written. One that is not there has its default.
+	Keys map[string]edge.Pos
+}
+
+// At is where a field is written, or the block if it is not.
+func (k *Kubernetes) At(key string) edge.Pos {
+	if pos, ok := k.Keys[key]; ok {
+		return pos
+	}
+	return k.Pos
 }
 
 // Setting is a field that is there, and that the nat data plane cannot keep.

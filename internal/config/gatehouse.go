@@ -517,6 +517,10 @@ func (f *file) kubernetes(v value, pos edge.Pos) {
 	if !ok {
 		return
 	}
+	k.Keys = make(map[string]edge.Pos, len(m.keys))
+	for key, at := range m.keys {
+		k.Keys[key] = at.pos()
+	}
 	m.get("kubeconfig").checked(&k.Kubeconfig, checkFileName)
 	m.get("loadBalancerClass").checked(&k.LoadBalancerClass, checkClass)
 	m.get("classless").bool(&k.Classless)

@@ -1,10 +1,17 @@
 // Package explain answers whether somebody reaches something through a running
 // gatehouse, and why. It is pure: it looks at what was decided and at what the
 // data planes have of it, and at nothing else, so that its answer is theirs.
+//
+//	answer, err := explain.Explain(facts, explain.Question{From: "home", To: "10.11.12.32:80"})
+//
+// What comes in is found a door as the kernel finds one: by the interface, the
+// address and the port of the packet (see doors.go), and not by the rows that
+// somebody has meant it for.
 package explain
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"e13.dev/gatehouse/internal/config"
@@ -15,17 +22,18 @@ import (
 // Question is what somebody asks, in his own words.
 type Question struct {
 	// From is a zone, an address of a client, or empty: from every zone.
-	From string
+	From string `json:"from"`
 	// To is HOST:PORT, HOST:PORT/udp, NAMESPACE/SERVICE, NAMESPACE/SERVICE:PORT, the
 	// name of a static frontend, or a TLS server name.
-	To string
+	To string `json:"to"`
 }
 
 // Facts are what answers follow from.
 type Facts struct {
 	Config     *config.Config
 	Interfaces []edge.Interface
-	Cluster    *edge.Cluster // nil: none, or not read yet
+	Cluster    *edge.Cluster         // nil: none, or not read yet
+	Hosts      map[string]netip.Addr // names in the configuration, resolved
 	State      desired.State
 	// Closed are the doors of State that are not open on this machine, with the
 	// error.
@@ -38,8 +46,9 @@ type Facts struct {
 // Verdict says whether somebody gets through.
 type Verdict string
 
-// The verdicts. Some clients of a zone get through where source ranges leave out
-// others, and the question is not about one address.
+// The verdicts. Some get through where source ranges leave out other clients of a
+// zone, where it takes a TLS server name and the question has none, and over
+// several ways of which not all lead there.
 const (
 	Reachable    Verdict = "reachable"
 	NotReachable Verdict = "not reachable"
@@ -56,8 +65,9 @@ type Answer struct {
 
 // Way is one way from somewhere to somewhere.
 type Way struct {
-	From    string     `json:"from"` // "zone home", "10.11.12.5 in zone home"
-	To      string     `json:"to"`   // "10.11.12.32:80/TCP", "shop/web:80"
+	From    string     `json:"from"`           // "zone home", "10.11.12.5 in zone home"
+	Zone    string     `json:"zone,omitempty"` // that it comes in by
+	To      string     `json:"to"`             // "10.11.12.32:80/TCP", "shop/web:80"
 	Verdict Verdict    `json:"verdict"`
 	Summary string     `json:"summary"`          // one sentence: by which row, or what stops it
 	Remedy  string     `json:"remedy,omitempty"` // what would let it through
@@ -81,10 +91,46 @@ type Step struct {
 // Receiver is a backend that a connection may come to.
 type Receiver struct {
 	edge.Backend
-	// Pods are the shares of the pods behind it, where they are known.
+	// Shares are those of the pods behind it, where they are known.
 	Shares []desired.PodShare `json:"shares,omitempty"`
 }
 
 // Explain answers. The error says what about the question is none, and what
 // could be asked instead.
-func Explain(_ Facts, q Question) (Answer, error) { return Answer{Question: q}, nil }
+func Explain(f Facts, q Question) (Answer, error) {
+	answer := Answer{Question: q}
+	e, err := newEngine(f)
+	if err != nil {
+		return answer, err
+	}
+	t := target{name: q.To}
+	if !slices.Contains(e.frontendNames(), q.To) { // which may look like something else: "home:80"
+		if t, err = parseTarget(q.To); err != nil {
+			return answer, err
+		}
+	}
+	origins, err := e.origins(q.From)
+	if err != nil {
+		return answer, err
+	}
+	if answer.Ways, err = e.answer(t, origins); err != nil {
+		return answer, err
+	}
+	answer.Verdict = verdictOf(answer.Ways)
+	return answer, nil
+}
+
+// verdictOf is one over several ways.
+func verdictOf(ways []Way) Verdict {
+	all := func(v Verdict) bool {
+		return !slices.ContainsFunc(ways, func(w Way) bool { return w.Verdict != v })
+	}
+	switch {
+	case all(NotReachable):
+		return NotReachable
+	case all(Reachable):
+		return Reachable
+	default:
+		return Some
+	}
+}
