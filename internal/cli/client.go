@@ -55,9 +55,11 @@ func (w *whom) client(stderr io.Writer) (*client, error) {
 			where = "unix:" + c.Admin.Socket
 		case c.Admin.Listen != "":
 			where = reachable(c.Admin.Listen)
-			if tokenFile == "" {
+			if tokenFile == "" && !c.Admin.OnLoopback() {
 				tokenFile = c.Admin.TokenFile
 			}
+		case len(c.Admin.Zones) > 0:
+			return nil, fmt.Errorf("%s: the daemon is to be asked in zones only; give an address of this machine there with --url http://ADDRESS:%d --token-file FILE, or add admin: {socket: %s}", strings.Join(w.files, ", "), c.Admin.Port, defaultSocket)
 		default:
 			return nil, fmt.Errorf("%s: there is no admin block, so the daemon cannot be asked; add admin: {socket: %s}", strings.Join(w.files, ", "), defaultSocket)
 		}
