@@ -21,8 +21,12 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 )
 
-// Version is set by the linker.
-var Version = "dev"
+// Version is set by the linker, and so is Commit where the source has no git
+// that the compiler could ask: in packages, which are the same from any copy.
+var (
+	Version = "dev"
+	Commit  string
+)
 
 // Exit codes of every command.
 const (
@@ -165,6 +169,9 @@ func newVersion() *cobra.Command {
 }
 
 func commit() string {
+	if Commit != "" {
+		return Commit[:min(len(Commit), 12)]
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
