@@ -64,7 +64,7 @@ func (d *Daemon) Explain(q explain.Question) (explain.Answer, error) {
 	d.mu.Lock()
 	facts := explain.Facts{
 		Config: d.config, Interfaces: d.interfaces, Cluster: d.seen.snapshot, State: d.state, Closed: d.closedLocked(kernel),
-		Hosts: d.names.Snapshot(), Back: host.DeviceTo,
+		Hosts: d.names.Snapshot(), Back: host.DeviceTo, Leaves: host.LeavesBy,
 	}
 	d.mu.Unlock()
 	answer, err := explain.Explain(facts, q)

@@ -37,8 +37,9 @@ func (e *engine) sources(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
 	proxied := func(a netip.Addr) bool { return contains(f.AcceptProxyProtocol, a) }
 	switch {
 	case client.IsValid() && proxied(client):
-		c.some = true
-		c.ok("source range", source, "%s is a proxy in front, and it is whom its header names that has to be in %s", client, texts)
+		what := fmt.Sprintf("%s is a proxy in front, and it is whom its header names that has to be in %s", client, texts)
+		c.notAll(what)
+		c.ok("source range", source, "%s", what)
 	case client.IsValid() && contains(ranges, client):
 		c.ok("source range", source, "%s is in %s (%s)", client, texts, where)
 	case client.IsValid():
@@ -61,8 +62,9 @@ func (e *engine) sourcesOfAll(c *chain, source, where string, ranges []netip.Pre
 	case slices.ContainsFunc(mine, func(p netip.Prefix) bool { return p.Bits() == 0 }):
 		c.ok("source range", source, "every %s client may connect (%s)", family, where)
 	default:
-		c.some = true
-		c.ok("source range", source, "only clients of %s may connect (%s)", textsOf(mine), where)
+		what := fmt.Sprintf("only clients of %s may connect (%s)", textsOf(mine), where)
+		c.notAll(what)
+		c.ok("source range", source, "%s", what)
 	}
 }
 
@@ -79,7 +81,7 @@ func textsOf(networks []netip.Prefix) string {
 }
 
 // plane says what moves the bytes.
-func (e *engine) plane(c *chain, f *edge.Frontend, row *desired.Exposure, _ netip.Addr) {
+func (e *engine) plane(c *chain, f *edge.Frontend, row *desired.Exposure) {
 	if c.over {
 		return
 	}

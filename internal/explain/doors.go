@@ -20,6 +20,8 @@ type engine struct {
 	doors    map[edge.Door][]*edge.Frontend
 	rows     map[rowKey]*desired.Exposure
 	services map[string]*edge.Service
+	// everybody says that the question is not about one zone or client.
+	everybody bool
 }
 
 // rowKey finds the Exposure that a Frontend is of.

@@ -12,6 +12,7 @@ package explain
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"e13.dev/gatehouse/internal/config"
@@ -41,6 +42,9 @@ type Facts struct {
 	// Back is the interface that packets to an address leave by, as the kernel's
 	// routes say; nil: nobody has asked them.
 	Back func(netip.Addr) string
+	// Leaves says whether there is a way to an address for who is bound to an
+	// interface; nil: nobody has asked.
+	Leaves func(to netip.Addr, device string) bool
 }
 
 // Verdict says whether somebody gets through.
@@ -113,11 +117,22 @@ func Explain(f Facts, q Question) (Answer, error) {
 	if err != nil {
 		return answer, err
 	}
+	e.everybody = strings.TrimSpace(q.From) == ""
 	if answer.Ways, err = e.answer(t, origins); err != nil {
 		return answer, err
 	}
+	answer.Ways = chosen(answer.Ways, origins)
 	answer.Verdict = verdictOf(answer.Ways)
 	return answer, nil
+}
+
+// chosen leaves out the ways that a client in several networks need not take: it
+// is free to connect where it gets through.
+func chosen(ways []Way, origins []origin) []Way {
+	if len(origins) < 2 || !origins[0].client.IsValid() || verdictOf(ways) != Some {
+		return ways
+	}
+	return slices.DeleteFunc(ways, func(w Way) bool { return w.Verdict == NotReachable })
 }
 
 // verdictOf is one over several ways.

@@ -119,6 +119,9 @@ func (e *engine) addDevices(o *origin, names []string) {
 func (e *engine) originsOf(client netip.Addr) ([]origin, error) {
 	switch {
 	case client.IsLoopback() || e.holder[client] != "":
+		if client.IsLoopback() { // it speaks to its own addresses from those
+			client = netip.Addr{}
+		}
 		return []origin{e.itself(client)}, nil
 	case client.IsUnspecified() || client.IsMulticast():
 		return nil, fmt.Errorf("%s is the address of no client; ask from a zone (%s), or from the address of a client", client, strings.Join(e.zoneNames(), ", "))

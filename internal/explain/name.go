@@ -47,6 +47,11 @@ func (e *engine) toHost(t target, origins []origin) ([]Way, error) {
 	if slices.Contains(e.frontendNames(), t.host) {
 		return e.toFrontend(t.host, origins)
 	}
+	for i := range e.State.Exposures {
+		if row := &e.State.Exposures[i]; len(row.Hostnames) > 0 && choose([]*edge.Frontend{{Hostnames: row.Hostnames}}, t.host) != nil {
+			return nil, fmt.Errorf("%s is a TLS server name at %s port %d, and not at %s port %d; ask for %s:%d", t.host, row.Protocol, row.Port, t.over(), t.port, t.host, row.Port)
+		}
+	}
 	return nil, e.unknownName(t.host)
 }
 

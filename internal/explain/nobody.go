@@ -42,16 +42,17 @@ func (e *engine) adminAt(c *chain, o *origin, p packet) bool {
 // last decides.
 func (e *engine) nobody(c *chain, o *origin, p packet, name string, kernel *edge.Frontend) {
 	zone := e.zoneOf[p.device]
+	if kernel != nil {
+		c.stop("data plane", kernel.Why, "data plane proxy takes connections from this machine, too",
+			"%s is there by data plane nat, which sees what comes in by an interface, and nothing that this machine sends to itself", kernel.Name)
+		return
+	}
 	said := len(c.Steps)
 	e.adminElsewhere(c, p)
 	e.openElsewhere(c, p, zone)
 	e.refusedThere(c, p, zone)
 	e.closedThere(c, p, zone)
 	e.otherAddress(c, p, zone)
-	if kernel != nil {
-		c.stop("data plane", kernel.Why, "data plane proxy takes connections from this machine, too",
-			"%s is there by data plane nat, which sees what comes in by an interface, and nothing that this machine sends to itself", kernel.Name)
-	}
 	if len(c.Steps) > said {
 		return
 	}
@@ -96,12 +97,23 @@ func (e *engine) openElsewhere(c *chain, p packet, zone string) {
 		}
 		seen[row.Name] = true
 		named++
-		place := "in zone " + strings.Join(e.zonesOf(row.Name), ", ")
 		if row.Zone == "" {
-			place = "at " + listensText(row.Listens)
+			e.listensElsewhere(c, p, row)
+			continue
 		}
-		c.stop("zone", row.Why, e.openHere(row, zone), "%s is open %s, and not %s", row.Name, place, hereText(zone))
+		c.stop("zone", row.Why, e.openHere(row, zone), "%s is open in zone %s, and not %s", row.Name, strings.Join(e.zonesOf(row.Name), ", "), hereText(zone))
 	}
+}
+
+// listensElsewhere is for a row with a listen of its own, which is not where a
+// packet comes to.
+func (e *engine) listensElsewhere(c *chain, p packet, row *desired.Exposure) {
+	at := listensText(row.Listens)
+	if e.walled(p) {
+		c.stop("address", row.Why, "connect to an address that is of no pool", "%s listens at %s, and %s is an address of a pool: only the Services that have it are reached there", row.Name, at, p.to.Addr())
+		return
+	}
+	c.stop("address", row.Why, "connect there, or change its listen ("+row.Why+")", "%s listens at %s, and not at %s by %s", row.Name, at, p.to.Addr(), p.device)
 }
 
 func hereText(zone string) string {
@@ -131,7 +143,13 @@ func (e *engine) openHere(row *desired.Exposure, zone string) string {
 	}
 	namespace, name, _ := strings.Cut(row.Service, "/")
 	zones := append(e.zonesAsked(row.Service), zone)
-	return fmt.Sprintf("if it is to be open there: kubectl annotate --overwrite service -n %s %s %s=%s", namespace, name, annZones, strings.Join(zones, ","))
+	remedy := fmt.Sprintf("if it is to be open there: kubectl annotate --overwrite service -n %s %s %s=%s", namespace, name, annZones, strings.Join(zones, ","))
+	if k := e.Config.Kubernetes; k != nil {
+		if allow, limited := k.Allow[zone]; limited {
+			remedy += fmt.Sprintf(" (kubernetes.allow.%s says who may, %s)", zone, allow.Pos)
+		}
+	}
+	return remedy
 }
 
 const annZones = edge.AnnotationPrefix + "zones"

@@ -51,6 +51,9 @@ func sourceOf(e *engine, row *desired.Exposure) string {
 
 // remedyFor is what would open a row. There always is something.
 func (e *engine) remedyFor(row *desired.Exposure) string {
+	if have, ok := strings.CutPrefix(row.Remedy, "have "); ok {
+		return "use one that there is: " + have
+	}
 	if row.Remedy != "" {
 		return row.Remedy
 	}
@@ -305,8 +308,9 @@ func (e *engine) toRow(c *chain, o *origin, row *desired.Exposure) {
 		case kernel != nil:
 			e.nobody(&way, o, p, "", kernel)
 		default:
-			e.intro(&way, o, &edge.Frontend{Door: edge.Door{Protocol: row.Protocol, Listen: edge.Listen{Port: row.Port}}, Name: row.Name, Zone: row.Zone, Why: row.Why})
-			way.stop("listener", row.Why, "see the problems that gatehouse status prints", "it is not open at %s by %s", p.to, p.device)
+			if e.sayAddress(&way, o, p); !way.over {
+				way.stop("listener", row.Why, "see the problems that gatehouse status prints", "it is not open at %s by %s", p.to, p.device)
+			}
 		}
 		found, at = append(found, &way), append(at, p.to.Addr().String())
 	}

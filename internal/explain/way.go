@@ -14,8 +14,17 @@ import (
 // chain is a Way in the making.
 type chain struct {
 	Way
-	over bool // what stops it has been said, and the rest does not matter
-	some bool // not everybody gets further
+	over bool   // what stops it has been said, and the rest does not matter
+	some bool   // not everybody gets further
+	why  string // and why
+}
+
+// notAll says why not everybody gets further.
+func (c *chain) notAll(why string) {
+	if c.some = true; c.why != "" {
+		c.why += "; "
+	}
+	c.why += why
 }
 
 func newChain(o *origin, to string) *chain {
@@ -71,7 +80,7 @@ func (e *engine) toAddress(origins []origin, to netip.AddrPort, protocol edge.Pr
 		return nil, fmt.Errorf("%s is not an address to connect to; ask for one of this machine: %s", addr, e.ownAddresses())
 	case !addr.IsLoopback() && e.holder[addr] == "" && !e.pooled[addr]:
 		return nil, fmt.Errorf("%s is no address of this machine%s; ask for one of its own: %s", addr, e.whose(addr), e.ownAddresses())
-	case addr.IsLoopback() && (len(origins) == 0 || !origins[0].client.IsValid()):
+	case addr.IsLoopback() && e.everybody:
 		origins = append([]origin{e.itself(netip.Addr{})}, slices.DeleteFunc(slices.Clone(origins), func(o origin) bool { return o.local })...)
 	}
 	var ways []Way
@@ -302,8 +311,9 @@ func (e *engine) through(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
 		return
 	}
 	c.ok("listener", f.Why, "%s is open on this machine", f.Door)
+	e.wayBack(c, o, f, to)
 	e.sources(c, o, f, to)
-	e.plane(c, f, row, to)
+	e.plane(c, f, row)
 	e.backends(c, f, row, to)
 	if c.over {
 		return
@@ -313,10 +323,37 @@ func (e *engine) through(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
 	}
 	c.Summary = fmt.Sprintf("%s takes it, for %s", f.Name, countOf(c.Backend))
 	if c.some {
-		c.Summary += "; " + c.Steps[slices.IndexFunc(c.Steps, func(s Step) bool { return s.Check == "source range" })].What
+		c.Summary += "; " + c.why
 	}
 }
 
+// wayBack says whether an answer finds out by the interface that the relay's socket
+// is bound to. Of IPv4 the kernel takes everybody for a neighbour there.
+func (e *engine) wayBack(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
+	device := f.Listen.Device
+	if c.over || o.local || e.Leaves == nil || device == "" || f.DataPlane == edge.DataPlaneNAT || to.Is4() {
+		return
+	}
+	const remedy = "give the interface a route to its clients: ip -6 route add NETWORK dev %s"
+	client := o.client
+	if !client.IsValid() { // somebody of the network of the address
+		if i := slices.IndexFunc(e.devices[device].Addrs, func(p netip.Prefix) bool { return p.Addr() == to && !p.IsSingleIP() }); i >= 0 {
+			client = e.devices[device].Addrs[i].Masked().Addr().Next()
+		}
+	}
+	switch {
+	case !client.IsValid() || client == to || e.Leaves(client, device):
+	case o.client.IsValid():
+		c.stop("listener", "interface/"+device, fmt.Sprintf(remedy, device), "no route leads to %s by %s, so that answers find no way out of what listens there", client, device)
+	default:
+		what := fmt.Sprintf("no route leads to the network of %s by %s: answers to clients there find no way out of what listens", to, device)
+		c.notAll(what)
+		c.Steps = append(c.Steps, Step{"listener", false, what, "interface/" + device})
+		c.Remedy = fmt.Sprintf(remedy, device)
+	}
+}
+
+// countOf says how many backends get connections.
 func countOf(backends []Receiver) string {
 	n := 0
 	for _, b := range backends {

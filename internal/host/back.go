@@ -19,3 +19,11 @@ func DeviceTo(to netip.Addr) string {
 	}
 	return link.Attrs().Name
 }
+
+// LeavesBy says whether the kernel has a way to an address for a socket that is
+// bound to an interface. Of IPv4 it always has one: without a route it takes
+// everybody for a neighbour (ip_route_output_key_hash_rcu).
+func LeavesBy(to netip.Addr, device string) bool {
+	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{Oif: device})
+	return err == nil && len(routes) > 0
+}
