@@ -52,7 +52,7 @@ frontends:
 		if seen, err := netnstest.LookIn(t, site.Home, "tcp", "10.11.12.32:80"); err != nil || seen != "10.11.12.7" {
 			t.Errorf("the backend sees %q, %v; want the client's own address", seen, err)
 		}
-		moved := regexp.MustCompile(`web +nat +@eth1:80 +open +[01] +1 +\d+ B +\d+ B\n +10\.244\.1\.5:9000 +up +1 +100\.0% +[01] +1 +\d+ B +\d+ B\n`)
+		moved := regexp.MustCompile(`web @eth1:80 nat +open +[01] +(\d\.\d +)?1 +\d+ B +\d+ B.*\n +10\.244\.1\.5:9000 +up +100\.0% +(100\.0% +)?[01] +(\d\.\d +)?1 +\d+ B +\d+ B`)
 		netnstest.Eventually(t, 10*time.Second, "status shows what the kernel has moved", func() bool {
 			return moved.MatchString(called("status", "-c", file))
 		})
