@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -39,7 +38,7 @@ func run(ctx context.Context, root, out string) error {
 	if err != nil {
 		return err
 	}
-	built, err := contents.Build(ctx, release, runtime.GOARCH, say)
+	built, err := contents.Build(ctx, release, build.Architectures, say)
 	if err != nil {
 		return err
 	}

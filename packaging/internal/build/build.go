@@ -120,7 +120,12 @@ func (r Release) Program(ctx context.Context, architecture string) ([]byte, erro
 	}
 	// The state of a working directory is no part of it: a source without git
 	// has to give the same. The version says the commit.
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", "-s -w -X e13.dev/gatehouse/internal/cli.Version=" + r.Version, "-o", file, "./cmd/gatehouse"}
+	const set = " -X e13.dev/gatehouse/internal/cli."
+	args := []string{
+		"build", "-trimpath", "-buildvcs=false", "-mod=readonly",
+		"-ldflags", "-s -w" + set + "Version=" + r.Version + set + "Commit=" + r.Commit,
+		"-o", file, "./cmd/gatehouse",
+	}
 	if _, err := run(ctx, r.Root, env, "go", args...); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -28,14 +29,15 @@ type Built struct {
 	manuals     map[string][]byte     // by file name
 }
 
-// Build compiles what the packages are made of. It tells progress to say.
-func Build(ctx context.Context, release build.Release, native string, say func(format string, args ...any)) (*Built, error) {
+// Build compiles what the packages for some architectures are made of. It tells
+// say how far it is.
+func Build(ctx context.Context, release build.Release, architectures []string, say func(format string, args ...any)) (*Built, error) {
 	b := &Built{Release: release, Programs: map[string][]byte{}, Parts: map[string]sbom.Parts{}}
 	var err error
 	if b.Debian, err = release.Debian(); err != nil {
 		return nil, err
 	}
-	for _, architecture := range build.Architectures {
+	for _, architecture := range architectures {
 		say("compiling gatehouse %s for %s", release.Version, architecture)
 		if b.Programs[architecture], err = release.Program(ctx, architecture); err != nil {
 			return nil, err
@@ -44,9 +46,9 @@ func Build(ctx context.Context, release build.Release, native string, say func(f
 			return nil, err
 		}
 	}
-	program, ok := b.Programs[native]
+	program, ok := b.Programs[runtime.GOARCH]
 	if !ok {
-		if program, err = release.Program(ctx, native); err != nil {
+		if program, err = release.Program(ctx, runtime.GOARCH); err != nil {
 			return nil, err
 		}
 	}
