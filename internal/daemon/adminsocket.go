@@ -39,7 +39,6 @@ func listenSocket(path string) (*net.UnixListener, error) {
 	}
 	l := listener.(*net.UnixListener)
 	l.SetUnlinkOnClose(false) // or it would go with an upgrade
-	//nolint:gosec // G302: that its group may ask is what it is for
 	if err := os.Chmod(path, socketMode); err != nil {
 		_ = l.Close()
 		return nil, err

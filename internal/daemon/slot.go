@@ -52,12 +52,10 @@ func (s *slot) stopLocked() {
 	s.cancel, s.done = nil, nil
 }
 
-// stop ends the task and waits for it. It says whether there was one.
-func (s *slot) stop() bool {
+// stop ends the task and waits for it.
+func (s *slot) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	had := s.key != ""
 	s.stopLocked()
 	s.key = ""
-	return had
 }

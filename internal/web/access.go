@@ -82,13 +82,16 @@ func foreign(h http.Header) bool {
 // isLocal says whether the Host header is an address or localhost, with a port
 // or without.
 func isLocal(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
+	if name, port, err := net.SplitHostPort(host); err == nil {
+		if strings.Trim(port, "0123456789") != "" {
+			return false
+		}
 		host = name
 	} else if inner, ok := strings.CutPrefix(host, "["); ok {
 		host = strings.TrimSuffix(inner, "]")
 	}
-	_, err := netip.ParseAddr(host)
-	return err == nil || strings.EqualFold(host, "localhost")
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Zone() == "" || strings.EqualFold(host, "localhost")
 }
 
 // ask lets those in who show the token. Whether gatehouse lives, and is ready,
