@@ -94,6 +94,7 @@ gen: ## write the generated docs anew
 	@$(GO) run ./internal/config/gen > docs/config.md
 	@$(GO) run ./internal/web/gen > docs/metrics.md
 	@$(GO) run ./internal/cli/gen commands > docs/commands.md
+	@$(GO) run ./internal/cli/gen decisions docs/adr > docs/adr/README.md
 
 lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"

@@ -24,6 +24,17 @@ func TestTheReferenceOfCommandsIsCurrent(t *testing.T) {
 	}
 }
 
+func TestTheListOfDecisionsIsCurrent(t *testing.T) {
+	dir := filepath.Join("..", "..", "..", "docs", "adr")
+	want, err := decisions(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "README.md")); err != nil || string(got) != want {
+		t.Errorf("docs/adr/README.md is not the list of the decisions: run 'make gen' (%v)", err)
+	}
+}
+
 // Each text is of a command, and each command has a page.
 func TestTextsAndPagesAreThoseOfTheCommands(t *testing.T) {
 	root, all := cli.Commands()

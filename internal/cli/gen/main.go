@@ -3,6 +3,7 @@
 //
 //	gen commands        prints docs/commands.md
 //	gen man DIR         writes gatehouse.8, one page for each command, and gatehouse.yaml.5
+//	gen decisions DIR   prints docs/adr/README.md, the list of those in DIR
 //
 // Texts of a command that are too long for its help are in text/NAME.md, in a
 // small part of Markdown: headings, paragraphs, lists, tables, code, links. What
@@ -49,8 +50,14 @@ func run(args []string) error {
 		return err
 	case len(args) == 2 && args[0] == "man":
 		return writeMan(args[1], root, all)
+	case len(args) == 2 && args[0] == "decisions":
+		index, err := decisions(args[1])
+		if err == nil {
+			_, err = fmt.Print(index)
+		}
+		return err
 	}
-	return errors.New("say what to write: commands, or man DIR")
+	return errors.New("say what to write: commands, man DIR, or decisions DIR")
 }
 
 func writeMan(dir string, root cli.Command, all []cli.Command) error {
@@ -63,4 +70,27 @@ func writeMan(dir string, root cli.Command, all []cli.Command) error {
 		}
 	}
 	return nil
+}
+
+// decisions is the list of the records of a directory, by their titles.
+func decisions(dir string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "[0-9]*.md"))
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	b.WriteString("# Decisions\n\n<!-- Generated from the titles by \"make gen\". -->\n\nWhy it is as it is: the problem, the choice, and what was given up.\n\n")
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		first, _, _ := strings.Cut(string(data), "\n")
+		number, name, ok := strings.Cut(strings.TrimPrefix(first, "# "), ". ")
+		if !ok {
+			return "", fmt.Errorf("%s begins with %q; write # NUMBER. TITLE", file, first)
+		}
+		fmt.Fprintf(&b, "* %s. [%s](%s)\n", number, name, filepath.Base(file))
+	}
+	return b.String(), nil
 }
