@@ -14,7 +14,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the goldens in testdata")
 
 // everything is a site with one of each.
-func everything(t *testing.T) *site {
+func everything(t testing.TB) *site {
 	s := newSite(t, siteFile,
 		service("shop/web", 1),
 		service("shop/younger", 0),
@@ -148,6 +148,7 @@ func TestAnswers(t *testing.T) {
 			fmt.Fprintln(&b, "error:", err)
 			continue
 		}
+		checkAnswer(t, answer)
 		write(&b, answer)
 	}
 	const golden = "testdata/answers.golden"

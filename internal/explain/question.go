@@ -67,7 +67,11 @@ func parseTarget(text string) (target, error) {
 	if namespace, name, isService := strings.Cut(rest, "/"); isService {
 		return parseService(t, text, namespace, name)
 	}
-	if a, err := netip.ParseAddr(strings.Trim(rest, "[]")); err == nil {
+	bare := rest
+	if strings.HasPrefix(rest, "[") && strings.HasSuffix(rest, "]") {
+		bare = rest[1 : len(rest)-1]
+	}
+	if a, err := netip.ParseAddr(bare); err == nil {
 		return bad("%q has no port", a)
 	}
 	i := strings.LastIndexByte(rest, ':')

@@ -45,7 +45,7 @@ type site struct {
 	back map[netip.Addr]string
 }
 
-func newSite(t *testing.T, file string, services ...edge.Service) *site {
+func newSite(t testing.TB, file string, services ...edge.Service) *site {
 	t.Helper()
 	c, problems := config.Parse([]config.File{{Name: "gatehouse.yaml", Data: []byte(file)}})
 	if c == nil {

@@ -403,7 +403,7 @@ func (s explainSite) servicesAgree(t *testing.T) {
 		{"internet", s.ns + "/at-home-proxy", notReachable, "it asks for zone home, and not for internet", "kubectl annotate"},
 		{"internet", s.ns + "/greedy-nat", notReachable, "may not open zone internet", "kubernetes.allow.internet"},
 		{"home", s.ns + "/nowhere-proxy", notReachable, "it asks for no zone", "kubectl annotate"},
-		{"home", s.ns + "/lost-proxy", notReachable, `no zone named "lan2"`, "have cluster, home, internet"},
+		{"home", s.ns + "/lost-proxy", notReachable, `no zone named "lan2"`, "cluster, home, internet"},
 		{"home", s.ns + "/strange-proxy", notReachable, "it belongs to loadBalancerClass example.org/other", "create it anew with loadBalancerClass: gatehouse.e13.dev/edge"},
 		{"home", s.ns + "/younger", notReachable, "is taken by service " + s.ns + "/older, which is older", "use another port"},
 		{"home", s.ns + "/older", reachable, "takes it", ""},
