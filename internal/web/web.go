@@ -1,81 +1,24 @@
 // Package web serves what gatehouse says of itself: /healthz, /readyz,
-// /metrics, /status.json and a plain page. It reads only; there is nothing
-// here that changes anything. Who is answered is said by the Access of each
+// /metrics, /status.json, and a page that follows what happens. It reads only;
+// there is nothing here that changes anything. Who is answered is said by the Access of each
 // listener.
 package web
 
 import (
 	"context"
-	"embed"
 	"encoding/json"
 	"fmt"
-	"html/template"
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/explain"
 	"e13.dev/gatehouse/internal/status"
 )
-
-//go:embed page.html
-var files embed.FS
-
-var page = template.Must(template.New("page.html").Funcs(template.FuncMap{
-	"percent": func(share float64) string { return fmt.Sprintf("%.1f %%", 100*share) },
-	"bytes":   status.Bytes,
-	"ago":     func(now, t time.Time) string { return status.Age(now.Sub(t)) },
-	"drain":   func(now time.Time, d status.Drain) string { return d.Ends(now) },
-	"left":    func(now, until time.Time) string { return status.Age(max(until.Sub(now), 0)) + " more" },
-	"more":    func(all int, shown []status.Ban) int { return all - len(shown) },
-	"choice":  func(b edge.Balance) string { return choices[b] },
-	"words":   func(label any) string { return strings.ReplaceAll(fmt.Sprint(label), "_", " ") },
-}).ParseFS(files, "page.html"))
-
-// choices say what the backend of a connection follows from, where that is more
-// than chance.
-var choices = map[edge.Balance]string{
-	edge.BalanceLeastConnections: "fewest connections",
-	edge.BalanceSource:           "client address",
-}
-
-// row is a frontend on the page, or the listener of the frontends after it.
-type row struct {
-	Listener *status.Listener
-	Frontend *status.Frontend
-}
-
-// rowsOf puts each shared door in front of the first frontend that shares it.
-// Frontends that are not open have their place elsewhere.
-func rowsOf(s status.Status) []row {
-	var rows []row
-	done := make([]bool, len(s.Listeners))
-	for i := range s.Frontends {
-		f := &s.Frontends[i]
-		if f.Error != "" {
-			continue
-		}
-		for j := range s.Listeners {
-			if l := &s.Listeners[j]; !done[j] && l.Protocol == f.Protocol && l.Listen == f.Listen && len(f.Hostnames) > 0 {
-				done[j] = true
-				rows = append(rows, row{Listener: l})
-			}
-		}
-		rows = append(rows, row{Frontend: f})
-	}
-	for j := range s.Listeners {
-		if !done[j] && s.Listeners[j].Error == "" {
-			rows = append(rows, row{Listener: &s.Listeners[j]})
-		}
-	}
-	return rows
-}
 
 // Source is who is told about.
 type Source struct {
@@ -88,10 +31,13 @@ type Source struct {
 type Server struct {
 	Source
 	log *slog.Logger
+	hub hub
 }
 
 // New returns a server that listens nowhere yet.
-func New(source Source, log *slog.Logger) *Server { return &Server{Source: source, log: log} }
+func New(source Source, log *slog.Logger) *Server {
+	return &Server{Source: source, log: log, hub: hub{status: source.Status, render: cut}}
+}
 
 // answerTime is how long Serve goes on with what was asked before its end.
 const answerTime = time.Second
@@ -113,6 +59,9 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, access Access
 	server := &http.Server{
 		Handler: access.guard(s.Handler(), s.log), ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: headerTime, MaxHeaderBytes: maxHeaderBytes, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		// Whoever listens to events goes when ctx ends; nothing else asks a request
+		// for its context.
+		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
@@ -150,6 +99,8 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /status.json", s.json)
 	mux.HandleFunc("GET /explain.json", s.explain)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(newRegistry(s.Status), promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /explain", s.explained)
+	mux.HandleFunc("GET /events", s.events)
 	mux.HandleFunc("GET /{$}", s.page)
 	return mux
 }
@@ -185,19 +136,5 @@ func (s *Server) write(w http.ResponseWriter, what any) {
 	encoder.SetIndent("", "  ")
 	if err := encoder.Encode(what); err != nil {
 		s.log.Debug("answer not written", "err", err)
-	}
-}
-
-func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-	now := s.Status()
-	data := struct {
-		status.Status
-		Rows []row
-		Now  time.Time
-	}{now, rowsOf(now), time.Now()}
-	if err := page.Execute(w, data); err != nil {
-		s.log.Debug("page not written", "err", err)
 	}
 }
