@@ -11,7 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness upstream gen lint check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness upstream gen lint vulncheck check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -108,7 +108,11 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	@GOBIN=$(CURDIR)/.tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 	@mv .tools/golangci-lint $@
 
-check: lint gen ## lint, and that generated files are current
+vulncheck: ## whether what we call is known to be vulnerable; VULNCHECK=required fails if that cannot be looked up
+	@GO=$(GO) scripts/vulncheck-test
+	@GO=$(GO) scripts/vulncheck
+
+check: lint gen vulncheck ## lint, known vulnerabilities, and that generated files are current
 	@git diff --exit-code -- docs || { echo "generated files have changed: commit what 'make gen' wrote"; exit 1; }
 
 clean: ## remove what was built
