@@ -11,7 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness upstream gen lint vulncheck check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness upstream gen lint chart vulncheck check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,7 +35,7 @@ test-netns: deps ## tests that need network namespaces
 
 test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 	$(say) "end-to-end tests in the lab (about 12 minutes, and 2 to compile them the first time)"
-	@GO=$(GO) GATEHOUSE_LAB=required LAB_BIN=$(CURDIR)/bin LAB=$(CURDIR)/bin/lab LABKUBE=$(CURDIR)/bin/labkube scripts/test-e2e
+	@GO=$(GO) GATEHOUSE_LAB=required LAB_BIN=$(CURDIR)/bin LAB=$(CURDIR)/bin/lab LABKUBE=$(CURDIR)/bin/labkube GATEHOUSE_HELM=$$(scripts/helm) scripts/test-e2e
 
 test-race: ## the unit tests under the race detector; needs a C compiler
 	$(say) "unit tests under the race detector"
@@ -112,7 +112,11 @@ vulncheck: ## whether what we call is known to be vulnerable; VULNCHECK=required
 	@GO=$(GO) scripts/vulncheck-test
 	@GO=$(GO) scripts/vulncheck
 
-check: lint gen vulncheck ## lint, known vulnerabilities, and that generated files are current
+chart: ## lint and test the Helm chart
+	$(say) "the Helm chart"
+	@GATEHOUSE_HELM=$$(scripts/helm) $(GO) test -count=1 -run Chart ./deploy
+
+check: lint chart gen vulncheck ## lint, the Helm chart, known vulnerabilities, and that generated files are current
 	@git diff --exit-code -- docs || { echo "generated files have changed: commit what 'make gen' wrote"; exit 1; }
 
 clean: ## remove what was built
