@@ -58,7 +58,7 @@ func (d *answerer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	says := d.says
 	d.mu.Unlock()
-	if says == nil || r.URL.Path != "/status.json" {
+	if says == nil || r.URL.Path != "/status.json" && r.URL.Path != "/explain.json" {
 		http.NotFound(w, r)
 	} else {
 		_, _ = w.Write(says)

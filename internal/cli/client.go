@@ -142,7 +142,7 @@ func (c *client) get(ctx context.Context, path string, query url.Values) ([]byte
 	case resp.StatusCode == http.StatusUnauthorized:
 		return nil, fmt.Errorf("%s wants a token: give the file that has it with --token-file FILE (admin.tokenFile of the daemon)", c)
 	case resp.StatusCode == http.StatusBadRequest:
-		return nil, errors.New(strings.TrimSpace(string(data)))
+		return nil, usageError{errors.New(strings.TrimSpace(string(data)))}
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("%s answers %s: that is no gatehouse, or an older one", c, resp.Status)
 	}

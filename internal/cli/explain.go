@@ -1,15 +1,14 @@
 package cli
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -106,23 +105,28 @@ var errNoWay = errors.New("it has no way in it")
 // printAnswer prints each way: the verdict, what it follows from, who is behind
 // it, and what would be right.
 func printAnswer(out io.Writer, a explain.Answer, p palette) error {
+	var b strings.Builder
 	for i, w := range a.Ways {
 		if i > 0 {
-			fmt.Fprintln(out)
+			b.WriteString("\n")
 		}
-		fmt.Fprintf(out, "%s: %s from %s\n  %s\n\n", w.To, p.in(inkOfVerdict(w.Verdict), string(w.Verdict)), w.From, w.Summary)
-		if err := printSteps(out, w.Steps, p); err != nil {
-			return err
-		}
-		if err := printReceivers(out, w.Backend, a.At, p); err != nil {
-			return err
+		fmt.Fprintf(&b, "%s: %s from %s\n  %s\n\n", shownAs(w.To), p.in(inkOfVerdict(w.Verdict), shownAs(string(w.Verdict))), shownAs(w.From), shownAs(w.Summary))
+		aligned(&b, stepCells(w.Steps, p))
+		if len(w.Backend) > 0 {
+			b.WriteString("\n")
+			aligned(&b, receiverCells(w.Backend, a.At, p))
 		}
 		if w.Remedy != "" {
-			fmt.Fprintf(out, "\n  remedy: %s\n", w.Remedy)
+			fmt.Fprintf(&b, "\n  remedy: %s\n", shownAs(w.Remedy))
 		}
 	}
-	return nil
+	_, err := io.WriteString(out, b.String())
+	return err
 }
+
+// shownAs is what a terminal may be given of what others have written: no colours
+// of theirs, either.
+func shownAs(text string) string { return strings.ReplaceAll(harmless(text), "\x1b", "\uFFFD") }
 
 func inkOfVerdict(v explain.Verdict) ink {
 	switch v {
@@ -134,60 +138,58 @@ func inkOfVerdict(v explain.Verdict) ink {
 	return plain
 }
 
-func printSteps(out io.Writer, steps []explain.Step, p palette) error {
-	return aligned(out, func(w io.Writer) {
-		for _, s := range steps {
-			mark := p.in(good, "ok")
-			if !s.OK {
-				mark = p.in(bad, "no")
-			}
-			source := ""
-			if s.Source != "" {
-				source = "  " + p.in(quiet, "("+s.Source+")")
-			}
-			fmt.Fprintf(w, "  %s\t%s\t%s%s\n", mark, s.Check, s.What, source)
+func stepCells(steps []explain.Step, p palette) [][]string {
+	var rows [][]string
+	for _, s := range steps {
+		mark, what := p.in(good, "ok"), shownAs(s.What)
+		if !s.OK {
+			mark = p.in(bad, "no")
 		}
-	})
+		if s.Source != "" {
+			what += "  " + p.in(quiet, "("+shownAs(s.Source)+")")
+		}
+		rows = append(rows, []string{mark, shownAs(s.Check), what})
+	}
+	return rows
 }
 
-func printReceivers(out io.Writer, backends []explain.Receiver, now time.Time, p palette) error {
-	if len(backends) == 0 {
-		return nil
-	}
-	fmt.Fprintln(out)
-	return aligned(out, func(w io.Writer) {
-		fmt.Fprintf(w, "  BACKEND\tNODE\t%s\tWEIGHT\tSHARE\tPODS\n", p.in(plain, "STATE"))
-		for _, b := range backends {
-			state := string(b.State)
-			if b.State == edge.Up && b.Since.IsZero() {
-				state += ", not checked"
-			} else if !b.Since.IsZero() && now.After(b.Since) {
-				state += " for " + status.Age(now.Sub(b.Since))
-			}
-			var pods []string
-			for _, s := range b.Shares {
-				pods = append(pods, fmt.Sprintf("%s %.1f%%", s.Pod, 100*s.Share))
-			}
-			if b.Error != "" {
-				pods = append(pods, b.Error)
-			}
-			fmt.Fprintf(w, "  %s\t%s\t%s\t%d\t%.1f%%\t%s\n", b.Addr, orDash(b.Node), p.in(inkOf(b.State), state), b.Weight, 100*b.Share, strings.Join(pods, ", "))
+func receiverCells(backends []explain.Receiver, now time.Time, p palette) [][]string {
+	rows := [][]string{{"BACKEND", "NODE", "STATE", "WEIGHT", "SHARE", "PODS"}}
+	for _, b := range backends {
+		state := string(b.State)
+		switch {
+		case b.Since.IsZero() && b.State == edge.Up:
+			state += ", not checked"
+		case !b.Since.IsZero() && now.After(b.Since):
+			state += " for " + status.Age(now.Sub(b.Since))
 		}
-	})
+		var pods []string
+		for _, s := range b.Shares {
+			pods = append(pods, fmt.Sprintf("%s %.1f%%", shownAs(s.Pod), 100*s.Share))
+		}
+		if b.Error != "" {
+			pods = append(pods, shownAs(b.Error))
+		}
+		rows = append(rows, []string{
+			b.Addr.String(), orDash(shownAs(b.Node)), p.in(inkOf(b.State), shownAs(state)), strconv.Itoa(b.Weight), fmt.Sprintf("%.1f%%", 100*b.Share), strings.Join(pods, ", "),
+		})
+	}
+	return rows
 }
 
-// aligned prints a table without blanks at the ends of its lines.
-func aligned(out io.Writer, fill func(io.Writer)) error {
-	var table bytes.Buffer
-	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
-	fill(w)
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	for line := range strings.Lines(table.String()) {
-		if _, err := fmt.Fprintln(out, strings.TrimRight(line, " \n")); err != nil {
-			return err
+// aligned prints rows of cells under each other, two columns in.
+func aligned(b *strings.Builder, rows [][]string) {
+	widths := map[int]int{}
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], cellsOf(cell))
 		}
 	}
-	return nil
+	for _, row := range rows {
+		line := " "
+		for i, cell := range row {
+			line += " " + cell + strings.Repeat(" ", widths[i]-cellsOf(cell)+1)
+		}
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
 }
