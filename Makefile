@@ -100,7 +100,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@cd lab && $(GO) vet ./site/... ./e2e/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./guides/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
 	@test -z "$$(gofmt -l lab cmd internal | tee /dev/stderr)"
 
 .tools/golangci-lint-$(GOLANGCI_VERSION):
