@@ -77,11 +77,11 @@ func loadSource(file string) (source, error) {
 		rules.Precedence = filepath.SplitList(env)
 	default:
 		return source{}, errors.New("kube: no kubeconfig: not running in a cluster, and KUBECONFIG is not set; " +
-			"name a file in kubernetes.kubeconfig (deploy/kubeconfig.sh writes one)")
+			"name a file in kubernetes.kubeconfig (gatehouse kubeconfig writes one)")
 	}
 	kubeconfig, err := rules.Load()
 	if errors.Is(err, fs.ErrNotExist) {
-		return source{}, fmt.Errorf("kube: kubeconfig %s: no such file; deploy/kubeconfig.sh writes one", file)
+		return source{}, fmt.Errorf("kube: kubeconfig %s: no such file; gatehouse kubeconfig writes one", file)
 	}
 	if err != nil {
 		return source{}, fmt.Errorf("kube: kubeconfig: %w", err)
@@ -101,7 +101,7 @@ func loadSource(file string) (source, error) {
 func checkContext(k *clientcmdapi.Config) error {
 	contexts := slices.Sorted(maps.Keys(k.Contexts))
 	if len(contexts) == 0 {
-		return errors.New("no contexts: the file is empty or was not found; deploy/kubeconfig.sh writes one")
+		return errors.New("no contexts: the file is empty or was not found; gatehouse kubeconfig writes one")
 	}
 	have := "have " + strings.Join(contexts, ", ")
 	if k.CurrentContext == "" {

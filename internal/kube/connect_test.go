@@ -75,14 +75,14 @@ func TestNewSaysWhatToDo(t *testing.T) {
 		env        map[string]string
 		want       string // DIR is replaced
 	}{
-		{"nothing", "", nil, "kube: no kubeconfig: not running in a cluster, and KUBECONFIG is not set; name a file in kubernetes.kubeconfig (deploy/kubeconfig.sh writes one)"},
-		{"no such file", filepath.Join(dir, "missing"), nil, "kube: kubeconfig DIR/missing: no such file; deploy/kubeconfig.sh writes one"},
+		{"nothing", "", nil, "kube: no kubeconfig: not running in a cluster, and KUBECONFIG is not set; name a file in kubernetes.kubeconfig (gatehouse kubeconfig writes one)"},
+		{"no such file", filepath.Join(dir, "missing"), nil, "kube: kubeconfig DIR/missing: no such file; gatehouse kubeconfig writes one"},
 		{
 			"no such file in KUBECONFIG", "",
 			map[string]string{"KUBECONFIG": filepath.Join(dir, "missing")},
-			"kube: kubeconfig DIR/missing: no contexts: the file is empty or was not found; deploy/kubeconfig.sh writes one",
+			"kube: kubeconfig DIR/missing: no contexts: the file is empty or was not found; gatehouse kubeconfig writes one",
 		},
-		{"empty", file("empty", ""), nil, "kube: kubeconfig DIR/empty: no contexts: the file is empty or was not found; deploy/kubeconfig.sh writes one"},
+		{"empty", file("empty", ""), nil, "kube: kubeconfig DIR/empty: no contexts: the file is empty or was not found; gatehouse kubeconfig writes one"},
 		{"not YAML", file("text", "hello: ["), nil, "kube: kubeconfig: error loading config file \"DIR/text\": yaml: line 1: did not find expected node content"},
 		{
 			"no current context", file("nocurrent", edit("current-context: lab", "")), nil,
