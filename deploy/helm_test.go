@@ -213,3 +213,37 @@ func TestChartRefuses(t *testing.T) {
 		}
 	}
 }
+
+// What can be set is in docs/helm.md.
+func TestChartValuesAreDocumented(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(chart, "values.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs, err := os.ReadFile(filepath.Join("..", "docs", "helm.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range leaves("", values) {
+		if !strings.Contains(string(docs), "`"+path+"`") {
+			t.Errorf("docs/helm.md does not tell of %s", path)
+		}
+	}
+}
+
+// leaves are the paths of values; what is handed on as it is, is one.
+func leaves(path string, v any) []string {
+	m, ok := v.(map[string]any)
+	if !ok || slices.Contains([]string{"config", "nodeSelector", "affinity", "resources", "podAnnotations", "updateStrategy", "metrics.podMonitor.labels"}, path) {
+		return []string{path}
+	}
+	var all []string
+	for key, inner := range m {
+		all = append(all, leaves(strings.TrimPrefix(path+"."+key, "."), inner)...)
+	}
+	return all
+}

@@ -300,6 +300,7 @@ var runElsewhere = map[string]string{
 	"CONTRIBUTING.md":    "targets of make",
 	"docs/benchmarks.md": "make bench writes it",
 	"docs/commands.md":   "internal/cli/testdata has what they print",
+	"docs/helm.md":       "lab/e2e installs, upgrades and uninstalls both modes of the chart",
 	"docs/install.md":    "packaging/installtest installs what it shows",
 }
 
