@@ -17,7 +17,8 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"gatehouse": func() { os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr)) },
+		"gatehouse":       func() { os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr)) },
+		"watch-and-panic": watchAndPanic,
 	})
 }
 

@@ -159,6 +159,7 @@ func (v *view) scroll(k key) {
 		v.top = 0
 	case keyEnd:
 		v.top = len(v.lines)
+	case keyQuit: // not for us
 	}
 	v.bound()
 }
@@ -213,13 +214,28 @@ var typed = []struct {
 	sent string
 	key
 }{
-	{"q", keyQuit}, {"\x03", keyQuit}, {"\x04", keyQuit},
-	{"k", keyUp}, {"\x1b[A", keyUp}, {"\x1bOA", keyUp},
-	{"j", keyDown}, {"\x1b[B", keyDown}, {"\x1bOB", keyDown}, {"\r", keyDown},
-	{"b", keyPageUp}, {"\x1b[5~", keyPageUp},
-	{" ", keyPageDown}, {"\x1b[6~", keyPageDown},
-	{"g", keyHome}, {"\x1b[H", keyHome}, {"\x1bOH", keyHome}, {"\x1b[1~", keyHome},
-	{"G", keyEnd}, {"\x1b[F", keyEnd}, {"\x1bOF", keyEnd}, {"\x1b[4~", keyEnd},
+	{"q", keyQuit},
+	{"\x03", keyQuit},
+	{"\x04", keyQuit},
+	{"k", keyUp},
+	{"\x1b[A", keyUp},
+	{"\x1bOA", keyUp},
+	{"j", keyDown},
+	{"\x1b[B", keyDown},
+	{"\x1bOB", keyDown},
+	{"\r", keyDown},
+	{"b", keyPageUp},
+	{"\x1b[5~", keyPageUp},
+	{" ", keyPageDown},
+	{"\x1b[6~", keyPageDown},
+	{"g", keyHome},
+	{"\x1b[H", keyHome},
+	{"\x1bOH", keyHome},
+	{"\x1b[1~", keyHome},
+	{"G", keyEnd},
+	{"\x1b[F", keyEnd},
+	{"\x1bOF", keyEnd},
+	{"\x1b[4~", keyEnd},
 }
 
 // sequence is what a terminal sends for a key that is no character.
