@@ -45,12 +45,8 @@ current-context: x
 // deb makes the package of a version, for this machine's architecture.
 func deb(t *testing.T, version string) string {
 	t.Helper()
-	source := os.Getenv("GATEHOUSE_SOURCE")
-	if source == "" {
-		source = "../.."
-	}
 	t.Setenv("VERSION", version)
-	release, err := build.Of(context.Background(), source)
+	release, err := build.Of(context.Background(), source(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,6 +63,23 @@ func deb(t *testing.T, version string) string {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// cables connects the box with a client and a pod, which answers at port 8080.
+func cables(b *box) {
+	b.t.Helper()
+	b.run(`set -e
+		ip netns add client; ip netns add pod
+		ip link add home0 type veth peer name eth0 netns client
+		ip link add cluster0 type veth peer name eth0 netns pod
+		for n in client pod; do ip -n $n link set lo up; ip -n $n link set eth0 up; done
+		ip link set home0 up; ip link set cluster0 up
+		ip addr add 10.9.1.1/24 dev home0; ip -n client addr add 10.9.1.2/24 dev eth0
+		ip addr add 10.9.2.1/24 dev cluster0; ip -n pod addr add 10.9.2.2/24 dev eth0
+		ip -n pod route add default via 10.9.2.1; ip -n client route add default via 10.9.1.1
+		echo 1 > /proc/sys/net/ipv4/ip_forward
+		systemd-run --quiet --unit echo ip netns exec pod helper help echo :8080
+		systemd-run --quiet --unit api helper help api 127.0.0.1:6443`)
 }
 
 // The package, under a systemd that is process 1 of a machine of its own, from
@@ -108,20 +121,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 			t.Fatalf("systemd-analyze verify: %s", said)
 		}
 	})
-	stage("the network is there", func(*testing.T) {
-		b.run(`set -e
-			ip netns add client; ip netns add pod
-			ip link add home0 type veth peer name eth0 netns client
-			ip link add cluster0 type veth peer name eth0 netns pod
-			for n in client pod; do ip -n $n link set lo up; ip -n $n link set eth0 up; done
-			ip link set home0 up; ip link set cluster0 up
-			ip addr add 10.9.1.1/24 dev home0; ip -n client addr add 10.9.1.2/24 dev eth0
-			ip addr add 10.9.2.1/24 dev cluster0; ip -n pod addr add 10.9.2.2/24 dev eth0
-			ip -n pod route add default via 10.9.2.1; ip -n client route add default via 10.9.1.1
-			echo 1 > /proc/sys/net/ipv4/ip_forward
-			systemd-run --quiet --unit echo ip netns exec pod helper help echo :8080
-			systemd-run --quiet --unit api helper help api 127.0.0.1:6443`)
-	})
+	stage("the network is there", func(*testing.T) { cables(b) })
 	ask := func(port string) string {
 		return strings.TrimSpace(b.run("ip netns exec client helper help ask %s | cut -d' ' -f2", port))
 	}
@@ -239,7 +239,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		b.same("the relay", ask("10.9.1.1:80"), "10.9.2.1")
 	})
 	stage("without the package's user, systemd makes one up", func(t *testing.T) {
-		b.run("systemctl stop gatehouse; userdel gatehouse; chmod 755 /etc/gatehouse; chmod 644 /etc/gatehouse/*")
+		b.run("systemctl stop gatehouse; userdel gatehouse; groupdel gatehouse; chmod 755 /etc/gatehouse; chmod 644 /etc/gatehouse/*")
 		b.run("systemctl start gatehouse")
 		b.same("user", b.run("ps -o user= -p $(systemctl show -p MainPID --value gatehouse)"), "gatehouse")
 		b.same("in no file", b.try("grep -c gatehouse /etc/passwd"), "0")

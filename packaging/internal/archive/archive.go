@@ -140,11 +140,15 @@ func Gzip(data []byte) []byte {
 	return b.Bytes()
 }
 
-// TarGzip is Tar, compressed.
-func (t *Tree) TarGzip(prefix string, of time.Time) ([]byte, error) {
+// TarBytes is Tar into memory.
+func (t *Tree) TarBytes(prefix string, of time.Time) ([]byte, error) {
 	var b bytes.Buffer
-	if err := t.Tar(&b, prefix, of); err != nil {
-		return nil, err
-	}
-	return Gzip(b.Bytes()), nil
+	err := t.Tar(&b, prefix, of)
+	return b.Bytes(), err
+}
+
+// TarGzip is TarBytes, compressed.
+func (t *Tree) TarGzip(prefix string, of time.Time) ([]byte, error) {
+	plain, err := t.TarBytes(prefix, of)
+	return Gzip(plain), err
 }
