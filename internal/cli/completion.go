@@ -86,7 +86,7 @@ func addCompletions(cmd *cobra.Command) {
 // completeZones offers the zones of the files, or else of the running daemon.
 func completeZones(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var zones []string
-	if files, err := cmd.Flags().GetStringArray("config"); err == nil && len(files) > 0 {
+	if files := filesSaid(cmd); len(files) > 0 {
 		if c, _ := daemon.ReadFiles(files); c != nil {
 			for _, z := range c.Zones {
 				zones = append(zones, z.Name+"\t"+strings.Join(z.Interfaces, " "))
@@ -140,11 +140,18 @@ func completeInterfaces(_ *cobra.Command, _ []string, typed string) ([]string, c
 	return all, cobra.ShellCompDirectiveNoFileComp
 }
 
+// filesSaid are those of the command line so far, each once: cobra reads it
+// twice when it completes.
+func filesSaid(cmd *cobra.Command) []string {
+	files, _ := cmd.Flags().GetStringArray("config") // or there is no such flag
+	return unique(files)
+}
+
 // statusFor asks the daemon that the command line so far names. Nobody is told
 // why there is no answer: nothing is offered then.
 func statusFor(cmd *cobra.Command) *status.Status {
 	var w whom
-	w.files, _ = cmd.Flags().GetStringArray("config")
+	w.files = filesSaid(cmd)
 	w.url, _ = cmd.Flags().GetString("url")
 	w.tokenFile, _ = cmd.Flags().GetString("token-file")
 	client, err := w.client(io.Discard)
