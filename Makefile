@@ -11,6 +11,7 @@ GOLANGCI_VERSION := v2.15.0
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
+.PHONY: package image image-lock test-package
 .PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness upstream gen lint chart vulncheck check deps labs clean
 
 help: ## list the targets
@@ -40,6 +41,19 @@ test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 test-race: ## the unit tests under the race detector; needs a C compiler
 	$(say) "unit tests under the race detector"
 	@$(GO) test -race -skip NetnsSpeed ./internal/...
+
+package: ## Debian packages, archives, bills of materials and checksums, into dist/ (a minute)
+	@cd packaging && $(GO) run ./cmd/package -root .. -out ../dist
+
+image: ## the container image, without a daemon, into dist/ (a minute)
+	@cd packaging && $(GO) run ./cmd/image -root .. -out ../dist -cache ../dist/cache
+
+image-lock: ## which packages of Debian the image is made of, anew
+	@scripts/image-lock
+
+test-package: deps ## packages and image: built twice, installed under a systemd of their own, run (root, 3 minutes)
+	$(say) "packages and image (about 3 minutes)"
+	@cd packaging && GATEHOUSE_PACKAGE=required $(GO) test -count=1 -timeout 15m -v ./... 2>&1 | ../scripts/testlog
 
 numbers: build labs ## measure latencies and memory in the lab (10 minutes, on a machine that does nothing else)
 	@cd lab && $(GO) build -trimpath -o ../bin/measure ./cmd/measure
@@ -101,7 +115,8 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
 	@cd lab && $(GO) vet ./site/... ./e2e/... ./guides/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
-	@test -z "$$(gofmt -l lab cmd internal | tee /dev/stderr)"
+	@cd packaging && $(GO) vet ./...
+	@test -z "$$(gofmt -l lab cmd internal packaging | tee /dev/stderr)"
 
 .tools/golangci-lint-$(GOLANGCI_VERSION):
 	$(say) "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
