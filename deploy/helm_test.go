@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -246,4 +247,32 @@ func leaves(path string, v any) []string {
 		all = append(all, leaves(strings.TrimPrefix(path+"."+key, "."), inner)...)
 	}
 	return all
+}
+
+// The values that docs/helm.md shows are good.
+func TestChartExamplesOfTheDocs(t *testing.T) {
+	docs, err := os.ReadFile(filepath.Join("..", "docs", "helm.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(docs), -1)
+	for _, b := range blocks {
+		values := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(values, []byte(b[1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		all := render(t, "--values", values)
+		for name, o := range all {
+			if !strings.HasPrefix(name, "ConfigMap ") {
+				continue
+			}
+			data := o["data"].(map[string]any)["gatehouse.yaml"].(string)
+			if _, problems := config.Parse([]config.File{{Name: "gatehouse.yaml", Data: []byte(data)}}); len(problems) > 0 {
+				t.Errorf("%v\n%s", problems, data)
+			}
+		}
+	}
+	if len(blocks) != 2 {
+		t.Errorf("%d examples, want 2", len(blocks))
+	}
 }
