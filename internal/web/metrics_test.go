@@ -108,3 +108,56 @@ func TestMetricsDocsAreCurrent(t *testing.T) {
 		t.Error("docs/metrics.md is not what the code says: run make gen")
 	}
 }
+
+// Rules that wait for something bad are silent if they ask for what there is not.
+func TestQueriesNameWhatThereIs(t *testing.T) {
+	labels := map[string][]string{}
+	all := []string{"job", "instance", "le", "alertname", "alertstate"}
+	for _, m := range metrics {
+		all = append(all, m.labels...)
+		labels[m.name] = slices.Concat(m.labels, []string{"job", "instance"})
+		if m.kind == aHistogram {
+			for _, part := range []string{"_bucket", "_sum", "_count"} {
+				labels[m.name+part] = append(labels[m.name], "le")
+			}
+		}
+	}
+	var (
+		selector = regexp.MustCompile(`\b(gatehouse_\w+)(?:\{([^}]*)\})?`)
+		matcher  = regexp.MustCompile(`(\w+) ?(?:=~|!~|!=|=)`)
+		grouping = regexp.MustCompile(`\b(?:by|on|without|ignoring) \(([^)]*)\)`)
+		quoted   = strings.NewReplacer(`\"`, `"`)
+	)
+	for _, file := range []string{"../../deploy/prometheus/rules.yaml", "../../deploy/prometheus/rules_test.yaml", "../../deploy/grafana/gatehouse.json", "metrics.md"} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, n := quoted.Replace(string(data)), 0
+		for _, found := range selector.FindAllStringSubmatch(text, -1) {
+			if found[0] == "gatehouse_backend_" {
+				continue // of metric_relabel_configs
+			}
+			n++
+			have, there := labels[found[1]]
+			if !there {
+				t.Errorf("%s asks for %s, which is no metric", file, found[1])
+			}
+			for _, l := range matcher.FindAllStringSubmatch(found[2], -1) {
+				if there && !slices.Contains(have, l[1]) {
+					t.Errorf("%s asks for %s by %s, a label that it has not", file, found[1], l[1])
+				}
+			}
+		}
+		for _, found := range grouping.FindAllStringSubmatch(text, -1) {
+			for l := range strings.SplitSeq(found[1], ",") {
+				if l = strings.TrimSpace(l); !slices.Contains(all, l) {
+					t.Errorf("%s groups by %s, which is no label", file, l)
+				}
+			}
+		}
+		if n < 8 {
+			t.Errorf("%s has %d names of metrics: the test does not read it right", file, n)
+		}
+	}
+}
