@@ -91,8 +91,8 @@ func TestPageShowsWhatHoldsAndWhatEnds(t *testing.T) {
 		"shop/api:443 zone home moved by the kernel \\(nat\\) TCP @eth1:443 client’s address seen : the client's own connections 82 .*" +
 			"10.244.1.7:8443 w1 ● up wanted 100.0 % , got: not yet 88 took 87 8.9 kB in 9.0 kB out 10.244.2.7:8443 w2 draining: 93 left, until they end",
 		"connections 81 bytes 8.3 kB in, 8.4 kB out packets 85 in, 86 out balance backend chosen by client address",
-		"Not open 1 what zone reason what would be right from shop/<b>:81 home SCTP is not supported yet – service/shop/b",
-		"Addresses of pools home-v4 in zone home: 2 given, 1 held, 11 free, 2 unusable home-v6 in zone home: 0 given, very many free address interface pool zone services state " +
+		"Not open 1 What is not open, and what would be right what zone reason what would be right from shop/<b>:81 home SCTP is not supported yet – service/shop/b",
+		"Addresses of pools home-v4 in zone home: 2 given, 1 held, 11 free, 2 unusable home-v6 in zone home: 0 given, very many free Addresses that Services have address interface pool zone services state " +
 			"10.11.12.70 eth1 home-v4 home shop/web shop/api ready 10.11.12.71 eth1 home-v4 home shop/mail conflict: 52:54:00:00:00:07 answers for it " +
 			"10.11.12.72 – home-v4 home shop/old held, free in (40|39)s",
 		"Routes to pods 10.244.1.0/24 via 10.0.0.101 node/w1",

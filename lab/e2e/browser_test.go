@@ -26,7 +26,7 @@ type tab struct {
 
 	mu       sync.Mutex
 	requests []string
-	received int64    // bytes, with headers, as they came over the wire
+	received int64    // bytes as they came over the wire; of what goes on, as they were before gzip
 	wrong    []string // what the console says
 }
 
@@ -82,10 +82,10 @@ func (b *tab) note(event any) {
 	switch e := event.(type) {
 	case *network.EventRequestWillBeSent:
 		b.requests = append(b.requests, e.Request.URL)
-	case *network.EventResponseReceived:
-		b.received += int64(e.Response.EncodedDataLength)
-	case *network.EventDataReceived:
-		b.received += e.EncodedDataLength
+	case *network.EventEventSourceMessageReceived:
+		b.received += int64(len(e.Data))
+	case *network.EventLoadingFinished:
+		b.received += int64(e.EncodedDataLength)
 	case *log.EventEntryAdded:
 		b.wrong = append(b.wrong, fmt.Sprintf("%s: %s %s", e.Entry.Level, e.Entry.Text, e.Entry.URL))
 	case *runtime.EventExceptionThrown:
@@ -148,10 +148,14 @@ func is[T any](b *tab, expression string) T {
 func (b *tab) comes(limit time.Duration, what, expression string) time.Duration {
 	b.t.Helper()
 	took := eventually(b.t, limit, what, func() error {
-		if !is[bool](b, expression) {
-			return errors.New("the page says\n" + is[string](b, "document.body.innerText"))
+		ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
+		defer cancel()
+		// While another page is loaded there is nothing to ask.
+		text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`(`+expression+`) === true ? "" : "the page says\n" + document.body?.innerText`))
+		if err == nil && text != "" {
+			err = errors.New(text)
 		}
-		return nil
+		return err
 	})
 	b.t.Logf("%s after %d ms", what, took.Milliseconds())
 	return took
