@@ -232,7 +232,7 @@ func TestCommandLinesInTheDocsExist(t *testing.T) {
 	found := 0
 	try := func(where, line string) {
 		words := wordsOf(line)
-		if len(words) == 0 || words[0] != "gatehouse" {
+		if len(words) == 0 || words[0] != "gatehouse" || words[len(words)-1] == "…" {
 			return
 		}
 		found++

@@ -46,7 +46,7 @@ func page(c cli.Command) string {
 	var b strings.Builder
 	name := "gatehouse-" + c.Name
 	b.WriteString(title(name, 8) + named(name, c.Short))
-	use, arguments, _ := strings.Cut(c.Use, " ")
+	use, arguments, _ := strings.Cut(usage(c), " ")
 	b.WriteString(".SH SYNOPSIS\n.B gatehouse " + escape(use) + "\n")
 	if arguments != "" {
 		b.WriteString(escape(arguments) + "\n")

@@ -24,7 +24,7 @@ func markdown(all []cli.Command) string {
 func section(c cli.Command) string {
 	parts := []string{
 		fmt.Sprintf("## `gatehouse %s`", c.Name),
-		"```\ngatehouse " + c.Use + "\n```",
+		"```\ngatehouse " + usage(c) + "\n```",
 		prose(c.Long),
 		flagTable(c.Flags),
 		examples(c.Example),
@@ -39,12 +39,21 @@ func section(c cli.Command) string {
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
+// usage is the command with its arguments; flags are in the table, but for those
+// that it does not go without.
+func usage(c cli.Command) string {
+	if len(c.Flags) > 0 {
+		return c.Use + " [flags]"
+	}
+	return c.Use
+}
+
 // prose is a command's help as Markdown: what is indented there is code.
 func prose(long string) string {
 	var out []string
 	for _, p := range strings.Split(strings.TrimSpace(long), "\n\n") {
 		if indented(p) {
-			out = append(out, "```console\n"+dedent(p)+"\n```")
+			out = append(out, "```\n"+dedent(p)+"\n```")
 			continue
 		}
 		out = append(out, plain(p))
