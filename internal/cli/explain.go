@@ -186,10 +186,10 @@ func aligned(b *strings.Builder, rows [][]string) {
 		}
 	}
 	for _, row := range rows {
-		line := " "
+		var line strings.Builder
 		for i, cell := range row {
-			line += " " + cell + strings.Repeat(" ", widths[i]-cellsOf(cell)+1)
+			line.WriteString("  " + cell + strings.Repeat(" ", widths[i]-cellsOf(cell)))
 		}
-		b.WriteString(strings.TrimRight(line, " ") + "\n")
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
 }

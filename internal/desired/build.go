@@ -398,7 +398,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 		row.Reason, row.Remedy = "no interface of it is on this machine: "+interfacesOf(listens), "it opens when one appears"
 	case len(failed) > 0 && len(failed) == len(row.Listens):
 		row.Open, row.code = false, "CannotListen"
-		row.Reason, row.Remedy = failed[0], listenRemedy(failed[0])
+		row.Reason, row.Remedy = failed[0], ListenRemedy(failed[0])
 	case len(row.Backends) == 0 && row.Reason == "":
 		row.Reason = "it has no backend; " + turnedAway(row.Protocol, row.DataPlane)
 	case len(row.Backends) > 0 && !weighs && row.Target == edge.TargetNodePort:
@@ -429,7 +429,7 @@ func (b *builder) open(row Exposure, proto edge.Frontend, listens []edge.Listen)
 	}
 	for _, err := range failed {
 		if row.Open {
-			b.problem(edge.Problem{Object: objectOf(row), What: err, Remedy: listenRemedy(err)})
+			b.problem(edge.Problem{Object: objectOf(row), What: err, Remedy: ListenRemedy(err)})
 		}
 	}
 	row.behind = nil
@@ -450,8 +450,9 @@ func turnedAway(p edge.Protocol, plane edge.DataPlane) string {
 	}
 }
 
-// listenRemedy is for what the data plane says, which mostly says it all.
-func listenRemedy(err string) string {
+// ListenRemedy is for what the data plane says of a door that it cannot open, which
+// mostly says it all.
+func ListenRemedy(err string) string {
 	if strings.Contains(err, "in use") {
 		return "stop what has the port, or use another"
 	}

@@ -142,22 +142,18 @@ func selectorOf(row *desired.Exposure) string {
 }
 
 func backendsText(all []edge.Backend, row *desired.Exposure) string {
-	what := map[edge.Target]string{
-		edge.TargetNodePort: "node port", edge.TargetPod: "pod", edge.TargetAddress: "address of another controller", edge.TargetStatic: "address",
-	}[row.Target]
-	if what == "" {
-		what = "backend"
+	words := map[edge.Target][2]string{
+		edge.TargetNodePort: {"node port", "node ports"}, edge.TargetPod: {"pod", "pods"}, edge.TargetStatic: {"address", "addresses"},
+		edge.TargetAddress: {"address of another controller", "addresses of another controller"},
+	}
+	what, known := words[row.Target]
+	if !known {
+		what = [2]string{"backend", "backends"}
 	}
 	if len(all) == 1 {
-		return fmt.Sprintf("it goes to one %s, %s", what, all[0].Addr)
+		return fmt.Sprintf("it goes to one %s, %s", what[0], all[0].Addr)
 	}
-	plural := what + "s"
-	if row.Target == edge.TargetAddress {
-		plural = "addresses of another controller"
-	} else if row.Target == edge.TargetStatic {
-		plural = "addresses"
-	}
-	return fmt.Sprintf("it goes to one of %d %s", len(all), plural)
+	return fmt.Sprintf("it goes to one of %d %s", len(all), what[1])
 }
 
 func sharesOf(row *desired.Exposure, b edge.Backend) []desired.PodShare {

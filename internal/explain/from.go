@@ -96,6 +96,7 @@ func (e *engine) fromZone(z *edge.Zone) origin {
 
 // addDevices adds the interfaces by which packets can come in now.
 func (e *engine) addDevices(o *origin, names []string) {
+	var away []Step
 	for _, name := range names {
 		device, isThere := e.devices[name]
 		switch {
@@ -107,11 +108,15 @@ func (e *engine) addDevices(o *origin, names []string) {
 		default:
 			o.why, o.remedy = fmt.Sprintf("there is no interface %s on this machine", name), "it opens when the interface appears; the interfaces of a zone are in zones"
 		}
-		o.steps = append(o.steps, Step{"zone", false, o.why, "interface/" + name})
+		away = append(away, Step{"zone", false, o.why, "interface/" + name})
 	}
 	if len(o.devices) > 0 { // one does without the others
 		o.why, o.remedy = "", ""
+		for i := range away {
+			away[i].OK = true
+		}
 	}
+	o.steps = append(o.steps, away...)
 }
 
 // originsOf are where a client can come from: the interfaces in whose networks it
@@ -126,15 +131,20 @@ func (e *engine) originsOf(client netip.Addr) ([]origin, error) {
 	case client.IsUnspecified() || client.IsMulticast():
 		return nil, fmt.Errorf("%s is the address of no client; ask from a zone (%s), or from the address of a client", client, strings.Join(e.zoneNames(), ", "))
 	}
-	var all []origin
+	var all, outside []origin
 	for _, i := range e.Interfaces {
 		n := slices.IndexFunc(i.Addrs, func(p netip.Prefix) bool { return !p.IsSingleIP() && p.Contains(client) })
-		if n < 0 || e.zoneOf[i.Name] == "" {
+		if n < 0 {
 			continue
 		}
-		all = append(all, e.fromDevice(client, i.Name, fmt.Sprintf("%s is in %s, the network of %s", client, i.Addrs[n].Masked(), i.Name)))
+		o := e.fromDevice(client, i.Name, fmt.Sprintf("%s is in %s, the network of %s", client, i.Addrs[n].Masked(), i.Name))
+		if o.zone != nil {
+			all = append(all, o)
+		} else {
+			outside = append(outside, o)
+		}
 	}
-	if len(all) > 0 {
+	if all = append(all, outside...); len(all) > 0 {
 		return all, nil
 	}
 	back := ""

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -151,19 +152,7 @@ func TestAnswers(t *testing.T) {
 		checkAnswer(t, answer)
 		write(&b, answer)
 	}
-	const golden = "testdata/answers.golden"
-	if *update {
-		if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if b.String() != string(want) {
-		t.Errorf("answers changed; look at them with go test ./internal/explain -update and git diff:\n%s", firstDifference(b.String(), string(want)))
-	}
+	compareWith(t, "testdata/answers.golden", func(out *strings.Builder) { out.WriteString(b.String()) })
 }
 
 func firstDifference(got, want string) string {
@@ -197,5 +186,107 @@ func write(b *strings.Builder, a Answer) {
 		if w.Remedy != "" {
 			fmt.Fprintf(b, "  remedy: %s\n", w.Remedy)
 		}
+	}
+}
+
+// TestOddSites holds what is said where zones, interfaces and routes are not as
+// in most places.
+func TestOddSites(t *testing.T) {
+	const zoned = `apiVersion: gatehouse.e13.dev/v1
+zones:
+  home: {interfaces: [eth1, veth0]}
+  away: {interfaces: [eth7]}
+  cluster: {interfaces: [eth0]}
+frontends:
+  - {name: web, zones: [home], port: 80, backends: [{address: "10.0.0.101:80"}]}
+  - {name: all, zones: [home], port: 443, hostnames: ["*"], backends: [{address: "10.0.0.101:443"}]}
+  - {name: git, zones: [home], port: 443, hostnames: [git.example.org], backends: [{address: "10.0.0.102:443"}]}
+  - {name: proxied, zones: [home], port: 81, acceptProxyProtocol: [10.11.12.7/32], sourceRanges: [192.0.2.0/24], backends: [{address: "10.0.0.101:80"}]}
+  - {name: anybody, zones: [home], port: 82, sourceRanges: [0.0.0.0/0], backends: [{address: "10.0.0.101:80"}]}
+  - {name: absent, zones: [away], port: 83, backends: [{address: "10.0.0.101:80"}]}
+  - {name: six, zones: [cluster], port: 84, backends: [{address: "10.0.0.101:80"}]}
+`
+	const zoneless = `apiVersion: gatehouse.e13.dev/v1
+frontends:
+  - {name: web, listen: ":80", backends: [{address: "10.0.0.101:80"}]}
+  - {listen: "@eth1:81", backends: [{address: "10.0.0.101:80"}]}
+`
+	shut := func(s *site) {
+		s.Doors[edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "veth0", Port: 80}}] = "listen on @veth0:80: address already in use"
+	}
+	compareWith(t, "testdata/odd.golden", func(b *strings.Builder) {
+		for _, c := range []struct {
+			what   string
+			file   string
+			change func(*site, *Facts)
+			ask    []Question
+		}{
+			{"a zone of two interfaces", zoned, nil, []Question{{"home", "10.11.12.32:80"}, {"home", "web"}, {"", "10.11.12.51:25"}}},
+			{"one of which is taken", zoned, func(s *site, _ *Facts) { shut(s) }, []Question{{"home", "10.11.12.32:80"}, {"home", "web"}}},
+			{"one of which has no cable", zoned, func(_ *site, f *Facts) { down(f, "veth0") }, []Question{{"home", "10.11.12.32:80"}}},
+			{"a zone without cables", zoned, func(_ *site, f *Facts) { down(f, "eth0") }, []Question{{"cluster", "10.0.0.1:84"}, {"cluster", "six"}, {"10.0.0.7", "six"}}},
+			{"an interface that is not there", zoned, nil, []Question{{"away", "10.11.12.32:80"}, {"away", "absent"}}},
+			{"interfaces that answer for each other", siteFile, func(_ *site, f *Facts) {
+				for i := range f.Interfaces {
+					f.Interfaces[i].AnswersForOthers = true
+				}
+			}, []Question{{"10.11.12.101", "10.11.12.51:22"}}},
+			{"a name for whatever else comes", zoned, nil, []Question{{"home", "10.11.12.32:443"}, {"home", "git.example.org:443"}, {"home", "else.example.org:443"}, {"cluster", "git.example.org"}}},
+			{"a proxy in front", zoned, nil, []Question{{"10.11.12.7", "10.11.12.32:81"}, {"10.11.12.8", "10.11.12.32:81"}, {"home", "10.11.12.32:81"}}},
+			{"ranges of one family", zoned, nil, []Question{{"home", "10.11.12.32:82"}, {"home", "[fd00:11:12::32]:82"}, {"10.11.12.7", "[fd00:11:12::32]:82"}}},
+			{"no way out by the interface", zoned, func(_ *site, f *Facts) {
+				f.Leaves = func(netip.Addr, string) bool { return false }
+			}, []Question{{"fd00:10::7", "[fd00:10::1]:84"}, {"cluster", "[fd00:10::1]:84"}, {"cluster", "10.0.0.1:84"}, {"cluster", "six"}}},
+			{"no zones", zoneless, nil, []Question{{"", "10.11.12.32:80"}, {"", "web"}, {"", "@eth1:81"}, {"10.11.12.7", "10.11.12.32:81"}, {"10.0.0.7", "10.11.12.32:81"}, {"home", "web"}, {"", "shop/web"}}},
+			{"a cluster that is not known", siteFile, func(_ *site, f *Facts) { f.Cluster, f.State.Exposures = nil, nil }, []Question{{"home", "shop/web"}, {"home", "kubernetes-api"}}},
+			{"nothing decided", siteFile, func(_ *site, f *Facts) { f.Config = nil }, []Question{{"home", "shop/web"}}},
+		} {
+			s := newSite(t, c.file)
+			before := s.facts()
+			if c.change != nil {
+				c.change(s, &before)
+			}
+			facts := s.facts()
+			if c.change != nil {
+				c.change(s, &facts)
+			}
+			for _, q := range c.ask {
+				fmt.Fprintf(b, "=== %s: from %q to %q\n", c.what, q.From, q.To)
+				answer, err := Explain(facts, q)
+				if err != nil {
+					fmt.Fprintln(b, "error:", err)
+					continue
+				}
+				checkAnswer(t, answer)
+				write(b, answer)
+			}
+		}
+	})
+}
+
+// down pulls the cable of an interface.
+func down(f *Facts, device string) {
+	f.Interfaces = slices.Clone(f.Interfaces)
+	for i := range f.Interfaces {
+		f.Interfaces[i].Up = f.Interfaces[i].Up && f.Interfaces[i].Name != device
+	}
+}
+
+// compareWith compares what is printed with a golden.
+func compareWith(t *testing.T, golden string, print func(*strings.Builder)) {
+	t.Helper()
+	var b strings.Builder
+	print(&b)
+	if *update {
+		if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.String() != string(want) {
+		t.Errorf("answers changed; look at them with go test ./internal/explain -update and git diff:\n%s", firstDifference(b.String(), string(want)))
 	}
 }

@@ -97,6 +97,13 @@ func (e *engine) toServerName(name string, port uint16, protocol edge.Protocol, 
 			places = append(places, at)
 		}
 	}
+	// Who has the name by the longest pattern comes first, as at the door.
+	slices.SortStableFunc(wanted, func(x, y *desired.Exposure) int {
+		if x.Open != y.Open {
+			return map[bool]int{true: -1, false: 1}[x.Open]
+		}
+		return closeness(y.Hostnames, name) - closeness(x.Hostnames, name)
+	})
 	var ways []Way
 	for i := range origins {
 		for _, at := range places {
@@ -119,13 +126,6 @@ func (e *engine) toNameAt(o *origin, name string, at place, wanted []*desired.Ex
 			there = append(there, row)
 		}
 	}
-	// Who has the name by the longest pattern comes first, as at the door.
-	slices.SortStableFunc(there, func(x, y *desired.Exposure) int {
-		if x.Open != y.Open {
-			return map[bool]int{true: -1, false: 1}[x.Open]
-		}
-		return closeness(y.Hostnames, name) - closeness(x.Hostnames, name)
-	})
 	if len(there) == 0 {
 		row := wanted[slices.IndexFunc(wanted, func(row *desired.Exposure) bool { return row.Port == at.port && row.Protocol == at.protocol })]
 		zones := strings.Join(e.zonesOf(row.Name), ", ")

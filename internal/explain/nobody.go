@@ -14,7 +14,7 @@ import (
 const most = 3
 
 // adminAt says whether a packet is for gatehouse's own status page.
-func (e *engine) adminAt(c *chain, o *origin, p packet) bool {
+func (e *engine) adminAt(c *chain, p packet) bool {
 	a := e.Config.Admin
 	field := ""
 	listen, isListening := a.ListenAddr()
@@ -32,7 +32,7 @@ func (e *engine) adminAt(c *chain, o *origin, p packet) bool {
 	c.Name = field
 	c.ok("listener", a.Pos.String(), "gatehouse itself listens there (%s)", field)
 	c.Summary = "it is the status page of gatehouse itself (" + field + ")"
-	if a.TokenFile != "" && !(p.local && p.to.Addr().IsLoopback()) {
+	if a.TokenFile != "" && (!p.local || !p.to.Addr().IsLoopback()) {
 		c.Summary += ", which asks for a token"
 	}
 	return true
@@ -40,7 +40,7 @@ func (e *engine) adminAt(c *chain, o *origin, p packet) bool {
 
 // nobody says why no door of gatehouse is where a packet comes to. What is said
 // last decides.
-func (e *engine) nobody(c *chain, o *origin, p packet, name string, kernel *edge.Frontend) {
+func (e *engine) nobody(c *chain, p packet, kernel *edge.Frontend) {
 	zone := e.zoneOf[p.device]
 	if kernel != nil {
 		c.stop("data plane", kernel.Why, "data plane proxy takes connections from this machine, too",

@@ -299,38 +299,48 @@ func (e *engine) toRow(c *chain, o *origin, row *desired.Exposure) {
 		switch {
 		case i >= 0:
 			way.Door = door.String()
-			e.sayAddress(&way, o, p)
+			e.sayAddress(&way, p)
 			e.intro(&way, o, behind[i])
 			if names := behind[i].Hostnames; len(names) > 0 {
-				way.ok("hostname", behind[i].Why, "to those that name the TLS server %s", listed(names))
+				way.ok("hostname", behind[i].Why, "to those that name the TLS server %s", namesText(names))
 			}
 			e.through(&way, o, behind[i], p.to.Addr())
 		case kernel != nil:
-			e.nobody(&way, o, p, "", kernel)
+			e.nobody(&way, p, kernel)
 		default:
-			if e.sayAddress(&way, o, p); !way.over {
+			if e.sayAddress(&way, p); !way.over {
 				way.stop("listener", row.Why, "see the problems that gatehouse status prints", "it is not open at %s by %s", p.to, p.device)
 			}
 		}
 		found, at = append(found, &way), append(at, p.to.Addr().String())
 	}
-	best := slices.IndexFunc(found, func(w *chain) bool { return !w.over })
-	if best < 0 {
-		best = 0
-	}
+	best := max(0, slices.IndexFunc(found, func(w *chain) bool { return !w.over }))
 	if len(found) == 0 {
 		e.noAddress(c, o, row)
 		return
 	}
 	worse := slices.IndexFunc(found, func(w *chain) bool { return w.over })
 	*c = *found[best]
-	c.To += " at " + listed(compact(at))
+	c.To += " at " + listed(compact(slices.Clone(at)))
 	if worse >= 0 && !c.over {
 		c.some = true
 		c.Steps = append(c.Steps, Step{"address", false, fmt.Sprintf("at %s it is not: %s", at[worse], found[worse].Summary), row.Why})
 		c.Summary += fmt.Sprintf("; but not at %s: %s", at[worse], found[worse].Summary)
 		c.Remedy = found[worse].Remedy
 	}
+	if i := slices.IndexFunc(found, func(w *chain) bool { return !w.over && w.some }); i > best {
+		c.some = true
+		c.Summary += fmt.Sprintf("; at %s %s", at[i], found[i].why)
+		c.Remedy = cmp.Or(c.Remedy, found[i].Remedy)
+	}
+}
+
+// namesText says whom a frontend takes by name.
+func namesText(names []string) string {
+	if i := slices.Index(names, "*"); i >= 0 {
+		return listed(append(slices.Delete(slices.Clone(names), i, i+1), "that nobody else there has, or none"))
+	}
+	return listed(names)
 }
 
 func compact(texts []string) []string {

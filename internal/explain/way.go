@@ -188,14 +188,14 @@ func toText(to netip.AddrPort, protocol edge.Protocol, name string) string {
 // follow goes with a packet to where it ends.
 func (e *engine) follow(o *origin, p packet, label, name string) Way {
 	c := newChain(o, label)
-	e.sayAddress(c, o, p)
+	e.sayAddress(c, p)
 	if c.over {
 		return c.done()
 	}
 	door, behind, kernel := e.find(p)
 	if len(behind) == 0 {
-		if !e.adminAt(c, o, p) {
-			e.nobody(c, o, p, name, kernel)
+		if !e.adminAt(c, p) {
+			e.nobody(c, p, kernel)
 		}
 		return c.done()
 	}
@@ -216,7 +216,8 @@ func (e *engine) follow(o *origin, p packet, label, name string) Way {
 		c.ok("hostname", f.Why, "%s of %s takes the TLS server name %s", f.Name, listed(f.Hostnames), name)
 	case len(f.Hostnames) > 0:
 		e.intro(c, o, f)
-		c.ok("hostname", f.Why, "%s takes what names no TLS server, or another one than those that others have there (%s)", f.Name, listed(names))
+		others := slices.DeleteFunc(names, func(name string) bool { return slices.Contains(f.Hostnames, name) })
+		c.ok("hostname", f.Why, "%s takes what names no TLS server, or one that nobody else has there; others have %s", f.Name, cmp.Or(listed(others), "none"))
 	default:
 		e.intro(c, o, f)
 	}
@@ -225,7 +226,7 @@ func (e *engine) follow(o *origin, p packet, label, name string) Way {
 }
 
 // sayAddress says what the address is that is spoken to.
-func (e *engine) sayAddress(c *chain, o *origin, p packet) {
+func (e *engine) sayAddress(c *chain, p packet) {
 	if c.over {
 		return
 	}
@@ -257,7 +258,7 @@ func (e *engine) notHad(c *chain, addr netip.Addr) {
 		}
 		for i := range e.State.Exposures {
 			if row := &e.State.Exposures[i]; "service/"+row.Service == a.Why && !row.Open {
-				c.stop("address", a.Why, remedyOf(row), "%s is for %s, and not on this machine: %s", addr, row.Service, row.Reason)
+				c.stop("address", a.Why, e.remedyFor(row), "%s is for %s, and not on this machine: %s", addr, row.Service, row.Reason)
 				return
 			}
 		}
@@ -305,12 +306,13 @@ func (e *engine) through(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
 		return
 	}
 	row := e.rowOf(f)
-	c.Door, c.Name = f.Door.String(), f.Name
-	if err := e.Closed[f.Door]; err != "" {
-		c.stop("listener", f.Why, cmp.Or(remedyOf(row), "it is tried again"), "%s is not open on this machine: %s", f.Door, err)
+	door := f.Door
+	c.Door, c.Name = door.String(), f.Name
+	if err := e.Closed[door]; err != "" {
+		c.stop("listener", f.Why, cmp.Or(row.Remedy, desired.ListenRemedy(err)), "%s is not open on this machine: %s", door, err)
 		return
 	}
-	c.ok("listener", f.Why, "%s is open on this machine", f.Door)
+	c.ok("listener", f.Why, "%s is open on this machine", door)
 	e.wayBack(c, o, f, to)
 	e.sources(c, o, f, to)
 	e.plane(c, f, row)
@@ -338,7 +340,12 @@ func (e *engine) wayBack(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
 	client := o.client
 	if !client.IsValid() { // somebody of the network of the address
 		if i := slices.IndexFunc(e.devices[device].Addrs, func(p netip.Prefix) bool { return p.Addr() == to && !p.IsSingleIP() }); i >= 0 {
-			client = e.devices[device].Addrs[i].Masked().Addr().Next()
+			client = e.devices[device].Addrs[i].Masked().Addr()
+			for range 4 { // which this machine has not itself
+				if client = client.Next(); e.holder[client] == "" {
+					break
+				}
+			}
 		}
 	}
 	switch {
@@ -366,5 +373,3 @@ func countOf(backends []Receiver) string {
 	}
 	return fmt.Sprintf("%d backends", n)
 }
-
-func remedyOf(row *desired.Exposure) string { return row.Remedy }
