@@ -28,6 +28,7 @@ type site struct {
 	dialled map[string][]time.Time
 	now     int // dials under way
 	most    int
+	asked   []bool // what Options.Asked was told; guarded by the prober
 }
 
 func refuse(context.Context) error { return syscall.ECONNREFUSED }
@@ -101,7 +102,7 @@ func inBubble(t *testing.T, test func(t *testing.T, p *Prober, s *site)) {
 		s := &site{
 			answer: map[string]func(context.Context) error{}, talk: map[string]func(net.Conn){}, dialled: map[string][]time.Time{},
 		}
-		p := New(slog.New(slog.DiscardHandler), Options{})
+		p := New(slog.New(slog.DiscardHandler), Options{Asked: func(passed bool, _ time.Duration) { s.asked = append(s.asked, passed) }})
 		p.dial = s.dial
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
@@ -133,10 +134,49 @@ func tcpProbe(i int) edge.Probe {
 func wantHealth(t *testing.T, p *Prober, probe edge.Probe, state edge.BackendState, text string) {
 	t.Helper()
 	got := p.Snapshot()[probe]
-	got.Silent, got.Confirmed = false, false // TestWhatAFailureWasLike has these
+	got.Silent, got.Confirmed, got.Since = false, false, time.Time{} // TestWhatAFailureWasLike has these, and the next one
 	if want := (edge.Health{State: state, Error: text}); got != want {
 		t.Errorf("health = %+v, want %+v", got, want)
 	}
+}
+
+// timeless is a Health without the time at which the state began.
+func timeless(h edge.Health) edge.Health {
+	h.Since = time.Time{}
+	return h
+}
+
+func TestSinceIsWhenTheStateBegan(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Prober, s *site) {
+		probe := tcpProbe(1)
+		s.set(probe, accept)
+		p.Apply([]edge.Probe{probe})
+		synctest.Wait()
+		up := time.Now()
+		wait(20 * time.Second)
+		if got := p.Snapshot()[probe].Since; !got.Equal(up) {
+			t.Errorf("up since %s, want %s: it has not changed", got, up)
+		}
+		s.set(probe, refuse)
+		began := time.Now()
+		for p.Snapshot()[probe].State == edge.Up {
+			wait(100 * time.Millisecond)
+		}
+		if got, now := p.Snapshot()[probe].Since, time.Now(); now.Sub(got) > 100*time.Millisecond || got.Before(began) {
+			t.Errorf("down since %s, want about %s", got, now)
+		}
+		passed, failed := 0, 0
+		for _, ok := range s.asked {
+			if ok {
+				passed++
+			} else {
+				failed++
+			}
+		}
+		if n := len(s.dials(probe, time.Time{})); passed < 4 || failed != 3 || passed+failed != n {
+			t.Errorf("told of %d checks that passed and %d that failed, want 3 of %d", passed, failed, n)
+		}
+	})
 }
 
 func changed(p *Prober) bool {
