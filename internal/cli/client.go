@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"e13.dev/gatehouse/internal/config"
 )
 
 const (
@@ -44,30 +46,40 @@ func (w *whom) addTo(cmd *cobra.Command) {
 
 // client is for the daemon that is to be asked.
 func (w *whom) client(stderr io.Writer) (*client, error) {
-	where, tokenFile := w.url, w.tokenFile
-	switch {
-	case where == "" && len(w.files) > 0:
-		c, err := load(stderr, w.files)
-		switch {
-		case err != nil:
-			return nil, err
-		case c.Admin.Socket != "":
-			where = "unix:" + c.Admin.Socket
-		case c.Admin.Listen != "":
-			where = reachable(c.Admin.Listen)
-			if tokenFile == "" && !c.Admin.OnLoopback() {
-				tokenFile = c.Admin.TokenFile
-			}
-		case len(c.Admin.Zones) > 0:
-			return nil, fmt.Errorf("%s: the daemon is to be asked in zones only; give an address of this machine there with --url http://ADDRESS:%d --token-file FILE, or add admin: {socket: %s}", strings.Join(w.files, ", "), c.Admin.Port, defaultSocket)
-		default:
+	if w.url != "" || len(w.files) == 0 {
+		return w.clientOf(nil)
+	}
+	c, err := load(stderr, w.files)
+	if err != nil {
+		fmt.Fprintln(stderr, "so these files do not say where the daemon is asked; --url does, such as --url unix:"+defaultSocket+" or --url http://127.0.0.1:9180")
+		return nil, err
+	}
+	if c.Admin.Socket == "" && c.Admin.Listen == "" {
+		if len(c.Admin.Zones) == 0 {
 			return nil, fmt.Errorf("%s: there is no admin block, so the daemon cannot be asked; add admin: {socket: %s}", strings.Join(w.files, ", "), defaultSocket)
 		}
-	case where == "":
+		return nil, fmt.Errorf("%s: the daemon is to be asked in zones only; give an address of this machine there with --url http://ADDRESS:%d --token-file FILE, or add admin: {socket: %s}", strings.Join(w.files, ", "), c.Admin.Port, defaultSocket)
+	}
+	return w.clientOf(c)
+}
+
+// clientOf is for the daemon at --url, or else where the files say, or else where
+// it mostly is. c may be nil.
+func (w *whom) clientOf(c *config.Config) (*client, error) {
+	where, tokenFile := w.url, w.tokenFile
+	switch {
+	case where != "":
+	case c != nil && c.Admin.Socket != "":
+		where = "unix:" + c.Admin.Socket
+	case c != nil && c.Admin.Listen != "":
+		where = reachable(c.Admin.Listen)
+		if tokenFile == "" && !c.Admin.OnLoopback() {
+			tokenFile = c.Admin.TokenFile
+		}
+	default:
+		where = "unix:" + defaultSocket
 		if _, err := os.Stat(defaultSocket); errors.Is(err, fs.ErrNotExist) {
 			where = "127.0.0.1:9180"
-		} else {
-			where = "unix:" + defaultSocket
 		}
 	}
 	return newClient(where, tokenFile)

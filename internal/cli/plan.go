@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"e13.dev/gatehouse/internal/changes"
 	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/daemon"
 	"e13.dev/gatehouse/internal/desired"
@@ -23,45 +25,84 @@ import (
 )
 
 func newPlan() *cobra.Command {
-	var files []string
+	var from whom
 	var output string
+	var diff bool
 	cmd := &cobra.Command{
 		Use:   "plan -c FILE...",
 		Short: "Print what would be open where; change nothing",
 		Long: `plan reads the files, this machine's interfaces and the cluster, and prints what
-would be open in which zone, with backends, weights and each pod's share, and
-every Service that would not be open with the reason. It opens and writes nothing,
-so it does not see that another program has a port.`,
+would be open in which zone, with backends, weights and each pod's share, whether
+the client's address arrives, and every Service that would not be open with the
+reason and the remedy. It opens and writes nothing, so it does not see that another
+program has a port.
+
+With --diff it prints instead what would change in the daemon that runs, if it had
+these files: what is opened (+), closed (-) or changed (~) in each zone, and how; or
+that nothing would. Whether backends are up makes no difference.
+` + askedWhere,
+		Example: `  gatehouse plan -c gatehouse.yaml
+  gatehouse plan -c /etc/gatehouse/gatehouse.yaml --diff    # before systemctl reload gatehouse
+  gatehouse plan -c new.yaml --diff --url http://127.0.0.1:9180
+  gatehouse plan -c gatehouse.yaml -o json | jq -r '.exposures[] | select(.open | not) | .name + ": " + .reason'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needFiles(files); err != nil {
+			if err := needFiles(from.files); err != nil {
 				return err
 			}
 			if output != "table" && output != "json" {
 				return usageError{fmt.Errorf("-o %s: write table or json", output)}
 			}
-			c, err := load(cmd.ErrOrStderr(), files)
+			if !diff && (from.url != "" || from.tokenFile != "") {
+				return usageError{errors.New("--url and --token-file are for --diff: without, no daemon is asked")}
+			}
+			c, err := load(cmd.ErrOrStderr(), from.files)
 			if err != nil {
 				return err
 			}
-			return plan(cmd.Context(), cmd.OutOrStdout(), c, output)
+			var daemon *client
+			if diff {
+				if daemon, err = from.clientOf(c); err != nil {
+					return err
+				}
+			}
+			return plan(cmd.Context(), cmd.OutOrStdout(), c, output, daemon)
 		},
 	}
-	addFiles(cmd, &files)
+	from.addTo(cmd)
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	cmd.Flags().BoolVar(&diff, "diff", false, "print what would change in the daemon that runs")
 	return cmd
 }
 
-func plan(ctx context.Context, out io.Writer, c *config.Config, output string) error {
+// plan prints what would be open, or, with a daemon to ask, what would change
+// there.
+func plan(ctx context.Context, out io.Writer, c *config.Config, output string, from *client) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	var now status.Status
+	if from != nil { // first: it is more often away than the cluster
+		var err error
+		if now, err = running(ctx, from); err != nil {
+			return err
+		}
+	}
 	in, err := daemon.Look(ctx, c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
+	encoder := json.NewEncoder(out)
+	encoder.SetIndent("", "  ")
+	if from != nil {
+		asIfRunning(&in, now)
+		state, _ := desired.Settled(in)
+		all := changes.Between(changes.Side{Exposures: now.Exposures, Frontends: now.Frontends}, changes.Planned(state))
+		if output == "json" {
+			return encoder.Encode(all)
+		}
+		return printChanges(out, all)
+	}
 	state, problems := desired.Settled(in)
 	if output == "json" {
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
 		return encoder.Encode(struct {
 			Exposures   []desired.Exposure `json:"exposures"`
 			Addresses   []edge.Address     `json:"addresses,omitempty"`
@@ -127,16 +168,12 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 	if len(shut) > 0 {
 		fmt.Fprintln(out, "\nNot open:")
 		for _, e := range shut {
-			fmt.Fprintf(out, "  %s: %s", titleOf(e), e.Reason)
-			if e.Remedy != "" {
-				fmt.Fprintf(out, "; %s", e.Remedy)
-			}
-			fmt.Fprintln(out)
+			fmt.Fprintln(out, "  "+notOpen(e))
 		}
 	}
 	// Those of Services and frontends were said with their rows.
 	problems = slices.DeleteFunc(slices.Clone(problems), func(p edge.Problem) bool {
-		return slices.ContainsFunc(state.Exposures, func(e desired.Exposure) bool { return e.Reason != "" && strings.HasSuffix(p.What, e.Reason) })
+		return slices.ContainsFunc(state.Exposures, func(e desired.Exposure) bool { return isOf(p, e) })
 	})
 	if len(problems) > 0 {
 		fmt.Fprintln(out, "\nProblems:")

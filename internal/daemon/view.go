@@ -27,7 +27,7 @@ func frontends(state desired.State, errs map[edge.Door]string, stats []relay.Sta
 		e := exposures[exposureKey{f.Protocol, f.Zone, f.Name}]
 		describe := func(row *status.Frontend) {
 			row.Zone, row.Sources, row.Error = f.Zone, f.SourceRanges, errs[f.Door]
-			terms(row, f)
+			row.Hold(f)
 			row.Client, row.ClientSeen, row.ClientRemedy = e.Client, e.ClientSeen, e.ClientRemedy
 		}
 		if f.DataPlane == edge.DataPlaneNAT {
@@ -259,26 +259,6 @@ func listener(door edge.Door, s relay.Stats) status.Listener {
 		}
 	}
 	return row
-}
-
-// terms says what the connections of a frontend are held to.
-func terms(row *status.Frontend, f edge.Frontend) {
-	row.Hostnames = f.Hostnames
-	row.DrainTimeout, row.IdleTimeout = status.Duration(f.DrainTimeout), status.Duration(f.IdleTimeout)
-	row.MaxConnections, row.MaxConnectionsPerClient = f.MaxConnections, f.MaxConnectionsPerClient
-	row.MaxRatePerClient, row.BanTime = status.Rate(f.MaxRatePerClient), status.Duration(f.BanTime)
-	row.Balance, row.AffinityTimeout = f.Balance, status.Duration(f.AffinityTimeout)
-	row.AcceptProxyProtocol, row.Transparent = f.AcceptProxyProtocol, f.Transparent
-	if f.SendProxyProtocol != edge.ProxyProtocolNone {
-		row.SendProxyProtocol = f.SendProxyProtocol
-	}
-	row.Health = status.CheckOf(f.Health)
-	if f.RefuseWhenDown {
-		row.WhenAllDown = "refuse"
-	}
-	if f.CloseWhenDown {
-		row.OnDown = "close"
-	}
 }
 
 // draining is a backend that is gone and has connections left.

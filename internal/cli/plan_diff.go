@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"e13.dev/gatehouse/internal/changes"
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/status"
+)
+
+// running asks a daemon what it has.
+func running(ctx context.Context, c *client) (status.Status, error) {
+	var s status.Status
+	data, err := c.get(ctx, "/status.json", nil)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return s, fmt.Errorf("%s: that is no status of a gatehouse: %w", c, err)
+	}
+	return s, nil
+}
+
+// asIfRunning adds to what a plan is made from what only the daemon knows: who
+// has which address of a pool, how far they are, and which doors it cannot open.
+func asIfRunning(in *desired.Inputs, s status.Status) {
+	uids := map[string]string{}
+	if in.Cluster != nil {
+		for i := range in.Cluster.Services {
+			uids[in.Cluster.Services[i].Key()] = in.Cluster.Services[i].UID
+		}
+	}
+	in.Addresses = map[netip.Addr]edge.AddressState{}
+	for _, a := range s.Addresses {
+		for _, service := range a.Services {
+			in.Allocations = append(in.Allocations, edge.Allocation{
+				Addr: a.Addr, Pool: a.Pool, Zone: a.Zone, Service: service, UID: uids[service], Held: a.State == status.AddressHeld,
+			})
+		}
+		if a.State == status.AddressConflict || a.State == status.AddressFailed {
+			in.Addresses[a.Addr] = edge.AddressState{Conflict: a.Conflict, Error: a.Error}
+		}
+	}
+	listens := map[string]edge.Listen{}
+	for _, e := range s.Exposures {
+		for _, l := range e.Listens {
+			listens[l.String()] = l
+		}
+	}
+	in.Doors = map[edge.Door]string{}
+	for _, f := range s.Frontends {
+		if l, known := listens[f.Listen]; known && f.Error != "" {
+			in.Doors[edge.Door{Protocol: f.Protocol, Listen: l}] = f.Error
+		}
+	}
+}
+
+// printChanges says what would change, by zone.
+func printChanges(out io.Writer, c changes.Changes) error {
+	if c.None() {
+		_, err := fmt.Fprintln(out, "nothing would change")
+		return err
+	}
+	var zones []string
+	for _, list := range [][]changes.Change{c.Opened, c.Closed, c.Changed} {
+		for _, change := range list {
+			if !slices.Contains(zones, change.Zone) {
+				zones = append(zones, change.Zone)
+			}
+		}
+	}
+	slices.Sort(zones)
+	var lines []string
+	for _, zone := range zones {
+		title := "zone " + zone
+		if zone == "" {
+			title = "no zone"
+		}
+		lines = append(lines, title+":")
+		of := func(list []changes.Change, line func(changes.Change)) {
+			for _, change := range list {
+				if change.Zone == zone {
+					line(change)
+				}
+			}
+		}
+		of(c.Opened, func(change changes.Change) {
+			lines = append(lines, fmt.Sprintf("+ %s: opened at %s, for %s", change.Name, listed(change.Listens), orNone(change.Backends)))
+		})
+		of(c.Closed, func(change changes.Change) {
+			text := fmt.Sprintf("- %s: closed at %s: %s", change.Name, listed(change.Listens), change.Reason)
+			if change.Remedy != "" {
+				text += "; " + change.Remedy
+			}
+			lines = append(lines, text)
+		})
+		of(c.Changed, func(change changes.Change) {
+			lines = append(lines, fmt.Sprintf("~ %s:", change.Name))
+			for _, d := range change.Differences {
+				text := "    " + d.String()
+				if d.What == "not open" && change.Remedy != "" {
+					text += "; " + change.Remedy
+				}
+				lines = append(lines, text)
+			}
+		})
+	}
+	_, err := io.WriteString(out, harmless(strings.Join(lines, "\n"))+"\n")
+	return err
+}
+
+func listed(items []string) string { return strings.Join(items, ", ") }
+
+func orNone(backends []string) string {
+	if len(backends) == 0 {
+		return "no backend"
+	}
+	return listed(backends)
+}
