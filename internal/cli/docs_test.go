@@ -131,7 +131,7 @@ func TestPicturesAreShown(t *testing.T) {
 			shown[filepath.Join(filepath.Dir(file), l[0])] = true
 		}
 	}
-	err := filepath.WalkDir(docs, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(docs, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil && slices.Contains([]string{".svg", ".png"}, filepath.Ext(path)) && !shown[path] {
 			t.Errorf("no page shows %s", path)
 		}
@@ -213,7 +213,7 @@ func TestFieldsOfTheAPIAreDocumented(t *testing.T) {
 			return
 		}
 		seen[typ] = true
-		for field := range fields(typ) {
+		for field := range typ.Fields() {
 			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 			if name == "-" || !field.IsExported() {
 				continue
@@ -228,16 +228,6 @@ func TestFieldsOfTheAPIAreDocumented(t *testing.T) {
 	look(reflect.TypeFor[explain.Answer]())
 	if len(seen) < 15 {
 		t.Errorf("looked at %d types: the test does not look right", len(seen))
-	}
-}
-
-func fields(typ reflect.Type) func(func(reflect.StructField) bool) {
-	return func(yield func(reflect.StructField) bool) {
-		for i := range typ.NumField() {
-			if !yield(typ.Field(i)) {
-				return
-			}
-		}
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"e13.dev/gatehouse/internal/cli"
@@ -64,8 +63,13 @@ func writeMan(dir string, root cli.Command, all []cli.Command) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // G301: man pages are for everybody
 		return err
 	}
+	to, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = to.Close() }()
 	for name, text := range manPages(root, all, config.Docs()) {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+		if err := to.WriteFile(name, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
@@ -74,14 +78,19 @@ func writeMan(dir string, root cli.Command, all []cli.Command) error {
 
 // decisions is the list of the records of a directory, by their titles.
 func decisions(dir string) (string, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "[0-9]*.md"))
+	from, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = from.Close() }()
+	files, err := fs.Glob(from.FS(), "[0-9]*.md")
 	if err != nil {
 		return "", err
 	}
 	var b strings.Builder
 	b.WriteString("# Decisions\n\n<!-- Generated from the titles by \"make gen\". -->\n\nWhy it is as it is: the problem, the choice, and what was given up.\n\n")
 	for _, file := range files {
-		data, err := os.ReadFile(file)
+		data, err := from.ReadFile(file)
 		if err != nil {
 			return "", err
 		}
@@ -90,7 +99,7 @@ func decisions(dir string) (string, error) {
 		if !ok {
 			return "", fmt.Errorf("%s begins with %q; write # NUMBER. TITLE", file, first)
 		}
-		fmt.Fprintf(&b, "* %s. [%s](%s)\n", number, name, filepath.Base(file))
+		fmt.Fprintf(&b, "* %s. [%s](%s)\n", number, name, file)
 	}
 	return b.String(), nil
 }

@@ -51,7 +51,7 @@ func usage(c cli.Command) string {
 // prose is a command's help as Markdown: what is indented there is code.
 func prose(long string) string {
 	var out []string
-	for _, p := range strings.Split(strings.TrimSpace(long), "\n\n") {
+	for p := range strings.SplitSeq(strings.TrimSpace(long), "\n\n") {
 		if indented(p) {
 			out = append(out, "```\n"+dedent(p)+"\n```")
 			continue
