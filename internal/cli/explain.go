@@ -47,7 +47,8 @@ and a port without /udp or /sctp is one of TCP.
 which interface it comes in. Without, it is explained for each zone. 127.0.0.1 is
 this machine itself.
 
-The exit code is 0 if it is reachable, also if only for some, and 1 if it is not.
+The exit code is 0 if it is reachable, also if only for some, 1 if it is not, and 2
+if the question is none: there is no such zone, or no such Service.
 
 ` + askedWhere,
 		Example: `  gatehouse explain shop/web
