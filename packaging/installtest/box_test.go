@@ -54,13 +54,14 @@ func newBox(t *testing.T) *box {
 		}
 		cancel()
 		_ = cmd.Wait()
-		removeGroup(group)
+		removeGroup(t, group)
 	})
 	// Process 1 is what unshare has forked; the namespaces are whole when
 	// systemd answers.
 	b.until(30*time.Second, "systemd is up", func() error {
 		if b.pid == 0 {
-			children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+			children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+			var err error
 			if b.pid, err = strconv.Atoi(strings.TrimSpace(string(children))); err != nil || b.pid == 0 {
 				said, _ := os.ReadFile(log.Name())
 				return fmt.Errorf("it is not started yet; it says: %s", said)
@@ -81,10 +82,21 @@ func newBox(t *testing.T) *box {
 	return b
 }
 
-// removeGroup removes the control group of a box, which is empty.
-func removeGroup(group string) {
+// removeGroup removes the control group of a box, once the kernel has seen that
+// nobody is in it any more.
+func removeGroup(t *testing.T, group string) {
 	for _, at := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		_ = exec.Command("find", filepath.Join(at, group), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
+		dir := filepath.Join(at, group)
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			if _, err := os.Stat(dir); err != nil {
+				break
+			}
+			out, _ := exec.Command("find", dir, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").CombinedOutput()
+			if time.Now().After(deadline) {
+				t.Errorf("the control group of the box stays: %s", out)
+				break
+			}
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package installtest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -95,7 +96,7 @@ func askEcho(address string) string {
 }
 
 func why(err error) string {
-	if t, ok := err.(net.Error); ok && t.Timeout() {
+	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
 		return "timeout"
 	}
 	return strings.ReplaceAll(err.Error()[strings.LastIndex(err.Error(), ": ")+2:], " ", "-")

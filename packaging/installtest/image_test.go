@@ -45,6 +45,8 @@ func imageWorks(t *testing.T, dist string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// As a registry would get it: with the digest that it has here.
+	command(t, dir, nil, `skopeo copy --all --quiet "oci-archive:$1" oci:copied; grep -q "$2" copied/index.json`, archive[0], m.Manifests[0].Digest.String())
 	index, err := top.ImageIndex(m.Manifests[0].Digest)
 	if err != nil {
 		t.Fatal(err)

@@ -131,7 +131,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 	ask := func(port string) string {
 		return strings.TrimSpace(b.run("ip netns exec client helper help ask %s | cut -d' ' -f2", port))
 	}
-	stage("configured, it runs with two capabilities", func(t *testing.T) {
+	stage("configured, it runs with two capabilities", func(*testing.T) {
 		b.put("/etc/gatehouse/gatehouse.yaml", fmt.Sprintf(config, ""))
 		b.run("gatehouse check -c /etc/gatehouse/gatehouse.yaml")
 		b.run("systemctl start gatehouse")
@@ -143,7 +143,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		b.same("the relay of datagrams", b.run("ip netns exec client helper help askudp 10.9.1.1:80"), "10.9.1.1:80 hello")
 		b.same("the wall", b.run("ip netns exec pod helper help ask 10.9.1.1:80 10.9.2.1:80"), "10.9.1.1:80 connection-refused\n10.9.2.1:80 connection-refused")
 	})
-	stage("what takes CAP_NET_ADMIN is closed, and says so", func(t *testing.T) {
+	stage("what takes CAP_NET_ADMIN is closed, and says so", func(*testing.T) {
 		b.put("/etc/gatehouse/kubeconfig", kubeconfig)
 		b.run("chmod 600 /etc/gatehouse/kubeconfig; chown gatehouse /etc/gatehouse/kubeconfig")
 		b.put("/etc/gatehouse/gatehouse.yaml", fmt.Sprintf(config, administered))
@@ -157,7 +157,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		b.same("the relay", ask("10.9.1.1:80"), "10.9.2.1")
 		b.same("nat", ask("10.9.1.1:81"), "connection-refused")
 	})
-	stage("with it, all data planes work", func(t *testing.T) {
+	stage("with it, all data planes work", func(*testing.T) {
 		b.run(`mkdir -p /etc/systemd/system/gatehouse.service.d
 			ln -s /usr/share/gatehouse/net-admin.conf /etc/systemd/system/gatehouse.service.d/
 			systemctl daemon-reload && systemctl restart gatehouse`)
@@ -177,7 +177,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		}
 		b.until(5*time.Second, "the state is kept", func() error {
 			if out, err := b.command("stat -c '%%U %%a' /var/lib/gatehouse/ && ls -A /var/lib/gatehouse/ | grep -q .").CombinedOutput(); err != nil || string(out) != "gatehouse 700\n" {
-				return fmt.Errorf("%s %v", out, err)
+				return fmt.Errorf("%s %w", out, err)
 			}
 			return nil
 		})

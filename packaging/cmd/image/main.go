@@ -80,7 +80,7 @@ func run(ctx context.Context, root, out, cache string) error {
 		if err != nil {
 			return err
 		}
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: config.Platform()}})
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: plain{img}, Descriptor: v1.Descriptor{Platform: config.Platform()}})
 	}
 	digest, err := index.Digest()
 	if err != nil {
@@ -104,6 +104,14 @@ func run(ctx context.Context, root, out, cache string) error {
 	say("%s (%.1f MB, %s)", filepath.Join(out, name), float64(len(packed))/1e6, digest)
 	return nil
 }
+
+// plain is an image whose entry in an index says nothing of artifacts, which it
+// is none of. Programs that do not know the field drop it as they copy, and with
+// it goes the digest.
+type plain struct{ v1.Image }
+
+// ArtifactType is what go-containerregistry asks for.
+func (plain) ArtifactType() (string, error) { return "", nil }
 
 // tag is a version as the name of an image can have it.
 func tag(version string) string { return strings.NewReplacer("~", "-", "+", "-").Replace(version) }

@@ -141,7 +141,7 @@ func (r Release) Completions(ctx context.Context, program []byte) (map[string][]
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "gatehouse")
-	if err := os.WriteFile(file, program, 0o700); err != nil { //nolint:gosec // a program is executable
+	if err := os.WriteFile(file, program, 0o700); err != nil {
 		return nil, err
 	}
 	scripts := map[string][]byte{}

@@ -66,7 +66,7 @@ func Read(ctx context.Context, program []byte, root string) (Parts, error) {
 		parts.Modules = append(parts.Modules, Module{Path: m.Path, Version: m.Version, Sum: m.Sum})
 		args = append(args, m.Path)
 	}
-	list := exec.CommandContext(ctx, "go", args...) //nolint:gosec // paths of modules
+	list := exec.CommandContext(ctx, "go", args...)
 	list.Dir, list.Stderr = root, os.Stderr
 	out, err := list.Output()
 	if err != nil {
