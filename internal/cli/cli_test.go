@@ -35,8 +35,9 @@ func TestScripts(t *testing.T) {
 			_, port, err := net.SplitHostPort(address)
 			env.Setenv("DAEMON", address)
 			env.Setenv("DAEMON_PORT", port)
-			for _, name := range []string{"NOWHERE", "ADMIN", "FRONT"} {
-				env.Setenv(name, freeAddr())
+			names := []string{"NOWHERE", "ADMIN", "FRONT", "FRONT2", "FRONT3", "FRONT4"}
+			for i, address := range freeAddrs(len(names)) {
+				env.Setenv(names[i], address)
 			}
 			return err
 		},
@@ -111,14 +112,18 @@ func fill(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// freeAddr is a loopback address that nobody listens on.
-func freeAddr() string {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
+// freeAddrs are different loopback addresses that nobody listens on.
+func freeAddrs(n int) []string {
+	var all []string
+	for range n {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			panic(err)
+		}
+		defer listener.Close() // once all are known, or one could come twice
+		all = append(all, listener.Addr().String())
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	return all
 }
 
 // writeBig writes a file of 10 MiB: `big FILE`.
