@@ -127,14 +127,12 @@ func (t *Tree) Tar(w io.Writer, prefix string, of time.Time) error {
 // Gzip compresses without a name or a time.
 func Gzip(data []byte) []byte {
 	var b bytes.Buffer
-	w, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
-	if err == nil {
-		_, err = w.Write(data)
-	}
+	w := gzip.NewWriter(&b)
+	_, err := w.Write(data)
 	if err == nil {
 		err = w.Close()
 	}
-	if err != nil { // of a buffer and a level that is one
+	if err != nil { // of a buffer
 		panic(err)
 	}
 	return b.Bytes()
