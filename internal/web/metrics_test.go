@@ -1,6 +1,7 @@
 package web
 
 import (
+	"encoding/json"
 	"os"
 	"regexp"
 	"slices"
@@ -158,6 +159,68 @@ func TestQueriesNameWhatThereIs(t *testing.T) {
 		}
 		if n < 8 {
 			t.Errorf("%s has %d names of metrics: the test does not read it right", file, n)
+		}
+	}
+}
+
+// Each alert says what it is about, and docs/troubleshooting.md has what to do,
+// under its name.
+func TestAlertsHaveRunbooks(t *testing.T) {
+	rules, err := os.ReadFile("../../deploy/prometheus/rules.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	alerts := strings.Split(string(rules), "- alert: ")[1:]
+	if len(alerts) < 20 {
+		t.Fatalf("there are %d alerts: the test does not read them right", len(alerts))
+	}
+	for _, text := range alerts {
+		name, _, _ := strings.Cut(text, "\n")
+		for _, part := range []string{"severity: ", "summary: ", "description: ", "runbook_url: https://e13.dev/gatehouse/docs/troubleshooting.md#" + strings.ToLower(name) + "\n"} {
+			if !strings.Contains(text, part) {
+				t.Errorf("%s has no %q", name, part)
+			}
+		}
+		if !regexp.MustCompile(`(?m)^#+ ` + name + `$`).Match(page) {
+			t.Errorf("docs/troubleshooting.md has no heading %s", name)
+		}
+	}
+}
+
+func TestPanelsFitOnTheDashboard(t *testing.T) {
+	data, err := os.ReadFile("../../deploy/grafana/gatehouse.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type box struct{ X, Y, W, H int }
+	var dashboard struct {
+		Panels []struct {
+			ID          int
+			Title, Type string
+			GridPos     box
+			Targets     []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(data, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	ids, places := map[int]bool{}, map[[2]int]string{}
+	for _, p := range dashboard.Panels {
+		if ids[p.ID] || p.Title == "" || (p.Type == "row") != (len(p.Targets) == 0) {
+			t.Errorf("panel %d, %q, %s: %d queries; a number and a title of its own, and queries, are right", p.ID, p.Title, p.Type, len(p.Targets))
+		}
+		ids[p.ID] = true
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if other := places[[2]int{x, y}]; other != "" || x >= 24 {
+					t.Fatalf("%s is over %q at %d, %d, or beyond the edge", p.Title, other, x, y)
+				}
+				places[[2]int{x, y}] = p.Title
+			}
 		}
 	}
 }

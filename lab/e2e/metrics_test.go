@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -66,7 +67,7 @@ func startPrometheus(t *testing.T) prometheus {
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	p := prometheus{"127.0.0.1:9190", time.NewTicker(time.Second)}
+	p := prometheus{"127.0.0.1:9290", time.NewTicker(time.Second)}
 	t.Cleanup(p.scrapes.Stop)
 	program := prometheusProgram(t, "prometheus")
 	if err := lab.Run(t.Context(), "prometheus", "edge", nil, program, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
@@ -74,7 +75,7 @@ func startPrometheus(t *testing.T) prometheus {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := lab.Stop(t.Context(), "prometheus"); err != nil && t.Context().Err() == nil {
+		if err := lab.Stop(context.Background(), "prometheus"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -252,12 +253,12 @@ func TestPrometheusRules(t *testing.T) {
 // dashboard, of the rules and of the docs has an answer, no alert fires while all
 // is well, and those fire whose cause the test makes.
 func TestPrometheus(t *testing.T) {
-	ns := namespace(t)
+	ns, state := namespace(t), filepath.Join(t.TempDir(), "state") // which goes once it is not written to any more
 	restoreConfig(t)
 	front := newAPIFront(t)
 	apply(t, deployment(ns, "web", "web", "", 3)+tlsPods(ns, "git", 1)+
-		service(ns, "relayed", "web", "home,cluster", "Local", 8320)+on(nat, service(ns, "forwarded", "web", "home", "Local", 8321))+
-		strings.Replace(service(ns, "pooled", "web", "home", "Local", 8322), "  annotations:", "  labels: {e2e: pool}\n  annotations:", 1)+
+		service(ns, "relayed", "web", "home,cluster", "Local", 8450)+on(nat, service(ns, "forwarded", "web", "home", "Local", 8451))+
+		strings.Replace(service(ns, "pooled", "web", "home", "Local", 8452), "  annotations:", "  labels: {e2e: pool}\n  annotations:", 1)+
 		named(ns, "git", "git", "git.example.org", "TCP", "UDP"))
 	awaitPods(t, ns, "web", "git")
 	for service, pods := range map[string]int{ns + "/relayed": 3, ns + "/forwarded": 3, ns + "/pooled": 3, ns + "/git": 1} {
@@ -266,14 +267,14 @@ func TestPrometheus(t *testing.T) {
 	address := given(t, ns, "pooled", 1)[0]
 	backend := "10.0.0.101:" + kubectl(t, "get", "service", "-n", ns, "relayed", "-o", "jsonpath={.spec.ports[0].nodePort}")
 	// Another way to the same cluster, which can be taken away.
-	well := strings.Replace(config, "kubernetes:\n", "stateDir: "+filepath.Join(t.TempDir(), "state")+"\nkubernetes:\n  kubeconfig: "+front.kubeconfig+"\n", 1) + `frontends:
-  - {name: limited, zones: [home], port: 8323, maxConnections: 1, maxConnectionsPerClient: 1, maxRatePerClient: 3/1s, banTime: 1s,
+	well := strings.Replace(config, "kubernetes:\n", "stateDir: "+state+"\nkubernetes:\n  kubeconfig: "+front.kubeconfig+"\n", 1) + `frontends:
+  - {name: limited, zones: [home], port: 8453, maxConnections: 1, maxConnectionsPerClient: 1, maxRatePerClient: 3/1s, banTime: 1s,
      idleTimeout: 1h, drainTimeout: 1h, balance: source, affinityTimeout: 10m, backends: [{address: "` + backend + `"}]}
 `
 	if err := writeConfig(well); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the frontend with limits is open", opened("home1", homeAddr+":8323"))
+	eventually(t, 10*time.Second, "the frontend with limits is open", opened("home1", homeAddr+":8453"))
 	p := startPrometheus(t)
 	rules := p.rules(t)
 	queries, documented := docsQueries(t)
@@ -307,7 +308,7 @@ func TestPrometheus(t *testing.T) {
 	}
 
 	var loads []*load
-	for host, at := range map[string]string{"home1": homeAddr + ":8320", "w1": clusterAddr + ":8320", "home2": homeAddr + ":8321", "router": address + ":8322"} {
+	for host, at := range map[string]string{"home1": homeAddr + ":8450", "w1": clusterAddr + ":8450", "home2": homeAddr + ":8451", "router": address + ":8452"} {
 		loads = append(loads, startLoad(host, at, 10))
 	}
 	strangers := make(chan struct{})
@@ -316,10 +317,10 @@ func TestPrometheus(t *testing.T) {
 		for range 20 {
 			_, _ = getTLS("home1", homeAddr+":443", "git.example.org", nil)
 			_, _ = getTLS("home1", homeAddr+":443", "nobody.example.org", nil)
-			_, _ = get("home1", homeAddr+":8323", time.Second)
+			_, _ = get("home1", homeAddr+":8453", time.Second)
 		}
 	}()
-	apply(t, on(nat, service(ns, "later", "web", "home", "Local", 8327))) // something to write to the cluster and to the kernel
+	apply(t, on(nat, service(ns, "later", "web", "home", "Local", 8457))) // something to write to the cluster and to the kernel
 	if _, err := getQUIC(t, "home1", homeAddr+":443", "git.example.org"); err != nil {
 		t.Error(err)
 	}
@@ -348,17 +349,17 @@ func TestPrometheus(t *testing.T) {
 	maps.Copy(names, exported(t))
 
 	// One cause for as many alerts as may be.
-	listener := listen(t, "edge", "0.0.0.0:8325")
+	listener := listen(t, "edge", "0.0.0.0:8455")
 	defer listener.Close()
-	if err := writeConfig(well + `  - {name: dead, zones: [home], port: 8324, health: {interval: 200ms}, backends: [{address: "10.0.0.101:1"}]}
-  - {name: taken, zones: [home], port: 8325, backends: [{address: "` + backend + `"}]}
+	if err := writeConfig(well + `  - {name: dead, zones: [home], port: 8454, health: {interval: 200ms}, backends: [{address: "10.0.0.101:1"}]}
+  - {name: taken, zones: [home], port: 8455, backends: [{address: "` + backend + `"}]}
 `); err != nil {
 		t.Fatal(err)
 	}
-	apply(t, service(ns, "refused", "web", "internet", "Local", 8326))
-	held := converse(t, "home1", homeAddr+":8323")
+	apply(t, service(ns, "refused", "web", "internet", "Local", 8456))
+	held := converse(t, "home1", homeAddr+":8453")
 	held.ask(t)
-	dead := startLoad("home1", homeAddr+":8324", 20)
+	dead := startLoad("home1", homeAddr+":8454", 20)
 	fires := func(limit time.Duration, alerts ...string) {
 		t.Helper()
 		for _, name := range alerts {
