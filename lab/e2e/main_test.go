@@ -87,6 +87,7 @@ func run(m *testing.M) (code int, err error) {
 	lab, err = site.Up(ctx, site.Options{
 		Name: fmt.Sprintf("e2e%d", os.Getpid()), Lab: filepath.Join(bin, "lab"), Labkube: filepath.Join(bin, "labkube"),
 		Gatehouse: gatehouse, Config: configFile, Manifests: []string{"../../deploy/rbac.yaml"}, Progress: os.Stdout,
+		Images: map[string][]string{"gatehouse": {gatehouse}},
 	})
 	if lab != nil {
 		defer func() {

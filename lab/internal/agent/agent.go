@@ -2,8 +2,8 @@
 // bound to the node into a network namespace with processes in it, whose state it reports. It leaves networks between
 // nodes to package site and Services to kube-proxy.
 //
-// It is no kubelet: no images, volumes, exec, liveness probes or resource limits. What it does do, it does as fast
-// as it can, since everything that tests wait for goes through it.
+// It is no kubelet: no images, exec, liveness probes or resource limits, and volumes only for pods with a ServiceAccount
+// of their own. What it does do, it does as fast as it can, since everything that tests wait for goes through it.
 package agent
 
 import (

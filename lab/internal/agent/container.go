@@ -138,13 +138,13 @@ func (p *pod) argv(spec corev1.Container) ([]string, error) {
 		if len(argv) == 0 {
 			return nil, errors.New("image lab/host: no command given; it runs a program of the machine")
 		}
-		return append(p.agent.wayIn(p.rec, p.dir()), argv...), nil
+		return append(p.agent.wayIn(p.rec, p.dir(), p.confinement(spec)...), argv...), nil
 	}
 	if entry := p.agent.images()[image]; len(entry) > 0 {
 		if len(spec.Command) > 0 {
 			entry = p.agent.program(expand(spec.Command, env))
 		}
-		return slices.Concat(p.agent.wayIn(p.rec, p.dir()), entry, args), nil
+		return slices.Concat(p.agent.wayIn(p.rec, p.dir(), p.confinement(spec)...), entry, args), nil
 	}
 	return nil, fmt.Errorf("image %q: the lab has lab/web, lab/tls, lab/echo and lab/host", spec.Image)
 }
@@ -173,6 +173,9 @@ func (p *pod) environment(spec corev1.Container) ([]string, error) {
 	env := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=/", "HOSTNAME=" + p.rec.Name,
 		"LAB_POD=" + p.rec.Name, "LAB_NODE=" + p.agent.cfg.Node,
+	}
+	if wantsVolumes(p.obj) {
+		env = append(env, apiServerEnv()...)
 	}
 	for k, v := range vars {
 		env = append(env, k+"="+v)

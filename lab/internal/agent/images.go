@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"e13.dev/gatehouse/lab/site"
@@ -42,7 +43,7 @@ func imageName(image string) string {
 }
 
 // wayIn is the command line that gets a program into a pod: its network, its host name, its /run and names.
-func (a *Agent) wayIn(rec site.PodRecord, dir string) []string {
+func (a *Agent) wayIn(rec site.PodRecord, dir string, confinement ...string) []string {
 	netns, hostname := rec.Netns, rec.Hostname
 	binds := []string{filepath.Join(dir, "run") + ":/run"}
 	if netns == "" {
@@ -52,5 +53,5 @@ func (a *Agent) wayIn(rec site.PodRecord, dir string) []string {
 	}
 	lab := filepath.Join(a.cfg.Dir, "bin", "lab")
 	args := site.EnterArgs(netns, binds, nil)
-	return append(append([]string{lab}, args[:len(args)-1]...), "--hostname", hostname, "--")
+	return slices.Concat([]string{lab}, args[:len(args)-1], confinement, []string{"--hostname", hostname, "--"})
 }

@@ -154,6 +154,9 @@ func (p *pod) begin(ctx context.Context) error {
 		}
 		return nil
 	}
+	if err := p.makeVolumes(ctx); err != nil {
+		return err
+	}
 	for _, spec := range p.obj.Spec.Containers {
 		c := &container{spec: spec}
 		p.containers = append(p.containers, c)
