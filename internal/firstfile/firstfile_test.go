@@ -97,8 +97,11 @@ func TestPropose(t *testing.T) {
 		{"VLANs", Facts{Links: []edge.Link{
 			link("eth0", "device"), with(link("eth0.10", "vlan", "10.1.0.2/24"), func(l *edge.Link) { l.Parent = "eth0"; l.Default = true }), with(link("eth0.20", "vlan", "10.2.0.2/24"), on("eth0")),
 		}}, "home=eth0.10 eth0-20=eth0.20", "eth0"},
+		{"a VLAN beside what is not tagged", Facts{Links: []edge.Link{
+			with(link("eth0", "device", "10.1.0.2/24"), out(0)), with(link("eth0.20", "vlan", "10.2.0.2/24"), on("eth0")),
+		}}, "home=eth0 eth0-20=eth0.20", ""},
 		{"a bridge of the operator's", Facts{Links: []edge.Link{
-			with(link("br0", "bridge", "192.168.1.5/24"), out(0)), with(link("eth0", "device"), func(l *edge.Link) { l.Master = "br0" }),
+			with(link("br0", "bridge", "192.168.1.5/24"), out(0)), with(link("eth0", "device", "192.168.1.6/24"), func(l *edge.Link) { l.Master = "br0" }),
 		}}, "home=br0", "eth0"},
 		{"containers", Facts{Links: []edge.Link{
 			docker, link("br-0123456789ab", "bridge", "172.18.0.1/16"), link("cni0", "bridge", "10.42.0.1/24"), link("flannel.1", "vxlan", "10.42.0.0/32"),
@@ -167,6 +170,29 @@ func TestYAML(t *testing.T) {
 	if text := string(switchedOn(got)); !strings.Contains(text, "\npools:\n  - name: home\n") || !strings.Contains(text, "addresses: [10.11.12.240-10.11.12.247]") ||
 		!strings.Contains(text, "\n  allow:\n    internet:\n") || !strings.Contains(text, "\nfrontends:\n") {
 		t.Errorf("examples are missing:\n%s", text)
+	}
+}
+
+// Addresses are proposed for a pool where there are some to spare, and none that
+// this machine has itself.
+func TestPool(t *testing.T) {
+	for _, tt := range []struct{ addr, want string }{
+		{"192.168.1.5/24", "192.168.1.240-192.168.1.247"},
+		{"192.168.1.245/24", "192.168.1.232-192.168.1.239"},
+		{"10.3.0.1/16", "10.3.255.240-10.3.255.247"},
+		{"10.0.0.1/27", "10.0.0.16-10.0.0.23"},
+		{"10.0.0.1/28", ""},
+		{"9.9.9.9/24", ""},
+		{"fd00::1/64", ""},
+	} {
+		f, err := Propose(Facts{Links: []edge.Link{with(link("eth0", "device", tt.addr), out(0))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _, _ := f.pool()
+		if has := strings.Contains(string(f.YAML()), "\n#pools:\n"); got != tt.want || has != (tt.want != "") {
+			t.Errorf("%s: %q (in the file: %t), want %q", tt.addr, got, has, tt.want)
+		}
 	}
 }
 

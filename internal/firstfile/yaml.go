@@ -150,7 +150,7 @@ func (f File) pool() (addresses, zone string, ok bool) {
 	for _, z := range f.Zones {
 		for _, l := range z.Links {
 			for _, a := range l.Addrs {
-				if !a.Addr().Is4() || !a.Addr().IsPrivate() || a.Bits() < 8 || a.Bits() > 27 {
+				if !a.Addr().Is4() || !a.Addr().IsPrivate() || a.Bits() < 8 {
 					continue
 				}
 				if block, ok := f.freeBlock(a.Masked()); ok {
