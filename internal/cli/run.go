@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/daemon"
 	"e13.dev/gatehouse/internal/demo"
@@ -27,6 +28,9 @@ running. SIGINT and SIGTERM close the listeners and let connections end; a secon
 signal ends at once. SIGUSR2 starts the program that is now where this one was, which
 takes over without a connection being refused or cut.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := keepNoCore(); err != nil {
+				return err
+			}
 			program, err := handover.Self()
 			if err != nil {
 				return err
@@ -54,6 +58,13 @@ takes over without a connection being refused or cut.`,
 	addFiles(cmd, &files)
 	cmd.Flags().BoolVar(&debugToo, "debug", false, "log more")
 	return cmd
+}
+
+// keepNoCore sees to it that no memory of this process gets to a disk: there are
+// the token of the cluster and that of the status page in it. What this process
+// starts inherits it. (systemd-coredump goes by the limit as well.)
+func keepNoCore() error {
+	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
 }
 
 // untilSignals ends its context at the first SIGINT or SIGTERM, and closes cut
