@@ -42,7 +42,7 @@ mode 0600, and goes to standard output without -o.`,
 		Example: `  # with the login of kubectl; the box reaches the API server at 10.0.0.10
   gatehouse kubeconfig --server https://10.0.0.10:6443 -o edge.kubeconfig
   # straight to the box
-  gatehouse kubeconfig --server https://10.0.0.10:6443 | ssh root@edge 'umask 077; cat > /etc/gatehouse/kubeconfig'
+  gatehouse kubeconfig --server https://10.0.0.10:6443 | ssh root@edge 'install -o gatehouse -m 600 /dev/stdin /etc/gatehouse/kubeconfig'
   # what would be applied, as YAML; and how to take it away again
   gatehouse kubeconfig --dry-run
   gatehouse kubeconfig --dry-run | kubectl delete -f -`,
@@ -250,7 +250,7 @@ func (v *verbs) lines() (lines []string) {
 func (k *kubeconfigCommand) tellNext() {
 	fmt.Fprintln(k.say, "\nNext:")
 	if k.file != "" {
-		fmt.Fprintf(k.say, "  scp -p %s root@BOX:%s     and delete it here: its token does not expire\n", k.file, onTheBox)
+		fmt.Fprintf(k.say, "  ssh root@BOX 'install -o gatehouse -m 600 /dev/stdin %s' <%s     for the user that gatehouse runs as; then delete it here: its token does not expire\n", onTheBox, k.file)
 	}
 	fmt.Fprintf(k.say, "  gatehouse init --kubeconfig %s -o /etc/gatehouse/gatehouse.yaml     on the box, if it has no configuration yet\n", onTheBox)
 	fmt.Fprintln(k.say, "  gatehouse plan -c /etc/gatehouse/gatehouse.yaml     there, to see what would be open")
