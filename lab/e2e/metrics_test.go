@@ -33,14 +33,16 @@ func prometheusProgram(t *testing.T, name string) string {
 	return path
 }
 
-// prometheus is a Prometheus on the edge that reads the lab's gatehouse each
-// second, with the repository's configuration and rules.
+// prometheus is a Prometheus on a node that reads the lab's gatehouse each second
+// through zone cluster, with the repository's configuration and rules.
 type prometheus struct {
 	address string
 	scrapes *time.Ticker
 }
 
-func startPrometheus(t *testing.T) prometheus {
+const prometheusHost = "w1"
+
+func startPrometheus(t *testing.T, tokenFile string) prometheus {
 	t.Helper()
 	data, err := os.ReadFile("../../deploy/prometheus/prometheus.yaml")
 	if err != nil {
@@ -51,11 +53,10 @@ func startPrometheus(t *testing.T) prometheus {
 		t.Fatal(err)
 	}
 	text := string(data)
-	// Loopback takes no token. Whatever else there is goes in as it is.
+	// Whatever else there is goes in as it is.
 	for old, now := range map[string]string{
 		"scrape_interval: 15s": "scrape_interval: 1s", "evaluation_interval: 15s": "evaluation_interval: 1s",
-		"- rules.yaml": "- " + rules, `"192.0.2.1:9180"`: `"127.0.0.1:9180"`, "    authorization:\n": "",
-		"      credentials_file: /etc/prometheus/gatehouse.token # what admin.tokenFile has\n": "",
+		"- rules.yaml": "- " + rules, `"192.0.2.1:9180"`: `"` + clusterAddr + `:9180"`, "/etc/prometheus/gatehouse.token": tokenFile,
 	} {
 		if !strings.Contains(text, old) {
 			t.Fatalf("prometheus.yaml has no %q", old)
@@ -70,7 +71,7 @@ func startPrometheus(t *testing.T) prometheus {
 	p := prometheus{"127.0.0.1:9290", time.NewTicker(time.Second)}
 	t.Cleanup(p.scrapes.Stop)
 	program := prometheusProgram(t, "prometheus")
-	if err := lab.Run(t.Context(), "prometheus", "edge", nil, program, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	if err := lab.Run(t.Context(), "prometheus", prometheusHost, nil, program, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+p.address, "--log.level=warn"); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +91,7 @@ func startPrometheus(t *testing.T) prometheus {
 
 // get asks the HTTP API.
 func (p prometheus) get(path string, query url.Values, data any) error {
-	resp, err := httpFrom("edge").Get("http://" + p.address + "/api/v1/" + path + "?" + query.Encode())
+	resp, err := httpFrom(prometheusHost).Get("http://" + p.address + "/api/v1/" + path + "?" + query.Encode())
 	if err != nil {
 		return err
 	}
@@ -253,7 +254,7 @@ func TestPrometheusRules(t *testing.T) {
 // dashboard, of the rules and of the docs has an answer, no alert fires while all
 // is well, and those fire whose cause the test makes.
 func TestPrometheus(t *testing.T) {
-	ns, state := namespace(t), filepath.Join(t.TempDir(), "state") // which goes once it is not written to any more
+	ns, dir := namespace(t), t.TempDir() // which goes once it is not written to any more
 	restoreConfig(t)
 	front := newAPIFront(t)
 	apply(t, deployment(ns, "web", "web", "", 3)+tlsPods(ns, "git", 1)+
@@ -266,16 +267,21 @@ func TestPrometheus(t *testing.T) {
 	}
 	address := given(t, ns, "pooled", 1)[0]
 	backend := "10.0.0.101:" + kubectl(t, "get", "service", "-n", ns, "relayed", "-o", "jsonpath={.spec.ports[0].nodePort}")
+	token := filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte("of-the-edge-and-its-prometheus\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// Another way to the same cluster, which can be taken away.
-	well := strings.Replace(config, "kubernetes:\n", "stateDir: "+state+"\nkubernetes:\n  kubeconfig: "+front.kubeconfig+"\n", 1) + `frontends:
+	well := strings.Replace(config, "kubernetes:\n", "stateDir: "+filepath.Join(dir, "state")+"\nkubernetes:\n  kubeconfig: "+front.kubeconfig+"\n", 1) + `frontends:
   - {name: limited, zones: [home], port: 8453, maxConnections: 1, maxConnectionsPerClient: 1, maxRatePerClient: 3/1s, banTime: 1s,
      idleTimeout: 1h, drainTimeout: 1h, balance: source, affinityTimeout: 10m, backends: [{address: "` + backend + `"}]}
 `
+	well = strings.Replace(well, `admin: {listen: "127.0.0.1:9180"}`, `admin: {listen: "127.0.0.1:9180", zones: [cluster], tokenFile: `+token+`}`, 1)
 	if err := writeConfig(well); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "the frontend with limits is open", opened("home1", homeAddr+":8453"))
-	p := startPrometheus(t)
+	p := startPrometheus(t, token)
 	rules := p.rules(t)
 	queries, documented := docsQueries(t)
 	maps.Copy(queries, dashboardQueries(t))
