@@ -39,10 +39,14 @@ func TestKubeconfigAsksNobodyInVain(t *testing.T) {
 func TestKubeconfigTellsRights(t *testing.T) {
 	rights := func(granted func(r kube.Right) bool) []kube.Right {
 		all := []kube.Right{
-			{Verb: "get", Resource: "services", Wanted: true}, {Verb: "list", Resource: "services", Wanted: true},
-			{Verb: "get", Resource: "nodes", Wanted: true}, {Verb: "list", Resource: "nodes", Wanted: true},
+			{Verb: "get", Resource: "services", Wanted: true},
+			{Verb: "list", Resource: "services", Wanted: true},
+			{Verb: "get", Resource: "nodes", Wanted: true},
+			{Verb: "list", Resource: "nodes", Wanted: true},
 			{Verb: "patch", Resource: "services/status", Wanted: true},
-			{Verb: "get", Resource: "secrets"}, {Verb: "list", Resource: "secrets"}, {Verb: "patch", Resource: "services"},
+			{Verb: "get", Resource: "secrets"},
+			{Verb: "list", Resource: "secrets"},
+			{Verb: "patch", Resource: "services"},
 		}
 		for i := range all {
 			all[i].Granted = granted(all[i])
@@ -55,8 +59,10 @@ func TestKubeconfigTellsRights(t *testing.T) {
 		want    string
 		no      bool
 	}{
-		{"as it should be", func(r kube.Right) bool { return r.Wanted },
-			"the token may  get, list services, nodes\n               patch services/status\nand may not    get, list secrets\n               patch services\n", false},
+		{
+			"as it should be", func(r kube.Right) bool { return r.Wanted },
+			"the token may  get, list services, nodes\n               patch services/status\nand may not    get, list secrets\n               patch services\n", false,
+		},
 		{"too much", func(kube.Right) bool { return true }, "warning: it may also get secrets, list secrets, patch services, which gatehouse does not need", false},
 		{"too little", func(r kube.Right) bool { return r.Wanted && r.Verb != "patch" }, "the token may not patch services/status, which gatehouse needs", true},
 	} {

@@ -74,7 +74,8 @@ func TestPropose(t *testing.T) {
 		{"where the cluster is nobody knows", Facts{Links: edgeBox()}, "home=eth1 internet=veth0 eth0=eth0", "lo"},
 		{"but the operator", Facts{Links: edgeBox(), Zones: []edge.Zone{{Name: "cluster", Interfaces: []string{"eth0"}}}}, "home=eth1 internet=veth0 cluster=eth0", "lo"},
 		{
-			"the operator says all", Facts{Links: edgeBox(), Towards: toCluster, Zones: []edge.Zone{{Name: "lan", Interfaces: []string{"eth1", "eth0"}}, {Name: "internet", Interfaces: []string{"veth0"}}}},
+			"the operator says all",
+			Facts{Links: edgeBox(), Towards: toCluster, Zones: []edge.Zone{{Name: "lan", Interfaces: []string{"eth1", "eth0"}}, {Name: "internet", Interfaces: []string{"veth0"}}}},
 			"internet=veth0 lan=eth1,eth0", "lo",
 		},
 		{"a MACVLAN beside an internet that the operator has named", Facts{Links: edgeBox(), Zones: []edge.Zone{{Name: "internet", Interfaces: []string{"eth0"}}}}, "home=eth1,veth0 internet=eth0", "lo"},
