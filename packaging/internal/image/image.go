@@ -43,11 +43,10 @@ func Build(architecture string, lock Lock, packages map[string][]byte, ours *arc
 		{system, "nftables and what it needs, from Debian", time.Unix(0, 0)},
 		{ours, "gatehouse " + about.Version, about.Time},
 	} {
-		var b bytes.Buffer
-		if err := l.tree.Tar(&b, "", l.of); err != nil {
+		packed, err := l.tree.TarGzip("", l.of)
+		if err != nil {
 			return nil, err
 		}
-		packed := archive.Gzip(b.Bytes())
 		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(packed)), nil }, tarball.WithMediaType(types.OCILayer))
 		if err != nil {
 			return nil, err
