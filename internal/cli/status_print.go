@@ -109,7 +109,10 @@ func isOf(p edge.Problem, e desired.Exposure) bool {
 
 // notOpen says which row is not open, why, and what to do.
 func notOpen(e desired.Exposure) string {
-	text := titleOf(e) + ": " + strings.TrimPrefix(e.Reason, "zone "+e.Zone+": ")
+	text := titleOf(e) + ": " + e.Reason
+	if desired.NamesZone(e.Reason, e.Zone) {
+		text = e.Name + ": " + e.Reason
+	}
 	if e.Remedy != "" {
 		text += "; " + e.Remedy
 	}

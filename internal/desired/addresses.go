@@ -122,12 +122,9 @@ func failureOf(failures []pools.Failure, is4 bool) refusal {
 
 // tell says why a Service is not open, once for all of its ports.
 func (b *builder) tell(s *asking, zone string, why refusal) {
-	where := ""
-	if zone != "" {
-		where = "in zone " + zone + ": "
-	}
-	b.event(s.Key(), true, why.code, where+why.reason+"; "+why.remedy)
-	b.problem(edge.Problem{Object: "service/" + s.Key(), What: where + why.reason, Remedy: why.remedy})
+	what := withZone(zone, why.reason)
+	b.event(s.Key(), true, why.code, what+"; "+why.remedy)
+	b.problem(edge.Problem{Object: "service/" + s.Key(), What: what, Remedy: why.remedy})
 }
 
 const (

@@ -81,10 +81,28 @@ func placeOf(row Exposure, wants, has edge.Listen) string {
 
 // inZone puts the zone in front of what is said of one port in it.
 func inZone(row Exposure, what string) string {
-	if row.Zone == "" || row.Port == 0 {
+	if row.Port == 0 {
 		return what
 	}
-	return "in zone " + row.Zone + ": " + what
+	return withZone(row.Zone, what)
+}
+
+// withZone puts a zone in front of what does not name it already.
+func withZone(zone, what string) string {
+	if zone == "" || NamesZone(what, zone) {
+		return what
+	}
+	return "in zone " + zone + ": " + what
+}
+
+// NamesZone says whether a text says of which zone it is.
+func NamesZone(text, zone string) bool {
+	for _, after := range strings.Split(text, "zone "+zone)[1:] {
+		if after == "" || !strings.ContainsAny(after[:1], "abcdefghijklmnopqrstuvwxyz0123456789-") {
+			return true
+		}
+	}
+	return false
 }
 
 func interfacesOf(listens []edge.Listen) string {
