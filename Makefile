@@ -135,4 +135,4 @@ check: lint chart gen vulncheck ## lint, the Helm chart, known vulnerabilities, 
 	@git diff --exit-code -- docs || { echo "generated files have changed: commit what 'make gen' wrote"; exit 1; }
 
 clean: ## remove what was built
-	@rm -rf bin .tools
+	@rm -rf bin dist .tools
