@@ -180,7 +180,7 @@ func TestAlertsHaveRunbooks(t *testing.T) {
 	}
 	for _, text := range alerts {
 		name, _, _ := strings.Cut(text, "\n")
-		for _, part := range []string{"severity: ", "summary: ", "description: ", "runbook_url: https://e13.dev/gatehouse/docs/troubleshooting.md#" + strings.ToLower(name) + "\n"} {
+		for _, part := range []string{"severity: ", "summary: ", "description: ", "runbook: docs/troubleshooting.md#" + strings.ToLower(name) + "\n"} {
 			if !strings.Contains(text, part) {
 				t.Errorf("%s has no %q", name, part)
 			}
