@@ -268,9 +268,9 @@ listener home TCP @eth1:443: 10 accepted, 1 waiting, 0 routed, map[], draining`,
 	}
 }
 
-// docs/commands.md says what each reason is and each way to end.
+// docs/api.md says what each reason is and each way to end.
 func TestReasonsAreDocumented(t *testing.T) {
-	docs, err := os.ReadFile("../../docs/commands.md")
+	docs, err := os.ReadFile("../../docs/api.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +288,7 @@ func TestReasonsAreDocumented(t *testing.T) {
 		}
 		for _, m := range found {
 			if !strings.Contains(string(docs), "`"+m[1]+"`") {
-				t.Errorf("docs/commands.md does not say what %s is", m[1])
+				t.Errorf("docs/api.md does not say what %s is", m[1])
 			}
 		}
 	}
