@@ -102,6 +102,9 @@ func TestHelmInTheCluster(t *testing.T) {
 		t.Error(who)
 	}
 	confined(t, ns)
+	if out := kubectl(t, "exec", "-n", ns, "daemonset/inside", "--", "gatehouse", "status"); !strings.Contains(out, web+"/web") {
+		t.Errorf("gatehouse status in the Pod:\n%s", out)
+	}
 
 	// Two nodes of one class would contest each other's Services.
 	kubectl(t, "label", "node", "w2", "gatehouse.e13.dev/edge=true")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -67,9 +68,15 @@ func (a *Agent) insideOf(uid, name string) (inside, error) {
 	if err != nil {
 		return inside{}, err
 	}
+	dir := filepath.Join(a.podsDir(), uid)
+	way := a.wayIn(rec, dir)
+	// Volumes are in the view of the file system that its process has.
+	if _, err := os.Stat(filepath.Join(dir, "volumes")); err == nil {
+		way = []string{"nsenter", "--target", strconv.Itoa(c.PID), "--mount", "--net", "--uts", "--"}
+	}
 	return inside{
 		agent: a,
-		image: a.wayIn(rec, filepath.Join(a.podsDir(), uid)),
+		image: way,
 		env:   strings.Split(strings.TrimRight(string(env), "\x00"), "\x00"),
 	}, nil
 }

@@ -23,10 +23,11 @@ func (a *Agent) images() map[string][]string {
 	return images
 }
 
-// program turns the absolute path that an image's program has in the image, /NAME, into where it is on this machine.
+// program turns the absolute path that an image's program has in the image, /NAME, or its name alone, into where it is on
+// this machine.
 func (a *Agent) program(argv []string) []string {
 	for _, p := range a.images() {
-		if len(argv) > 0 && len(p) > 0 && argv[0] == "/"+filepath.Base(p[0]) {
+		if len(argv) > 0 && len(p) > 0 && strings.TrimPrefix(argv[0], "/") == filepath.Base(p[0]) {
 			return append([]string{p[0]}, argv[1:]...)
 		}
 	}
