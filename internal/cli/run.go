@@ -28,8 +28,9 @@ running. SIGINT and SIGTERM close the listeners and let connections end; a secon
 signal ends at once. SIGUSR2 starts the program that is now where this one was, which
 takes over without a connection being refused or cut.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := newLogger(cmd.ErrOrStderr(), debugToo)
 			if err := keepNoCore(); err != nil {
-				return err
+				log.Warn("a core file could be written, with secrets in it", "err", err)
 			}
 			program, err := handover.Self()
 			if err != nil {
@@ -50,7 +51,7 @@ takes over without a connection being refused or cut.`,
 			ctx, cut, stop := untilSignals(cmd.Context())
 			defer stop()
 			return daemon.New(daemon.Options{
-				Files: files, Version: Version, Log: newLogger(cmd.ErrOrStderr(), debugToo),
+				Files: files, Version: Version, Log: log,
 				Cut: cut, NotifySocket: os.Getenv("NOTIFY_SOCKET"), Program: program, Previous: previous,
 			}).Run(ctx)
 		},
