@@ -50,11 +50,15 @@ func TestNetnsAmbientCapabilities(t *testing.T) {
 		}{
 			{"all", []string{"net_bind_service", "net_raw", "net_admin"}, map[int]string{8080: relayed, 80: relayed, 81: client, 82: client}, nil},
 			{
-				"without the network's administration", []string{"net_bind_service", "net_raw"}, map[int]string{8080: relayed, 80: relayed},
+				"without the network's administration",
+				[]string{"net_bind_service", "net_raw"},
+				map[int]string{8080: relayed, 80: relayed},
 				[]string{"CAP_NET_ADMIN"},
 			},
 			{
-				"without low ports", []string{"net_raw", "net_admin"}, map[int]string{8080: relayed, 81: client},
+				"without low ports",
+				[]string{"net_raw", "net_admin"},
+				map[int]string{8080: relayed, 81: client},
 				[]string{"a port below 1024 needs CAP_NET_BIND_SERVICE"},
 			},
 			{"none", nil, map[int]string{8080: relayed}, []string{"a port below 1024 needs CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN"}},
