@@ -124,7 +124,7 @@ const (
 	programPort = explainPort + 91
 	takenPort   = explainPort + 92
 	namesPort   = explainPort + 93
-	adminPort   = 9180
+	pagePort    = 9180
 )
 
 // explainSite is what the test opens: Services of both data planes, and frontends
@@ -136,7 +136,7 @@ type explainSite struct {
 }
 
 func setUpExplain(t *testing.T) explainSite {
-	s := explainSite{ns: namespace(t), ports: map[string][]int{"api": {6443}, "http": {22, 80, 8000, adminPort, 10250, nobodyPort, programPort, takenPort}}}
+	s := explainSite{ns: namespace(t), ports: map[string][]int{"api": {6443}, "http": {22, 80, 8000, pagePort, 10250, nobodyPort, programPort, takenPort}}}
 	staticServer(t, "w1", "10.0.0.101:7130")
 	for _, port := range []int{programPort, takenPort} {
 		program := listen(t, "edge", fmt.Sprintf(":%d", port))
@@ -274,7 +274,7 @@ func (s explainSite) trials() []trial {
 				own = internetAddr // to which the router forwards it
 			}
 			for _, port := range ports {
-				if port == adminPort && r.address == "127.0.0.1" {
+				if port == pagePort && r.address == "127.0.0.1" {
 					continue // the status page answers, and is no backend: see servicesAgree
 				}
 				c.at, c.to = net.JoinHostPort(r.address, fmt.Sprint(port)), net.JoinHostPort(own, fmt.Sprint(port))
