@@ -102,7 +102,7 @@ func TestUninstall(t *testing.T) {
 			[]string{openService},
 			nil, exitNo, 1,
 			"not removed from service/shop/web: not allowed to patch services/status (403 Forbidden): services is forbidden; " +
-				"kubectl apply -f deploy/rbac.yaml, and use the ServiceAccount that it makes\n0 Services changed, 1 failed\n",
+				"have an administrator run gatehouse kubeconfig, and use the file that it writes\n0 Services changed, 1 failed\n",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

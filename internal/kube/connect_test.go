@@ -202,7 +202,7 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 		},
 		{
 			"no role", status(403, metav1.StatusReasonForbidden, forbidden), "",
-			"kube: not allowed to list services (403 Forbidden): " + forbidden + "; kubectl apply -f deploy/rbac.yaml, and use the ServiceAccount that it makes",
+			"kube: not allowed to list services (403 Forbidden): " + forbidden + "; have an administrator run gatehouse kubeconfig, and use the file that it writes",
 		},
 		{
 			"broken", status(500, metav1.StatusReasonInternalError, "etcd has no leader\nand so on"), "",

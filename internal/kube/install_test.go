@@ -14,8 +14,11 @@ import (
 	"sync"
 	"testing"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -379,5 +382,14 @@ func TestNewAdminSaysWhatToDo(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// Inside of the cluster it is the chart that gives rights, and no file.
+func TestForbiddenToAPod(t *testing.T) {
+	src := source{config: &rest.Config{Host: "https://10.96.0.1:443"}}
+	p := src.explain("list services", apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("no")))
+	if want := "give the ServiceAccount of the Pod the ClusterRole that the Helm chart has for it"; p.Remedy != want {
+		t.Errorf("%q, want %q", p.Remedy, want)
 	}
 }

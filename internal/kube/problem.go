@@ -43,7 +43,10 @@ func (s source) explain(doing string, err error) edge.Problem {
 		}
 	case apierrors.IsForbidden(err):
 		p.What = fmt.Sprintf("not allowed to %s (403 Forbidden): %s", doing, firstLine(status.Status().Message))
-		p.Remedy = "kubectl apply -f deploy/rbac.yaml, and use the ServiceAccount that it makes"
+		p.Remedy = "have an administrator run gatehouse kubeconfig, and use the file that it writes"
+		if s.file == "" {
+			p.Remedy = "give the ServiceAccount of the Pod the ClusterRole that the Helm chart has for it"
+		}
 	default:
 		p.What = fmt.Sprintf("cannot %s: the API server %s answers %d: %s", doing, server, status.Status().Code, firstLine(status.Status().Message))
 		p.Remedy = "it is tried again; if it stays, look into the log of the API server"
