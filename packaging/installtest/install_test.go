@@ -195,7 +195,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		}
 		b.run("userdel carol; userdel mallory")
 	})
-	stage("its sandbox holds", func(t *testing.T) {
+	stage("its sandbox holds", func(*testing.T) {
 		pid := strings.TrimSpace(b.run("systemctl show -p MainPID --value gatehouse"))
 		for file, want := range map[string]string{
 			"/": "ro", "/usr": "ro", "/etc": "ro", "/proc/sys": "ro", "/sys": "ro", "/var/lib/private/gatehouse": "rw", "/run/gatehouse": "rw", "/tmp": "rw",
@@ -230,7 +230,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 			}
 		}
 	})
-	stage("a crash, a stop, a start", func(t *testing.T) {
+	stage("a crash, a stop, a start", func(*testing.T) {
 		b.run("systemctl kill -s KILL gatehouse")
 		b.until(10*time.Second, "it is started again", func() error {
 			if got := ask("10.9.1.1:80"); got != "10.9.2.1" {
@@ -244,7 +244,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		b.run("systemctl start gatehouse")
 		b.same("the relay", ask("10.9.1.1:80"), "10.9.2.1")
 	})
-	stage("without the package's user, systemd makes one up", func(t *testing.T) {
+	stage("without the package's user, systemd makes one up", func(*testing.T) {
 		b.run("systemctl stop gatehouse; userdel gatehouse; groupdel gatehouse; chmod 755 /etc/gatehouse; chmod 644 /etc/gatehouse/*")
 		b.run("systemctl start gatehouse")
 		// systemd's range for them, systemd.exec(5).
