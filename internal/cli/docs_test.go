@@ -193,7 +193,7 @@ func keys(m map[string]bool) []string {
 func TestFieldsOfTheAPIAreDocumented(t *testing.T) {
 	texts := documents(t)
 	told := map[string]bool{}
-	for _, span := range codeSpan.FindAllString(texts[filepath.Join(docs, "api.md")]+texts[filepath.Join(docs, "commands.md")], -1) {
+	for _, span := range codeSpan.FindAllString(codeBlock.ReplaceAllString(texts[filepath.Join(docs, "api.md")]+texts[filepath.Join(docs, "commands.md")], ""), -1) {
 		for _, word := range regexp.MustCompile(`\w+`).FindAllString(span, -1) {
 			told[word] = true
 		}
