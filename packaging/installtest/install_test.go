@@ -122,6 +122,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		b.same("condition", b.run("systemctl show -p ConditionResult --value gatehouse"), "no")
 		b.same("configuration", b.run("stat -c '%%U:%%G %%a' /etc/gatehouse"), "root:gatehouse 750")
 		b.run("test -s /usr/share/man/man8/gatehouse.8.gz -a -s /usr/share/bash-completion/completions/gatehouse")
+		b.run("gatehouse check -c /usr/share/doc/gatehouse/examples/gatehouse.yaml")
 		b.same("what dpkg finds changed", b.run("dpkg --verify gatehouse"), "")
 		if said := b.run("systemd-analyze verify --man=no gatehouse.service 2>&1"); strings.Contains(said, "gatehouse") {
 			t.Fatalf("systemd-analyze verify: %s", said)
