@@ -263,3 +263,12 @@ func BenchmarkNote(b *testing.B) {
 		})
 	}
 }
+
+// While a backend is not noted yet, those that are have its part as well.
+func TestWantedIsAllOfWhatIsCounted(t *testing.T) {
+	s := newSite()
+	s.row.Backends[0].Share, s.row.Backends[1].Share = 0.1, 0.3
+	s.step(0, 0)
+	s.steps(5, 2, 6)
+	wantGot(t, s.told(0).Backends[0], 10, 0.25, 0.25, 12*time.Second)
+}
