@@ -245,6 +245,12 @@ func TestCommandLinesInTheDocsExist(t *testing.T) {
 			try(b.String(), line)
 		}
 	}
+	indented := regexp.MustCompile(`(?m)^    (gatehouse [^\n]+)$`)
+	for page, text := range documents(t) {
+		for _, m := range indented.FindAllStringSubmatch(codeBlock.ReplaceAllString(text, ""), -1) {
+			try(page, m[1])
+		}
+	}
 	span := regexp.MustCompile("`(gatehouse [^`\n]+)`")
 	for page, text := range documents(t) {
 		for _, m := range span.FindAllStringSubmatch(codeBlock.ReplaceAllString(text, ""), -1) {

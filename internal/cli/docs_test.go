@@ -22,6 +22,8 @@ var (
 	root = filepath.Join("..", "..")
 	docs = filepath.Join(root, "docs")
 	link = regexp.MustCompile(`\]\(([^)#:]*)(#[^)]*)?\)`)
+	// Pictures in HTML, which can be for the dark, or have a size.
+	htmlPicture = regexp.MustCompile(`<(?:img|source) [^>]*(?:src|srcset)="([^"]*)"`)
 	// What is code is no link.
 	codeBlock = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
 	codeSpan  = regexp.MustCompile("`[^`\n]*`")
@@ -60,6 +62,9 @@ func links(text string) [][2]string {
 		if m[1] != "" || m[2] != "" {
 			all = append(all, [2]string{m[1], strings.TrimPrefix(m[2], "#")})
 		}
+	}
+	for _, m := range htmlPicture.FindAllStringSubmatch(text, -1) {
+		all = append(all, [2]string{m[1], ""})
 	}
 	return all
 }
