@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"internal/demo":        {"internal/daemon"},
 	"internal/daemon":      {"internal/config", "internal/conntrack", "internal/desired", "internal/edge", "internal/explain", "internal/filewatch", "internal/handover", "internal/health", "internal/history", "internal/host", "internal/kube", "internal/l4proxyfile", "internal/laststate", "internal/vip", "internal/nat", "internal/nft", "internal/ports", "internal/relay", "internal/resolve", "internal/status", "internal/web"},
 	"internal/teardown":    {"internal/conntrack", "internal/edge", "internal/host", "internal/nat", "internal/nft", "internal/vip"},
-	"internal/web":         {"internal/explain", "internal/status", "internal/edge"},
+	"internal/web":         {"internal/desired", "internal/explain", "internal/status", "internal/edge"},
 	"internal/web/gen":     {"internal/web"},
 	"internal/firstfile":   {"internal/edge"},
 	"internal/explain":     {"internal/config", "internal/desired", "internal/edge"},
