@@ -153,6 +153,8 @@ func (c *client) get(ctx context.Context, path string, query url.Values) ([]byte
 		return nil, c.silence(err)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return nil, fmt.Errorf("%s wants a token: give the file that has it with --token-file FILE (admin.tokenFile of the daemon)", c)
+	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusForbidden:
+		return nil, fmt.Errorf("%s: %s", c, strings.TrimSpace(string(data)))
 	case resp.StatusCode == http.StatusBadRequest:
 		return nil, usageError{errors.New(strings.TrimSpace(string(data)))}
 	case resp.StatusCode != http.StatusOK:
