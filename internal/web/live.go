@@ -243,10 +243,6 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	var out io.Writer = w
 	flush := control.Flush
 	begun := false
-	// So that the end of the server's ReadTimeout is not the end of this.
-	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		s.log.Debug("deadline not lifted", "err", err)
-	}
 	err := s.hub.follow(r.Context(), wishOf(r.URL.Query()), func(text []byte) error {
 		if !begun {
 			begun = true

@@ -57,6 +57,15 @@ func TestOneLookForAllListeners(t *testing.T) {
 		}
 		cancel()
 		wg.Wait()
+		// Who comes meanwhile sees what was made last.
+		before = looks.Load()
+		for range 100 {
+			h.current()
+			time.Sleep(9 * time.Millisecond)
+		}
+		if n := looks.Load() - before; n > 1 {
+			t.Errorf("%d looks for 100 pages in 900 ms", n)
+		}
 		before = looks.Load()
 		time.Sleep(time.Minute)
 		if n := looks.Load() - before; n != 0 || ended.Load() != 10 || len(h.topics) != 0 {

@@ -217,7 +217,7 @@ func (t *landscape) draw(s shape) scene {
 		heights = append(heights, s.nodeHeight(n))
 	}
 	left, right := stack(len(zones), func(int) float64 { return s.zoneHeight }, s.gap), stack(len(nodes), func(i int) float64 { return heights[i] }, s.gap)
-	inner := max(left, right, 110)
+	inner := max(left, right, 140)
 	d.Height = inner + 2*s.past
 	d.Edge = box{X: s.edgeX, Y: s.past, W: s.edgeWidth, H: inner, Middle: s.past + inner/2, Name: "gatehouse", Text: count(t.active, "connection")}
 	y := s.past + (inner-left)/2
