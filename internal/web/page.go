@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/explain"
 	"e13.dev/gatehouse/internal/status"
 )
@@ -62,10 +61,7 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"ask":      linkTo,
 	"askabout": askAbout,
 	"count":    func(n int, what string) string { return count(uint64(max(n, 0)), what) },
-	"clock":    func(t time.Time) string { return t.Format("15:04:05") },
-	"half":     func(f float64) float64 { return f / 2 },
 	"add":      func(a, b float64) float64 { return a + b },
-	"place":    func(object string, pos edge.Pos) string { return cmp.Or(pos.String(), object) },
 }).ParseFS(files, "*.html"))
 
 // cut makes the pieces of a view.

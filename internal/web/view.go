@@ -364,9 +364,8 @@ func percentOf(part, whole float64) string {
 // skyline is a chart of many backends side by side: how much each got, as part
 // of what it should have.
 type skyline struct {
-	Got     string // a path, in a box of 100 by 40
-	Wanted  float64
-	Columns int
+	Got    string // a path, in a box of 100 by 40
+	Wanted float64
 }
 
 const (
@@ -376,7 +375,7 @@ const (
 
 func skylineOf(rows []backendRow) skyline {
 	columns := min(len(rows), skylineColumns)
-	s := skyline{Columns: columns, Wanted: 40 - 40.0/skylineTop}
+	s := skyline{Wanted: 40 - 40.0/skylineTop}
 	var path strings.Builder
 	width := 100 / float64(columns)
 	for i := range columns {
