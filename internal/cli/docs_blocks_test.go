@@ -312,7 +312,7 @@ var runElsewhere = map[string]string{
 
 // maxNotRun is how many blocks may have a reason for not being run. More is a
 // decision.
-const maxNotRun = 40
+const maxNotRun = 20
 
 // Commands that the documents show were run: by the lab, or there is a reason why not.
 func TestCommandsInTheDocsAreRun(t *testing.T) {
