@@ -647,7 +647,7 @@ func explainKernel(err error) edge.Problem {
 		p.What, p.Remedy = nft.ErrNotInstalled.Error(), "apt install nftables, or what your distribution calls it"
 	case errors.Is(err, nft.ErrNotPermitted):
 		p.What = nft.ErrNotPermitted.Error()
-		p.Remedy = "it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"
+		p.Remedy = "it takes CAP_NET_ADMIN, as an ambient capability: with systemd, gatehouse.service.d/net-admin.conf gives it"
 	}
 	return p
 }

@@ -252,7 +252,7 @@ func explainTransparency(err error) edge.Problem {
 	case errors.Is(err, nft.ErrNotInstalled):
 		p.What, p.Remedy = nft.ErrNotInstalled.Error(), "apt install nftables, or what your distribution calls it"
 	case errors.Is(err, nft.ErrNotPermitted), errors.Is(err, host.ErrNotPermitted):
-		p.Remedy = "it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"
+		p.Remedy = "it takes CAP_NET_ADMIN, as an ambient capability: with systemd, gatehouse.service.d/net-admin.conf gives it"
 	case strings.HasPrefix(p.What, "nft: apply:") && strings.Contains(p.What, "No such file or directory"):
 		p.Remedy = "the kernel seems to lack nft_socket (CONFIG_NFT_SOCKET): modprobe nft_socket"
 	}

@@ -49,8 +49,8 @@ func TestExplainTransparency(t *testing.T) {
 		want string
 	}{
 		{fmt.Errorf("nft: %w", nft.ErrNotInstalled), "transparent: the nft command is not installed; apt install nftables, or what your distribution calls it"},
-		{fmt.Errorf("add ip rule: %w", host.ErrNotPermitted), "transparent: add ip rule: changing routes is not permitted; it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"},
-		{fmt.Errorf("nft: %w", nft.ErrNotPermitted), "transparent: nft: changing nftables is not permitted; it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"},
+		{fmt.Errorf("add ip rule: %w", host.ErrNotPermitted), "transparent: add ip rule: changing routes is not permitted; it takes CAP_NET_ADMIN, as an ambient capability: with systemd, gatehouse.service.d/net-admin.conf gives it"},
+		{fmt.Errorf("nft: %w", nft.ErrNotPermitted), "transparent: nft: changing nftables is not permitted; it takes CAP_NET_ADMIN, as an ambient capability: with systemd, gatehouse.service.d/net-admin.conf gives it"},
 		{errors.New("nft: apply: 3:1-9: Error: Could not process rule: No such file or directory"), "transparent: nft: apply: 3:1-9: Error: Could not process rule: No such file or directory; the kernel seems to lack nft_socket (CONFIG_NFT_SOCKET): modprobe nft_socket"},
 		{errors.New("list rules: no buffer space available"), "transparent: list rules: no buffer space available; it is tried again"},
 	} {

@@ -37,7 +37,7 @@ func (Routes) Apply(want []edge.Route) (problems []edge.Problem, changed bool) {
 	fail := func(object string, err error) {
 		remedy := "it is tried again"
 		if errors.Is(err, ErrNotPermitted) {
-			remedy = "it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service"
+			remedy = "it takes CAP_NET_ADMIN, as an ambient capability: with systemd, gatehouse.service.d/net-admin.conf gives it"
 		}
 		problems = append(problems, edge.Problem{Object: object, What: err.Error(), Remedy: remedy})
 	}

@@ -333,7 +333,7 @@ func TestNetnsRoutesNotPermitted(t *testing.T) {
 	const unprivileged = "GATEHOUSE_TEST_UNPRIVILEGED"
 	if os.Getenv(unprivileged) != "" {
 		apply(t, pods, false, fmt.Sprintf("routes: add ip route 10.244.1.0/24 via 10.0.0.101 dev %s table 254 metric 1000000000: changing routes is not permitted; "+
-			"it takes CAP_NET_ADMIN, as an ambient capability: see AmbientCapabilities in gatehouse.service", indexOf(t, "eth0")))
+			"it takes CAP_NET_ADMIN, as an ambient capability: with systemd, gatehouse.service.d/net-admin.conf gives it", indexOf(t, "eth0")))
 		return
 	}
 	netnstest.Run(t, func() {

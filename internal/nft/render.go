@@ -58,7 +58,7 @@ func transparent(mark uint32) []knftables.Object {
 		},
 		&knftables.Rule{
 			Chain:   chain,
-			Rule:    fmt.Sprintf("meta l4proto { tcp, udp, icmp, ipv6-icmp } socket transparent 1 socket wildcard 0 meta mark set meta mark or %#x", mark),
+			Rule:    fmt.Sprintf("meta l4proto { tcp, udp, icmp, icmpv6 } socket transparent 1 socket wildcard 0 meta mark set meta mark or %#x", mark),
 			Comment: new("answers to clients' own addresses"),
 		},
 	}

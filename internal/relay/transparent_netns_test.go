@@ -33,7 +33,7 @@ func deliver(t *testing.T) {
 	t.Helper()
 	shell(t,
 		`nft 'table inet gatehouse { chain transparent { type filter hook prerouting priority mangle;
-			meta l4proto { tcp, udp, icmp, ipv6-icmp } socket transparent 1 socket wildcard 0 meta mark set meta mark or 0x1000; }; }'`,
+			meta l4proto { tcp, udp, icmp, icmpv6 } socket transparent 1 socket wildcard 0 meta mark set meta mark or 0x1000; }; }'`,
 		"ip rule add fwmark 0x1000/0x1000 lookup 4096 priority 4096", "ip route add local default dev lo table 4096",
 		"ip -6 rule add fwmark 0x1000/0x1000 lookup 4096 priority 4096", "ip -6 route add local default dev lo table 4096",
 	)

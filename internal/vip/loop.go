@@ -267,7 +267,7 @@ func (k *Keeper) judge() {
 			case nft.ErrNotInstalled.Error():
 				remedy = "apt install nftables, or what your distribution calls it"
 			case nft.ErrNotPermitted.Error():
-				remedy = "give gatehouse CAP_NET_ADMIN, as an ambient capability since nft needs it too"
+				remedy = "give gatehouse CAP_NET_ADMIN, as an ambient capability since nft needs it too: with systemd, gatehouse.service.d/net-admin.conf does"
 			}
 			add("", "addresses of pools cannot be walled off, so that new ones are not used: "+k.wallError, remedy)
 		}
@@ -278,7 +278,7 @@ func (k *Keeper) judge() {
 	for name, d := range k.devices {
 		if d.socketError != "" {
 			add("interface/"+name, "nobody can be asked whether an address of a pool is free: "+d.socketError,
-				"give gatehouse CAP_NET_RAW, or CAP_NET_ADMIN and CAP_NET_RAW if it runs unprivileged")
+				"it takes CAP_NET_RAW and packet sockets: with systemd, gatehouse.service.d/net-admin.conf gives both")
 		}
 		if n := d.arpIgnore; d.there && d.mac != "" && d.wants4 && (n == 3 || n > 7) {
 			add("interface/"+name, fmt.Sprintf("the kernel does not answer ARP for addresses of pools there (net.ipv4.conf.*.arp_ignore is %d)", n),
