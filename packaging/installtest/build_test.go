@@ -40,6 +40,27 @@ func command(t *testing.T, dir string, env []string, script string, args ...stri
 	return out.String()
 }
 
+const lockFile = "packaging/image.lock"
+
+// currentLock is the lock of a copy of the source, with packages that there are.
+// A mirror keeps no old ones: once Debian has mended one, the lock that is
+// committed is to be renewed. That is no fault of what is tested here, which
+// goes on with the packages of today.
+func currentLock(t *testing.T, dir, cache string) []byte {
+	t.Helper()
+	try := exec.Command("go", "run", "./cmd/image", "-root", "..", "-out", t.TempDir(), "-cache", cache)
+	try.Dir = filepath.Join(dir, "packaging")
+	if said, err := try.CombinedOutput(); err != nil && strings.Contains(string(said), "is at none of the mirrors") {
+		t.Logf("%s is out of date: run make image-lock and commit it. It goes on with what the mirror has now.\n%s", lockFile, said)
+		command(t, dir, nil, "scripts/image-lock")
+	}
+	lock, err := os.ReadFile(filepath.Join(dir, lockFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lock
+}
+
 // Whoever builds a release gets the same bytes: from a copy of the source that
 // knows nothing of git, in another directory, with another umask and other
 // times of files.
@@ -57,9 +78,15 @@ func TestEverybodyBuildsTheSame(t *testing.T) {
 	}
 	const make = `umask "$1"; cd packaging; go run ./cmd/package -root .. -out ../dist; go run ./cmd/image -root .. -out ../dist -cache "$2"; cd ../dist; sha256sum gatehouse*`
 	var copies, sums []string
+	var lock []byte
 	for n, umask := range []string{"022", "077"} {
 		dir := filepath.Join(t.TempDir(), strings.Repeat("other", n+1))
 		command(t, root, nil, `mkdir "$1"; git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [ ! -e "$f" ] || printf '%s\0' "$f"; done | tar c --null -T - | tar xm -C "$1"`, dir)
+		if n == 0 {
+			lock = currentLock(t, dir, cache)
+		} else if err := os.WriteFile(filepath.Join(dir, lockFile), lock, 0o644); err != nil {
+			t.Fatal(err)
+		}
 		t.Logf("building in %s", dir)
 		copies, sums = append(copies, filepath.Join(dir, "dist")), append(sums, command(t, dir, env, make+" ", umask, cache))
 	}
