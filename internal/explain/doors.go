@@ -19,6 +19,7 @@ type engine struct {
 	pooled   map[netip.Addr]bool   // addresses that the wall is around
 	doors    map[edge.Door][]*edge.Frontend
 	rows     map[rowKey]*desired.Exposure
+	wanted   map[rowKey]bool // each row of State, whatever its protocol
 	services map[string]*edge.Service
 	// everybody says that the question is not about one zone or client.
 	everybody bool
@@ -38,7 +39,7 @@ func newEngine(f Facts) (*engine, error) {
 	e := &engine{
 		Facts: f, devices: map[string]edge.Interface{}, zoneOf: map[string]string{}, holder: map[netip.Addr]string{},
 		pooled: map[netip.Addr]bool{}, doors: map[edge.Door][]*edge.Frontend{}, rows: map[rowKey]*desired.Exposure{},
-		services: map[string]*edge.Service{},
+		wanted: make(map[rowKey]bool, len(f.State.Exposures)), services: map[string]*edge.Service{},
 	}
 	for _, z := range f.Config.Zones {
 		for _, device := range z.Interfaces {
@@ -65,6 +66,7 @@ func newEngine(f Facts) (*engine, error) {
 	}
 	for i := range f.State.Exposures {
 		row := &f.State.Exposures[i]
+		e.wanted[rowKey{zone: row.Zone, name: row.Name}] = true
 		if row.Port != 0 {
 			e.rows[rowKey{row.Protocol, row.Zone, row.Name}] = row
 		}

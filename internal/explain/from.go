@@ -147,6 +147,9 @@ func (e *engine) originsOf(client netip.Addr) ([]origin, error) {
 	if all = append(all, outside...); len(all) > 0 {
 		return all, nil
 	}
+	if client.IsLinkLocalUnicast() { // the routes know it by every interface
+		return nil, fmt.Errorf("%s is a link-local address, which can be in the network of each interface, so that it is not known where it comes in; ask from a zone: %s", client, strings.Join(e.zoneNames(), ", "))
+	}
 	back := ""
 	if e.Back != nil {
 		back = e.Back(client)

@@ -45,6 +45,9 @@ func (e *engine) toHost(t target, origins []origin) ([]Way, error) {
 		return e.toAddress(origins, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), t.port), t.over(), "")
 	}
 	if slices.Contains(e.frontendNames(), t.host) {
+		if err := e.hasPort(t); err != nil {
+			return nil, err
+		}
 		return e.toFrontend(t.host, origins)
 	}
 	for i := range e.State.Exposures {
@@ -156,6 +159,25 @@ func closeness(hostnames []string, name string) int {
 		}
 	}
 	return best
+}
+
+// hasPort refuses FRONTEND:PORT where the frontend has another one.
+func (e *engine) hasPort(t target) error {
+	var have []string
+	for i := range e.State.Exposures {
+		row := &e.State.Exposures[i]
+		if row.Name != t.host || row.Service != "" {
+			continue
+		}
+		if row.Port == t.port && (t.protocol == "" || row.Protocol == t.protocol) {
+			return nil
+		}
+		have = append(have, fmt.Sprintf("%d/%s", row.Port, strings.ToLower(string(row.Protocol))))
+	}
+	if len(have) == 0 { // nothing is known of it yet
+		return nil
+	}
+	return fmt.Errorf("frontend %s has no port %s; it has %s", t.host, strings.TrimPrefix(t.String(), t.host+":"), listed(compact(have)))
 }
 
 // toFrontend explains the ways to a static frontend.

@@ -166,7 +166,7 @@ func (e *engine) zonesOf(name string) []string {
 }
 
 func (e *engine) hasRow(name, zone string) bool {
-	return slices.ContainsFunc(e.State.Exposures, func(row desired.Exposure) bool { return row.Name == name && row.Zone == zone })
+	return e.wanted[rowKey{zone: zone, name: name}]
 }
 
 // refusedThere names Services that have the port, and are not open in a zone for

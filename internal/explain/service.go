@@ -365,7 +365,7 @@ func (e *engine) noAddress(c *chain, o *origin, row *desired.Exposure) {
 func (e *engine) packetsTo(o *origin, row *desired.Exposure) []packet {
 	var packets []packet
 	add := func(device string, addr netip.Addr) {
-		if o.client.IsValid() && !o.local && o.client.Is4() != addr.Is4() {
+		if o.client.IsValid() && o.client.Is4() != addr.Is4() {
 			return
 		}
 		p := packet{device: device, local: o.local, to: netip.AddrPortFrom(addr, row.Port), protocol: row.Protocol}

@@ -1,0 +1,76 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+)
+
+// A frontend by its name is asked for at a port that it has.
+func TestFrontendsHaveTheirPorts(t *testing.T) {
+	facts := everything(t).facts()
+	for to, want := range map[string]string{
+		"git-ssh:22":          "",
+		"git-ssh:22/tcp":      "",
+		"everywhere:8080":     "",
+		"one-address:8081":    "",
+		"named-host:8083":     "",
+		"kubernetes-api:6443": "",
+		"git-ssh:23":          "frontend git-ssh has no port 23; it has 22/tcp",
+		"git-ssh:22/udp":      "frontend git-ssh has no port 22/udp; it has 22/tcp",
+	} {
+		_, err := Explain(facts, Question{From: "home", To: to})
+		if got := fmt.Sprint(err); err != nil && got != want || err == nil && want != "" {
+			t.Errorf("%s: %v, want %q", to, err, want)
+		}
+	}
+}
+
+// Who asks from an address of this machine asks for those of its IP family.
+func TestThisMachineByAnAddressOfItsOwn(t *testing.T) {
+	facts := everything(t).facts()
+	for from, at := range map[string]string{"10.11.12.32": "10.11.12.32", "fd00:11:12::32": "fd00:11:12::32", "127.0.0.1": "10.11.12.32, fd00:11:12::32"} {
+		answer, err := Explain(facts, Question{From: from, To: "shop/web"})
+		if err != nil || answer.Verdict != Reachable || answer.Ways[0].To != "shop/web:80 at "+at {
+			t.Errorf("from %s: %v %+v", from, err, answer)
+		}
+	}
+}
+
+// The routes know link-local addresses by any interface.
+func TestLinkLocalClientsAreNowhere(t *testing.T) {
+	facts := everything(t).facts()
+	facts.Back = func(netip.Addr) string { return "eth0" }
+	for _, from := range []string{"fe80::5", "169.254.1.1"} {
+		if _, err := Explain(facts, Question{From: from, To: "shop/web"}); err == nil || !strings.Contains(err.Error(), "ask from a zone") {
+			t.Errorf("%s: %v", from, err)
+		}
+	}
+}
+
+// Ten thousand Services with the same port, in two zones, are no reason to wait.
+func TestManyServicesAreExplainedAtOnce(t *testing.T) {
+	facts := newSite(t, siteFile).facts()
+	for i := range 10_000 {
+		name := fmt.Sprintf("shop/s%d", i)
+		for _, zone := range []string{"home", "internet"} {
+			facts.State.Exposures = append(facts.State.Exposures, desired.Exposure{
+				Name: name + ":443", Service: name, Zone: zone, Protocol: edge.TCP, Port: 443, Open: true,
+				Listens: []edge.Listen{{Device: "eth1", Addr: netip.AddrFrom4([4]byte{10, 99, byte(i >> 8), byte(i)}), Port: 443}},
+			})
+		}
+	}
+	began := time.Now()
+	if _, err := Explain(facts, Question{To: "10.11.12.32:443"}); err != nil {
+		t.Error(err)
+	}
+	// It takes 20 ms; looking each up among all took seconds.
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
