@@ -46,10 +46,10 @@ const lockFile = "packaging/image.lock"
 // A mirror keeps no old ones: once Debian has mended one, the lock that is
 // committed is to be renewed. That is no fault of what is tested here, which
 // goes on with the packages of today.
-func currentLock(t *testing.T, dir, cache string) []byte {
+func currentLock(t *testing.T, dir, cache string, env []string) []byte {
 	t.Helper()
 	try := exec.Command("go", "run", "./cmd/image", "-root", "..", "-out", t.TempDir(), "-cache", cache)
-	try.Dir = filepath.Join(dir, "packaging")
+	try.Dir, try.Env = filepath.Join(dir, "packaging"), append(os.Environ(), env...)
 	if said, err := try.CombinedOutput(); err != nil && strings.Contains(string(said), "is at none of the mirrors") {
 		t.Logf("%s is out of date: run make image-lock and commit it. It goes on with what the mirror has now.\n%s", lockFile, said)
 		command(t, dir, nil, "scripts/image-lock")
@@ -83,7 +83,7 @@ func TestEverybodyBuildsTheSame(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), strings.Repeat("other", n+1))
 		command(t, root, nil, `mkdir "$1"; git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [ ! -e "$f" ] || printf '%s\0' "$f"; done | tar c --null -T - | tar xm -C "$1"`, dir)
 		if n == 0 {
-			lock = currentLock(t, dir, cache)
+			lock = currentLock(t, dir, cache, env)
 		} else if err := os.WriteFile(filepath.Join(dir, lockFile), lock, 0o644); err != nil {
 			t.Fatal(err)
 		}
