@@ -153,8 +153,13 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		for line := range strings.Lines(table.String()) {
 			fmt.Fprintln(out, strings.TrimRight(line, " \n"))
 		}
+		said := make(map[string]bool, len(problems))
+		for _, p := range problems {
+			said[p.What] = true
+		}
+		frontends := frontendsOf(state.Frontends)
 		for _, e := range open {
-			for _, note := range notesOf(e, frontendOf(e, state.Frontends), problems) {
+			for _, note := range notesOf(e, frontends[rowOf{e.Name, e.Zone, e.Protocol}], said) {
 				fmt.Fprintf(out, "%s: %s\n", titleOf(e), note)
 			}
 		}
@@ -172,9 +177,7 @@ func printPlan(out io.Writer, state desired.State, problems []edge.Problem) erro
 		}
 	}
 	// Those of Services and frontends were said with their rows.
-	problems = slices.DeleteFunc(slices.Clone(problems), func(p edge.Problem) bool {
-		return slices.ContainsFunc(state.Exposures, func(e desired.Exposure) bool { return isOf(p, e) })
-	})
+	problems = slices.DeleteFunc(slices.Clone(problems), reasonsOf(state.Exposures).in)
 	if len(problems) > 0 {
 		fmt.Fprintln(out, "\nProblems:")
 		for _, p := range problems {
@@ -227,28 +230,34 @@ func titleOf(e desired.Exposure) string {
 	return e.Name + " in zone " + e.Zone
 }
 
-// frontendOf returns one of the frontends that an exposure is open at: they
-// differ in where that is.
-func frontendOf(e desired.Exposure, frontends []edge.Frontend) edge.Frontend {
-	i := slices.IndexFunc(frontends, func(f edge.Frontend) bool {
-		return f.Name == e.Name && f.Zone == e.Zone && f.Protocol == e.Protocol
-	})
-	if i < 0 {
-		return edge.Frontend{}
+// rowOf finds the row of a frontend.
+type rowOf struct {
+	name, zone string
+	protocol   edge.Protocol
+}
+
+// frontendsOf has one of the frontends that each row is open at: they differ in
+// where that is.
+func frontendsOf(frontends []edge.Frontend) map[rowOf]edge.Frontend {
+	by := make(map[rowOf]edge.Frontend, len(frontends))
+	for i := range frontends {
+		f := &frontends[i]
+		if k := (rowOf{f.Name, f.Zone, f.Protocol}); by[k].Name == "" {
+			by[k] = *f
+		}
 	}
-	return frontends[i]
+	return by
 }
 
 // notesOf is what is to be known of a row beyond the table.
-func notesOf(e desired.Exposure, f edge.Frontend, problems []edge.Problem) []string {
+func notesOf(e desired.Exposure, f edge.Frontend, said map[string]bool) []string {
 	var notes []string
 	add := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	if e.Reason != "" {
 		add("%s", e.Reason)
 	}
 	for _, note := range e.Notes {
-		// A problem says it once more, with the remedy.
-		if !slices.ContainsFunc(problems, func(p edge.Problem) bool { return p.What == note }) {
+		if !said[note] { // else a problem says it once more, with the remedy
 			add("%s", note)
 		}
 	}
@@ -344,24 +353,37 @@ func printExposure(w io.Writer, e desired.Exposure, planes bool) {
 // clientsSeen says once what is so of several rows. A row goes without its zone
 // where its name says enough.
 func clientsSeen(open []desired.Exposure) []string {
-	textOf := func(e desired.Exposure) string {
+	textOf := func(e *desired.Exposure) string {
 		if e.ClientRemedy == "" {
 			return e.Client
 		}
 		return e.Client + "; to change it: " + e.ClientRemedy
 	}
+	// What is said of each name: of some it differs by zone.
+	of := map[string]string{}
+	differs := map[string]bool{}
+	for i := range open {
+		e := &open[i]
+		if text, there := of[e.Name]; there && text != textOf(e) {
+			differs[e.Name] = true
+		}
+		of[e.Name] = textOf(e)
+	}
 	var texts []string
 	names := map[string][]string{}
-	for _, e := range open {
+	noted := map[[2]string]bool{}
+	for i := range open {
+		e := &open[i]
 		text := textOf(e)
 		if len(names[text]) == 0 {
 			texts = append(texts, text)
 		}
 		name := e.Name
-		if slices.ContainsFunc(open, func(o desired.Exposure) bool { return o.Name == e.Name && textOf(o) != text }) {
-			name = titleOf(e)
+		if differs[name] {
+			name = titleOf(*e)
 		}
-		if !slices.Contains(names[text], name) {
+		if at := [2]string{text, name}; !noted[at] {
+			noted[at] = true
 			names[text] = append(names[text], name)
 		}
 	}

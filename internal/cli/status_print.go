@@ -71,11 +71,9 @@ func (p picture) print(out io.Writer, s status.Status) error {
 func (p picture) problems(s status.Status) []string {
 	var lines []string
 	closed := s.Closed()
-	said := func(problem edge.Problem) bool {
-		return slices.ContainsFunc(closed, func(e desired.Exposure) bool { return isOf(problem, e) })
-	}
+	said := reasonsOf(closed)
 	for _, problem := range s.Problems {
-		if !said(problem) {
+		if !said.in(problem) {
 			lines = append(lines, "  "+problem.String())
 		}
 	}
@@ -102,9 +100,33 @@ func (p picture) problems(s status.Status) []string {
 	return lines
 }
 
-// isOf says whether a problem says the same as a row that is not open.
-func isOf(p edge.Problem, e desired.Exposure) bool {
-	return e.Reason != "" && strings.HasSuffix(p.What, e.Reason)
+// reasons are why rows are closed, or lack something, by their length: problems
+// end with them. There may be ten thousand of both.
+type reasons map[int]map[string]bool
+
+func reasonsOf(rows []desired.Exposure) reasons {
+	r := reasons{}
+	for i := range rows {
+		reason := rows[i].Reason
+		if reason == "" {
+			continue
+		}
+		if r[len(reason)] == nil {
+			r[len(reason)] = map[string]bool{}
+		}
+		r[len(reason)][reason] = true
+	}
+	return r
+}
+
+// in says whether a problem says the same as a row.
+func (r reasons) in(p edge.Problem) bool {
+	for length, same := range r {
+		if length <= len(p.What) && same[p.What[len(p.What)-length:]] {
+			return true
+		}
+	}
+	return false
 }
 
 // notOpen says which row is not open, why, and what to do.

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"e13.dev/gatehouse/internal/desired"
+	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/status"
+)
+
+// Ten thousand Services, open or not, are printed at once: status --watch does so
+// each second. Each of these takes less than 0.1 s, and took seconds when rows
+// were looked up among all.
+func TestManyServicesArePrintedAtOnce(t *testing.T) {
+	var closed status.Status
+	var open desired.State
+	for i := range 10_000 {
+		name := fmt.Sprintf("shop/s%d", i)
+		reason := fmt.Sprintf("port 80 is that of service/shop/other%d", i)
+		closed.Exposures = append(closed.Exposures, desired.Exposure{Name: name, Zone: "home", Service: name, Code: "PortConflict", Reason: reason})
+		closed.Problems = append(closed.Problems, edge.Problem{Object: "service/" + name, What: reason})
+		open.Exposures = append(open.Exposures, desired.Exposure{
+			Name: name, Zone: "home", Service: name, Protocol: edge.TCP, Open: true, Client: "this machine's address",
+			Backends: []edge.Backend{{Addr: netip.MustParseAddrPort("10.0.0.101:80"), Weight: 1}},
+		})
+		open.Frontends = append(open.Frontends, edge.Frontend{Name: name, Zone: "home", Door: edge.Door{Protocol: edge.TCP}})
+	}
+	for what, show := range map[string]func(io.Writer) error{
+		"status": func(out io.Writer) error { return printStatus(out, closed, time.Now(), true) },
+		"plan":   func(out io.Writer) error { return printPlan(out, open, closed.Problems) },
+	} {
+		began := time.Now()
+		var text strings.Builder
+		if err := show(&text); err != nil || !strings.Contains(text.String(), "shop/s9999") {
+			t.Errorf("%s: %v, %d bytes", what, err, text.Len())
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("%s took %s", what, took)
+		}
+	}
+}
+
+// Of what is said of a row that is not open, the problem says nothing new.
+func TestProblemsThatRowsSay(t *testing.T) {
+	said := reasonsOf([]desired.Exposure{{Name: "open"}, {Reason: "no zone named \"lan2\""}, {Reason: "short"}})
+	for what, want := range map[string]bool{
+		"short": true, "zone home: short": true, "no zone named \"lan2\"": true, "short of memory": false, "hort": false, "": false,
+	} {
+		if got := said.in(edge.Problem{What: what}); got != want {
+			t.Errorf("%q: %t", what, got)
+		}
+	}
+}
