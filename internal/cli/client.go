@@ -96,9 +96,10 @@ type client struct {
 // newClient makes a client of whatever names a daemon: "127.0.0.1:9180", the URL
 // of its page, that of its status, "unix:/run/gatehouse/api.sock".
 func newClient(where, tokenFile string) (*client, error) {
-	// No proxy of the environment is asked instead.
+	// No proxy of the environment is asked instead. A password is not repeated: it may
+	// be the token.
 	transport := &http.Transport{DisableKeepAlives: true}
-	c := &client{where: where, http: http.Client{Timeout: patience, Transport: transport}}
+	c := &client{where: withoutLogin(where), http: http.Client{Timeout: patience, Transport: transport}}
 	if path, ok := strings.CutPrefix(where, "unix:"); ok {
 		path = "/" + strings.TrimLeft(path, "/")
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -112,7 +113,7 @@ func newClient(where, tokenFile string) (*client, error) {
 		}
 		u, err := url.Parse(where)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, usageError{fmt.Errorf("--url %q: write the URL of the status page, such as http://127.0.0.1:9180", where)}
+			return nil, usageError{fmt.Errorf("--url %q: write the URL of the status page, such as http://127.0.0.1:9180", withoutLogin(where))}
 		}
 		u.Path = strings.TrimSuffix(strings.TrimSuffix(u.Path, "/status.json"), "/")
 		c.base = u
@@ -125,6 +126,19 @@ func newClient(where, tokenFile string) (*client, error) {
 		c.token = strings.TrimSpace(string(token))
 	}
 	return c, nil
+}
+
+// withoutLogin is a URL as somebody has written it, without who logs in.
+func withoutLogin(where string) string {
+	scheme, rest, ok := strings.Cut(where, "://")
+	if scheme += "://"; !ok {
+		scheme, rest = "", where
+	}
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	return scheme + rest[strings.LastIndexByte(rest[:end], '@')+1:]
 }
 
 func (c *client) String() string { return c.where }
@@ -151,6 +165,8 @@ func (c *client) get(ctx context.Context, path string, query url.Values) ([]byte
 	switch {
 	case err != nil:
 		return nil, c.silence(err)
+	case resp.StatusCode == http.StatusUnauthorized && c.token != "":
+		return nil, fmt.Errorf("%s wants another token than that of --token-file: give the file that admin.tokenFile of the daemon names, as it is now", c)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return nil, fmt.Errorf("%s wants a token: give the file that has it with --token-file FILE (admin.tokenFile of the daemon)", c)
 	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusForbidden:
@@ -169,7 +185,7 @@ func (c *client) silence(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("nothing listens at %s: gatehouse does not run, or its admin block says something else; give its file with -c FILE, or --url URL", c)
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission) && strings.HasPrefix(c.where, "/"):
 		return fmt.Errorf("you may not ask at %s: who is in the group of that socket may, and root", c)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("%s has not answered within %s", c, c.http.Timeout)

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -25,5 +28,54 @@ func TestWhoIsTurnedAwayIsToldWhy(t *testing.T) {
 			t.Errorf("%d: %v, want %s", code, err, want)
 		}
 		server.Close()
+	}
+}
+
+// The token may be in the URL, as a password: nobody reads it in a message.
+func TestPasswordsOfURLsAreNotTold(t *testing.T) {
+	for where, want := range map[string]string{
+		"http://me:secret@127.0.0.1:1/":     "nothing listens at http://127.0.0.1:1/",
+		"me:secret@127.0.0.1:1":             "nothing listens at 127.0.0.1:1:",
+		"ftp://me:secret@127.0.0.1:1":       `--url "ftp://127.0.0.1:1": write the URL`,
+		"http://me:secret%zz@127.0.0.1:1/a": `--url "http://127.0.0.1:1/a": write the URL`,
+		"http://127.0.0.1:1/@":              "nothing listens at http://127.0.0.1:1/@",
+	} {
+		c, err := newClient(where, "")
+		if err == nil {
+			_, err = c.get(t.Context(), "/status.json", nil)
+		}
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v, want %s", where, err, want)
+		}
+	}
+}
+
+// Who has shown a token is not told to show one.
+func TestTheWrongTokenIsCalledWrong(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("of last year, too long"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }))
+	defer server.Close()
+	c, err := newClient(server.URL, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.get(t.Context(), "/status.json", nil); err == nil || !strings.Contains(err.Error(), "wants another token") || strings.Contains(err.Error(), "last year") {
+		t.Error(err)
+	}
+}
+
+// Only of a socket is it its group that decides.
+func TestWhoMayNotAskIsToldWhy(t *testing.T) {
+	for where, want := range map[string]string{"unix:/run/x.sock": "who is in the group of that socket may", "http://127.0.0.1:1": "does not answer: permission"} {
+		c, err := newClient(where, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.silence(fs.ErrPermission); !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", where, err)
+		}
 	}
 }
