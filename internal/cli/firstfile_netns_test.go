@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,9 +95,12 @@ func TestNetnsInit(t *testing.T) {
 		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: index("eth1"), Gw: []byte{10, 11, 12, 1}}); err != nil {
 			t.Fatal(err)
 		}
+		// The kernel sets IFF_RUNNING a second after the carrier, or later.
 		netnstest.Eventually(t, 10*time.Second, "all have come up", func() bool {
-			l, err := netlink.LinkByName("br0")
-			return err == nil && l.Attrs().OperState == netlink.OperUp
+			return !slices.ContainsFunc([]string{"eth0", "eth1", "eth2", "eth3", "public0", "br0"}, func(name string) bool {
+				l, err := netlink.LinkByName(name)
+				return err != nil || l.Attrs().OperState != netlink.OperUp
+			})
 		})
 
 		text, said := initHere(t)
