@@ -77,8 +77,10 @@ func (k *kubeconfigCommand) run(ctx context.Context) error {
 		return usageError{errors.New("--dry-run and --rotate: give one of them")}
 	}
 	// What the command line can be blamed for comes before any change.
-	if err := refuseToOverwrite(k.file, k.force); err != nil && !k.dryRun {
-		return err
+	if !k.dryRun {
+		if err := mayWrite(k.file, k.force); err != nil {
+			return err
+		}
 	}
 	if err := kube.CheckServer(k.server); k.server != "" && err != nil {
 		return usageError{fmt.Errorf("--server: %w", err)}
@@ -94,6 +96,9 @@ func (k *kubeconfigCommand) run(ctx context.Context) error {
 	}
 	if k.dryRun {
 		return k.tellOnly(ctx, admin, all)
+	}
+	if err := kube.CheckServer(admin.ServerURL()); k.server == "" && err != nil {
+		return fmt.Errorf("the server of the administrator's kubeconfig is not for the box: %w; say with --server URL where the box reaches it", err)
 	}
 	secret := all[slices.IndexFunc(all, func(m kube.Manifest) bool { return m.Kind == "Secret" })]
 	if k.rotate {

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"bytes"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +27,8 @@ func TestKubeconfigAsksNobodyInVain(t *testing.T) {
 		{[]string{"--server", "10.0.0.10:6443"}, exitUsage, `--server: "10.0.0.10:6443" is not the URL of an API server; write one such as https://10.0.0.10:6443`},
 		{[]string{"-o", file}, exitNo, file + " is there already; give another file with -o, or write over it with --force"},
 		{[]string{"-o", filepath.Join(file, "below")}, exitNo, "not a directory"},
+		{[]string{"-o", filepath.Join(filepath.Dir(file), "none", "box"), "--rotate"}, exitNo, "write " + filepath.Join(filepath.Dir(file), "none", "box") + ": no such file or directory"},
+		{[]string{"-o", filepath.Dir(file), "--force"}, exitNo, filepath.Dir(file) + " is a directory; give a file with -o"},
 		{nil, exitNo, "kube: kubeconfig NONE: no such file; name that of an administrator of the cluster"},
 	} {
 		var stdout, stderr bytes.Buffer
@@ -33,6 +37,24 @@ func TestKubeconfigAsksNobodyInVain(t *testing.T) {
 		if code != tt.code || !strings.Contains(stderr.String(), strings.ReplaceAll(tt.want, "NONE", none)) || stdout.Len() > 0 {
 			t.Errorf("%q: %d, %s\nwant %d, %s", tt.args, code, stderr.String(), tt.code, tt.want)
 		}
+	}
+}
+
+// Before a token is revoked that is in use, it is seen that there can be a
+// kubeconfig with the new one.
+func TestKubeconfigIsForAServerThatTheBoxCanUse(t *testing.T) {
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ }))
+	defer server.Close()
+	admin := filepath.Join(t.TempDir(), "admin")
+	config := `{apiVersion: v1, kind: Config, clusters: [{name: c, cluster: {server: "` + server.URL + `"}}], users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}], current-context: c}`
+	if err := os.WriteFile(admin, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	code := Main([]string{"kubeconfig", "--kubeconfig", admin, "--rotate"}, &stdout, &stderr)
+	if code != exitNo || asked > 0 || !strings.Contains(stderr.String(), "say with --server URL where the box reaches it") {
+		t.Errorf("%d, asked %d times: %s", code, asked, stderr.String())
 	}
 }
 
