@@ -87,6 +87,17 @@ func (d Difference) String() string {
 type key struct {
 	zone, name string
 	protocol   edge.Protocol
+	// reason tells rows apart that are in no zone since there are none of the names
+	// that the Service asks for.
+	reason string
+}
+
+func keyOf(e desired.Exposure) key {
+	k := key{zone: e.Zone, name: e.Name, protocol: e.Protocol}
+	if e.Code == "UnknownZone" {
+		k.reason = e.Reason
+	}
+	return k
 }
 
 // Between tells what would change from what there is to what is planned.
@@ -95,7 +106,7 @@ func Between(have, planned Side) Changes {
 	rows := func(all []desired.Exposure) map[key]desired.Exposure {
 		by := make(map[key]desired.Exposure, len(all))
 		for _, e := range all {
-			by[key{e.Zone, e.Name, e.Protocol}] = e
+			by[keyOf(e)] = e
 		}
 		return by
 	}
@@ -103,7 +114,7 @@ func Between(have, planned Side) Changes {
 		by := make(map[key]status.Frontend, len(all))
 		for _, f := range all {
 			if !f.Draining {
-				by[key{f.Zone, f.Name, f.Protocol}] = f
+				by[key{zone: f.Zone, name: f.Name, protocol: f.Protocol}] = f
 			}
 		}
 		return by
@@ -152,7 +163,8 @@ func Between(have, planned Side) Changes {
 	}
 	for _, list := range [][]Change{c.Opened, c.Closed, c.Changed} {
 		slices.SortFunc(list, func(a, b Change) int {
-			return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol))
+			return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol),
+				slices.CompareFunc(a.Differences, b.Differences, func(a, b Difference) int { return cmp.Compare(a.String(), b.String()) }))
 		})
 	}
 	return c

@@ -167,6 +167,26 @@ func TestReasonsOfWhatIsNotOpen(t *testing.T) {
 	}
 }
 
+// A Service may ask for several zones that there are not.
+func TestZonesThatThereAreNot(t *testing.T) {
+	side := func(zones ...string) (s Side) {
+		for _, zone := range zones {
+			s.Exposures = append(s.Exposures, desired.Exposure{Name: "shop/web", Service: "shop/web", Code: "UnknownZone", Reason: "no zone named " + zone})
+		}
+		return s
+	}
+	for range 20 { // the order of maps is none
+		got := told(Between(side("lan2", "lan3", "lan4"), side("lan2", "lan5", "lan6")))
+		want := []string{
+			"~ shop/web in : not open: no zone named lan5, was none", "~ shop/web in : not open: no zone named lan6, was none",
+			"~ shop/web in : not open: none, was no zone named lan3", "~ shop/web in : not open: none, was no zone named lan4",
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
 // The daemon's side has been JSON.
 func TestWhatTheDaemonSaysIsTheSame(t *testing.T) {
 	text, err := json.Marshal(status.Status{Exposures: web().Exposures, Frontends: web().Frontends})
