@@ -9,15 +9,11 @@ import (
 // DeviceTo is the interface by which packets to an address leave, as the
 // kernel's routes say; empty: by none.
 func DeviceTo(to netip.Addr) string {
-	routes, err := netlink.RouteGet(to.AsSlice())
-	if err != nil || len(routes) == 0 {
-		return ""
-	}
-	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	name, err := Towards(to)
 	if err != nil {
 		return ""
 	}
-	return link.Attrs().Name
+	return name
 }
 
 // LeavesBy says whether the kernel has a way to an address for a socket that is
