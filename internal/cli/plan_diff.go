@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,7 +26,18 @@ func running(ctx context.Context, c *client) (status.Status, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return s, fmt.Errorf("%s: that is no status of a gatehouse: %w", c, err)
 	}
+	if undecided(s) {
+		return s, fmt.Errorf("the gatehouse at %s has nothing to compare with: it is waiting for %s; ask again when gatehouse status says that it is ready", c,
+			cmp.Or(strings.Join(s.NotReady, ", "), "its first decision"))
+	}
 	return s, nil
+}
+
+// undecided says that what a daemon has open says nothing of what it will have
+// open: it has just begun, or knows no cluster yet, or is stopping.
+func undecided(s status.Status) bool {
+	unread := s.Cluster != nil && !s.Cluster.Synced && s.Cluster.From == "" && s.Cluster.Services+s.Cluster.Nodes == 0
+	return !s.Ready && (unread || len(s.Exposures) == 0)
 }
 
 // asIfRunning adds to what a plan is made from what only the daemon knows: who

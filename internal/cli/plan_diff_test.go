@@ -1,8 +1,12 @@
 package cli
 
 import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 
 	"e13.dev/gatehouse/internal/desired"
@@ -37,5 +41,31 @@ func TestAPlanIsComparedAsIfItRan(t *testing.T) {
 	}
 	if want := map[edge.Door]string{{Protocol: edge.TCP, Listen: door}: "in use"}; !reflect.DeepEqual(in.Doors, want) {
 		t.Errorf("doors %+v", in.Doors)
+	}
+}
+
+// A daemon that has not decided yet has not closed everything.
+func TestNothingIsComparedWithWhatIsNotDecided(t *testing.T) {
+	rows := []desired.Exposure{{Name: "shop/web:80"}}
+	for name, c := range map[string]struct {
+		status status.Status
+		want   string
+	}{
+		"just begun":         {status.Status{}, "waiting for its first decision"},
+		"no cluster":         {status.Status{NotReady: []string{"the Kubernetes API"}, Cluster: &status.Cluster{}, Exposures: rows}, "waiting for the Kubernetes API"},
+		"stopping":           {status.Status{NotReady: []string{"its end: it is stopping"}}, "waiting for its end: it is stopping"},
+		"ready":              {status.Status{Ready: true}, ""},
+		"a port is taken":    {status.Status{NotReady: []string{"listeners that could not be opened: 1"}, Cluster: &status.Cluster{Synced: true}, Exposures: rows}, ""},
+		"from the last time": {status.Status{NotReady: []string{"frontend git-ssh"}, Cluster: &status.Cluster{From: "/var/lib/gatehouse"}, Exposures: rows}, ""},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(c.status) }))
+		daemon, err := newClient(server.URL, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := running(t.Context(), daemon); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		server.Close()
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"e13.dev/gatehouse/internal/conntrack"
@@ -58,6 +59,8 @@ func (d *Daemon) closedLocked(kernel telling) map[edge.Door]string {
 	return errs
 }
 
+var errStopping = errors.New("gatehouse is stopping: it takes nothing new, and waits for its last connections; ask again when one is started")
+
 // Explain answers from what was decided last and what the machine has of it.
 func (d *Daemon) Explain(q explain.Question) (explain.Answer, error) {
 	kernel := d.kernel.tell(context.Background())
@@ -66,7 +69,11 @@ func (d *Daemon) Explain(q explain.Question) (explain.Answer, error) {
 		Config: d.config, Interfaces: d.interfaces, Cluster: d.seen.snapshot, State: d.state, Closed: d.closedLocked(kernel),
 		Hosts: d.names.Snapshot(), Back: host.DeviceTo, Leaves: host.LeavesBy,
 	}
+	stopping := d.stopping
 	d.mu.Unlock()
+	if stopping {
+		return explain.Answer{Question: q}, errStopping
+	}
 	answer, err := explain.Explain(facts, q)
 	answer.At = time.Now()
 	return answer, err

@@ -115,6 +115,7 @@ type Daemon struct {
 	decided            []edge.Problem
 	ready              bool
 	waiting, waitedFor []string
+	stopping           bool // the state is empty, whatever was decided
 	seen               view // of the cluster
 	interfaces         []edge.Interface
 	config             *config.Config

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/explain"
 	"e13.dev/gatehouse/internal/status"
 )
 
@@ -439,6 +440,11 @@ func TestStoppingIsShown(t *testing.T) {
 	}
 	if s := d.Status(); len(s.Frontends) != 1 || !s.Frontends[0].Draining || len(s.Exposures) != 0 {
 		t.Errorf("the status says %+v", s.Frontends)
+	}
+	for _, to := range []string{"f0", front} {
+		if answer, err := d.Explain(explain.Question{To: to}); err == nil || !strings.Contains(err.Error(), "gatehouse is stopping") {
+			t.Errorf("it explains the way to %s: %+v %v", to, answer, err)
+		}
 	}
 	fmt.Fprintln(conn, "still there?")
 	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || line != "still there?\n" {

@@ -363,7 +363,7 @@ func (d *Daemon) stop(ctx context.Context, signals <-chan os.Signal) {
 	d.manager.tell("STOPPING=1", "STATUS=stopping: connections drain")
 	d.mu.Lock()
 	d.state.Frontends, d.state.Exposures, d.decided = nil, nil, nil
-	d.ready, d.waiting = false, []string{"its end: it is stopping"}
+	d.ready, d.waiting, d.stopping = false, []string{"its end: it is stopping"}, true
 	d.mu.Unlock()
 	d.saveLast()
 	d.cluster.task.stop()
