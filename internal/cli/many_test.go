@@ -30,7 +30,16 @@ func TestManyServicesArePrintedAtOnce(t *testing.T) {
 		})
 		open.Frontends = append(open.Frontends, edge.Frontend{Name: name, Zone: "home", Door: edge.Door{Protocol: edge.TCP}})
 	}
+	one := status.Frontend{Name: "shop/s9999:80"} // and one with many pods
+	for i := range 10_000 {
+		one.Backends = append(one.Backends, status.Backend{
+			Addr: fmt.Sprint(i), State: edge.Up, Share: 1e-4, Got: &status.Got{Connections: 1, Share: 1e-4, Wanted: 1e-4},
+		})
+	}
 	for what, show := range map[string]func(io.Writer) error{
+		"pods": func(out io.Writer) error {
+			return printStatus(out, status.Status{Frontends: []status.Frontend{one}}, time.Now(), true)
+		},
 		"status": func(out io.Writer) error { return printStatus(out, closed, time.Now(), true) },
 		"plan":   func(out io.Writer) error { return printPlan(out, open, closed.Problems) },
 	} {

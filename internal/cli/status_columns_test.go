@@ -111,7 +111,7 @@ func TestUnfairIsWhatChanceDoesNotDo(t *testing.T) {
 		"random, as written": {edge.BalanceRandom, []status.Backend{got(900, 1000, 0.5), got(100, 1000, 0.5)}, true},
 	} {
 		f := status.Frontend{Balance: c.balance, Backends: c.rows}
-		if unfair := isUnfair(f, c.rows[0].Got); unfair != c.want {
+		if unfair := isUnfair(f.Balance, c.rows[0].Got, allGot(f)); unfair != c.want {
 			t.Errorf("%s: %v", name, unfair)
 		}
 	}

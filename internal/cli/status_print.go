@@ -285,12 +285,15 @@ func (p picture) frontend(table *columns, indent string, f status.Frontend) {
 		notes = append(notes, "backends are not checked")
 	}
 	p.notes(table, indent, append(notes, troubles(f.Traffic)...))
+	all := allGot(f)
 	for _, b := range f.Backends {
-		p.backend(table, indent+"  ", b, f, unprobed)
+		p.backend(table, indent+"  ", b, f, unprobed, all)
 	}
 }
 
-func (p picture) backend(table *columns, indent string, b status.Backend, f status.Frontend, unprobed bool) {
+// backend is the row of one of them; all is how many connections they got lately,
+// all together.
+func (p picture) backend(table *columns, indent string, b status.Backend, f status.Frontend, unprobed bool, all float64) {
 	in, sent := "", "" // the relay counts them by frontend
 	perSecond := rates(b.Rates)
 	if f.DataPlane == edge.DataPlaneNAT {
@@ -301,7 +304,7 @@ func (p picture) backend(table *columns, indent string, b status.Backend, f stat
 	wanted, got := percent(b.Share), ""
 	if b.Got != nil {
 		got = percent(b.Got.Share)
-		if isUnfair(f, b.Got) {
+		if isUnfair(f.Balance, b.Got, all) {
 			got = p.in(bad, got)
 		}
 	}
@@ -318,7 +321,7 @@ func (p picture) backend(table *columns, indent string, b status.Backend, f stat
 	case b.Unprobed && !unprobed:
 		notes = append(notes, "not checked")
 	}
-	if b.Got != nil && (isUnfair(f, b.Got) || math.Abs(b.Got.Wanted-b.Share) > 0.05) {
+	if b.Got != nil && (isUnfair(f.Balance, b.Got, all) || math.Abs(b.Got.Wanted-b.Share) > 0.05) {
 		notes = append(notes, fmt.Sprintf("it got %s in the last %s, and should have had %s", percent(b.Got.Share), b.Got.Over, percent(b.Got.Wanted)))
 	}
 	if b.Failures > 0 {
@@ -327,17 +330,22 @@ func (p picture) backend(table *columns, indent string, b status.Backend, f stat
 	p.notes(table, indent, notes)
 }
 
+// allGot is how many connections all backends got lately.
+func allGot(f status.Frontend) float64 {
+	all := 0.0
+	for i := range f.Backends {
+		if g := f.Backends[i].Got; g != nil {
+			all += float64(g.Connections)
+		}
+	}
+	return all
+}
+
 // isUnfair says whether a backend has got clearly more or less than it should
 // have: by four times what chance does to so many connections.
-func isUnfair(f status.Frontend, g *status.Got) bool {
-	if f.Balance != edge.BalanceRandom && f.Balance != "" {
+func isUnfair(by edge.Balance, g *status.Got, all float64) bool {
+	if by != edge.BalanceRandom && by != "" {
 		return false // it follows the clients, or what the backends are busy with
-	}
-	all := 0.0
-	for _, b := range f.Backends {
-		if b.Got != nil {
-			all += float64(b.Got.Connections)
-		}
 	}
 	return all > 0 && math.Abs(g.Share-g.Wanted) > 0.02+4*math.Sqrt(g.Wanted*(1-g.Wanted)/all)
 }
