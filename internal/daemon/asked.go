@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"e13.dev/gatehouse/internal/conntrack"
@@ -11,6 +12,7 @@ import (
 	"e13.dev/gatehouse/internal/explain"
 	"e13.dev/gatehouse/internal/history"
 	"e13.dev/gatehouse/internal/host"
+	"e13.dev/gatehouse/internal/relay"
 	"e13.dev/gatehouse/internal/status"
 )
 
@@ -69,14 +71,30 @@ func (d *Daemon) Explain(q explain.Question) (explain.Answer, error) {
 		Config: d.config, Interfaces: d.interfaces, Cluster: d.seen.snapshot, State: d.state, Closed: d.closedLocked(kernel),
 		Hosts: d.names.Snapshot(), Back: host.DeviceTo, Leaves: host.LeavesBy,
 	}
-	stopping := d.stopping
+	stopping, relay := d.stopping, d.relay
 	d.mu.Unlock()
+	facts.Bans = bansOf(relay.Stats())
 	if stopping {
 		return explain.Answer{Question: q}, errStopping
 	}
 	answer, err := explain.Explain(facts, q)
 	answer.At = time.Now()
 	return answer, err
+}
+
+// bansOf are the clients that the relay names as banned.
+func bansOf(stats []relay.Stats) []explain.Ban {
+	var bans []explain.Ban
+	for _, s := range stats {
+		for _, b := range s.Banned {
+			client := netip.PrefixFrom(b.Client, b.Client.BitLen())
+			if b.Client.Is6() {
+				client = netip.PrefixFrom(b.Client, 64)
+			}
+			bans = append(bans, explain.Ban{Door: s.Door, Frontend: s.Name, Client: client, Until: b.Until})
+		}
+	}
+	return bans
 }
 
 // rememberCounts keeps what the counters were in the last minutes. It takes its

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
@@ -65,6 +66,24 @@ func (e *engine) sourcesOfAll(c *chain, source, where string, ranges []netip.Pre
 		what := fmt.Sprintf("only clients of %s may connect (%s)", textsOf(mine), where)
 		c.notAll(what)
 		c.ok("source range", source, "%s", what)
+	}
+}
+
+// bans says whether a client has come too often.
+func (e *engine) bans(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
+	client := o.client
+	if o.local && !client.IsValid() {
+		client = to // as of sources
+	}
+	if c.over || !client.IsValid() || contains(f.AcceptProxyProtocol, client) { // of those, whom the header names
+		return
+	}
+	for _, b := range e.Bans {
+		if b.Door == f.Door && b.Frontend == f.Name && b.Client.Contains(client) {
+			c.stop("rate limit", f.Why, "wait until then, or raise maxRatePerClient, or lower banTime", "%s is banned until %s: it has opened more than %s new connections",
+				client, b.Until.Format(time.DateTime), f.MaxRatePerClient)
+			return
+		}
 	}
 }
 

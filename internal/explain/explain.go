@@ -45,6 +45,17 @@ type Facts struct {
 	// Leaves says whether there is a way to an address for who is bound to an
 	// interface; nil: nobody has asked.
 	Leaves func(to netip.Addr, device string) bool
+	// Bans are of clients that the relay turns away now; where there are many, some
+	// of them.
+	Bans []Ban
+}
+
+// Ban says that a frontend turns clients away.
+type Ban struct {
+	edge.Door
+	Frontend string       // its name
+	Client   netip.Prefix // an IPv4 address or the /64 of an IPv6 one
+	Until    time.Time
 }
 
 // Verdict says whether somebody gets through.
@@ -84,7 +95,7 @@ type Way struct {
 // Step is one link of the chain of reasons.
 type Step struct {
 	// Check is what was looked at: "zone", "address", "class", "allow", "request",
-	// "port", "listener", "hostname", "source range", "data plane", "backend",
+	// "port", "listener", "hostname", "source range", "rate limit", "data plane", "backend",
 	// "health", "share", "client address".
 	Check  string `json:"check"`
 	OK     bool   `json:"ok"`

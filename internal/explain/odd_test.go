@@ -53,6 +53,33 @@ func TestLinkLocalClientsAreNowhere(t *testing.T) {
 	}
 }
 
+// Who is banned is so at one frontend, for all of an IPv6 /64, and as whom a proxy
+// in front names.
+func TestWhoIsBannedDoesNotGetThrough(t *testing.T) {
+	file := strings.Replace(siteFile, "    port: 22\n", "    port: 22\n    acceptProxyProtocol: [10.11.12.99/32]\n", 1)
+	facts := newSite(t, file).facts()
+	for _, client := range []string{"10.11.12.101/32", "10.11.12.99/32", "fd00:11:12::/64"} {
+		facts.Bans = append(facts.Bans, Ban{
+			Door: edge.Door{Protocol: edge.TCP, Listen: edge.Listen{Device: "eth1", Port: 22}}, Frontend: "git-ssh",
+			Client: netip.MustParsePrefix(client), Until: time.Date(2026, 11, 22, 21, 0, 0, 0, time.UTC),
+		})
+	}
+	for _, c := range []struct{ from, to, want string }{
+		{"10.11.12.101", "10.11.12.32:22", "10.11.12.101 is banned until 2026-11-22 21:00:00: it has opened more than"},
+		{"fd00:11:12::5", "git-ssh", "fd00:11:12::5 is banned until"},
+		{"10.11.12.102", "git-ssh", ""},
+		{"10.11.12.99", "git-ssh", ""},
+		{"10.11.12.101", "everywhere", ""},
+		{"home", "git-ssh", ""},
+	} {
+		answer, err := Explain(facts, Question{From: c.from, To: c.to})
+		if err != nil || (answer.Verdict == NotReachable) != (c.want != "") || !strings.Contains(answer.Ways[0].Summary, c.want) {
+			t.Errorf("%s to %s: %v %+v", c.from, c.to, err, answer)
+		}
+		checkAnswer(t, answer)
+	}
+}
+
 // Ten thousand Services with the same port, in two zones, are no reason to wait.
 func TestManyServicesAreExplainedAtOnce(t *testing.T) {
 	facts := newSite(t, siteFile).facts()

@@ -315,6 +315,7 @@ func (e *engine) through(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
 	c.ok("listener", f.Why, "%s is open on this machine", door)
 	e.wayBack(c, o, f, to)
 	e.sources(c, o, f, to)
+	e.bans(c, o, f, to)
 	e.plane(c, f, row)
 	e.backends(c, f, row, to)
 	if c.over {
