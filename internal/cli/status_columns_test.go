@@ -186,3 +186,21 @@ func TestTheViewFitsTheScreen(t *testing.T) {
 type said string // an error
 
 func (e said) Error() string { return string(e) }
+
+// Who is turned away is named, as far as there is room.
+func TestStatusNamesWhoIsBanned(t *testing.T) {
+	now := time.Date(2026, 11, 22, 21, 0, 0, 0, time.UTC)
+	ban := func(client string) status.Ban { return status.Ban{Client: client, Until: now.Add(90 * time.Second)} }
+	few := []status.Ban{ban("192.0.2.7"), ban("2001:db8::/64")}
+	for want, f := range map[string]status.Frontend{
+		"banned: 192.0.2.7 for 1m30s more, 2001:db8::/64 for 1m30s more\n":                                {Bans: 2, Banned: few},
+		"banned: 192.0.2.7 for 1m30s more, 2001:db8::/64 for 1m30s more, a for 1m30s more, 4997 others\n": {Bans: 5000, Banned: append(few[:2:2], ban("a"), ban("b"))},
+		"7 clients are banned\n": {Bans: 7},
+	} {
+		f.Name = "web"
+		var text strings.Builder
+		if err := printStatus(&text, status.Status{Frontends: []status.Frontend{f}}, now, false); err != nil || !strings.Contains(text.String(), want) {
+			t.Errorf("%v, no %q in\n%s", err, want, text.String())
+		}
+	}
+}

@@ -284,6 +284,9 @@ func (p picture) frontend(table *columns, indent string, f status.Frontend) {
 	if unprobed && !f.Draining {
 		notes = append(notes, "backends are not checked")
 	}
+	if f.Bans > 0 {
+		notes = append(notes, p.banned(f))
+	}
 	p.notes(table, indent, append(notes, troubles(f.Traffic)...))
 	all := allGot(f)
 	for _, b := range f.Backends {
@@ -328,6 +331,23 @@ func (p picture) backend(table *columns, indent string, b status.Backend, f stat
 		notes = append(notes, fmt.Sprintf("%d failed", b.Failures))
 	}
 	p.notes(table, indent, notes)
+}
+
+// banned names some of the clients that are turned away: those whose time is over
+// first.
+func (p picture) banned(f status.Frontend) string {
+	const most = 3
+	var named []string
+	for _, b := range f.Banned[:min(len(f.Banned), most)] {
+		named = append(named, b.Client+" for "+status.Age(max(b.Until.Sub(p.now), 0))+" more")
+	}
+	if more := f.Bans - len(named); more > 0 && len(named) > 0 {
+		named = append(named, strconv.Itoa(more)+" others")
+	}
+	if len(named) == 0 {
+		return fmt.Sprintf("%d clients are banned", f.Bans)
+	}
+	return "banned: " + strings.Join(named, ", ")
 }
 
 // allGot is how many connections all backends got lately.
