@@ -101,7 +101,7 @@ func run(ctx context.Context, root, out, cache string) error {
 	if err := os.WriteFile(filepath.Join(out, name+".sha256"), []byte(sum), 0o644); err != nil {
 		return err
 	}
-	say("%s (%.1f MB, %s)", filepath.Join(out, name), float64(len(packed))/1e6, digest)
+	say("%s (%s, %s)", build.Shown(root, out, name), build.Size(len(packed)), digest)
 	return nil
 }
 

@@ -51,7 +51,7 @@ func run(ctx context.Context, root, out string) error {
 			return err
 		}
 		sums = append(sums, fmt.Sprintf("%x  %s\n", sha256.Sum256(data), name))
-		say("%s (%.1f MB)", filepath.Join(out, name), float64(len(data))/1e6)
+		say("%s (%s)", build.Shown(root, out, name), build.Size(len(data)))
 		return os.WriteFile(filepath.Join(out, name), data, 0o644)
 	}
 	for _, architecture := range build.Architectures {
