@@ -160,7 +160,7 @@ func (c *initCommand) towardsCluster(ctx context.Context) ([]firstfile.Towards, 
 	}
 	for _, a := range w.Nodes {
 		if len(w.Nodes) > 4 {
-			add(fmt.Sprintf("%d nodes", len(w.Nodes)), a)
+			add(fmt.Sprintf("%d nodes", w.Count), a)
 			continue
 		}
 		add("the node "+a.String(), a)

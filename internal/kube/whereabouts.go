@@ -12,8 +12,9 @@ import (
 
 // Whereabouts of a cluster, as a kubeconfig leads to it.
 type Whereabouts struct {
-	Server string // the API server's host: a name or an address
-	Nodes  []netip.Addr
+	Server string       // the API server's host: a name or an address
+	Nodes  []netip.Addr // the internal addresses of all nodes, of both families
+	Count  int          // of nodes
 }
 
 // WhereaboutsOf asks the API server for the addresses of the nodes. It says
@@ -40,6 +41,7 @@ func WhereaboutsOf(ctx context.Context, kubeconfig, userAgent string) (Whereabou
 		p := src.explain("list nodes", err)
 		return w, fmt.Errorf("kube: %s; %s", p.What, p.Remedy)
 	}
+	w.Count = len(nodes.Items)
 	for _, n := range nodes.Items {
 		for _, a := range n.Status.Addresses {
 			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {

@@ -27,7 +27,7 @@ func TestInitOnTheEdge(t *testing.T) {
 	}
 	for _, want := range []string{
 		"\n  home: {interfaces: [eth1]}\n", "\n  internet: {interfaces: [veth0]}\n", "\n  cluster: {interfaces: [eth0]}\n",
-		"have the router forward public ports to " + internetAddr + "\n", "it leads to the API server 10.0.0.10, ", "\n  kubeconfig: " + kubeconfig + "\n",
+		"have the router forward public ports to " + internetAddr + "\n", "it leads to the API server 10.0.0.10, 4 nodes\n", "\n  kubeconfig: " + kubeconfig + "\n",
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("it has no %q:\n%s", want, text)
