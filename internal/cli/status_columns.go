@@ -139,6 +139,57 @@ func cut(line string, room int) string {
 	return out.String()
 }
 
+// narrow is a terminal of so few cells that words broken into it are no easier to
+// read than their beginning.
+const narrow = 20
+
+// fold breaks a line at spaces so that it fits, each part with the colour that it
+// has and further in than the first.
+func fold(line string, room int) []string {
+	if room < narrow {
+		return []string{line}
+	}
+	blanks := len(line) - len(strings.TrimLeft(line, " "))
+	indent := strings.Repeat(" ", min(blanks+2, room/2))
+	var lines []string
+	for begin, ink := blanks, ""; cellsOf(line) > room; begin = len(indent) {
+		end := breakAt(line, begin, room)
+		part, rest := line[:end], strings.TrimLeft(line[end:], " ")
+		if inks := inked.FindAllString(part, -1); len(inks) > 0 {
+			ink = strings.TrimPrefix(inks[len(inks)-1], inkEnd)
+		}
+		if ink != "" {
+			part += inkEnd
+		}
+		lines, line = append(lines, part), indent+ink+rest
+	}
+	return append(lines, line)
+}
+
+// breakAt is behind how many bytes a line is broken that begins after some blanks:
+// at the last space that fits, or where the room ends.
+func breakAt(line string, blanks, room int) int {
+	space, i := 0, 0
+	for i < len(line) {
+		if at := inked.FindStringIndex(line[i:]); line[i] == '\x1b' && at != nil && at[0] == 0 {
+			i += at[1]
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(line[i:])
+		if r == ' ' && i > blanks {
+			space = i
+		}
+		if room -= cellsOfRune(r); room < 0 {
+			break
+		}
+		i += size
+	}
+	if space > 0 {
+		return space
+	}
+	return i
+}
+
 // others are characters that would move a terminal's cursor, or worse; colours
 // are found first.
 var others = regexp.MustCompile(`\x1b\[\d+m|[\x00-\x09\x0b-\x1f\x7f-\x{9f}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]`)

@@ -183,6 +183,30 @@ func TestTheViewFitsTheScreen(t *testing.T) {
 	look(80, 2, "no answer for 12s, this is from before: nothing \uFFFD[2Jlistens", keys+"  lines 1-0 of 2")
 }
 
+// What would be right is at the end of a problem, where a screen may end before.
+func TestTheViewFoldsProblemsAndNotTheTable(t *testing.T) {
+	v := view{}
+	v.take("Problems:\n  a.yaml:4:1: there is no such zone; write one of these\n" + string(bad) + "cluster  not reached since noon\x1b[0m\nFRONTEND  STATE  WANTED  GOT\n  home/web:80  open\n    10.0.0.101:31196 w1  up\n")
+	want := []string{"Problems:", "  a.yaml:4:1: there", "    is no such zone;", "    write one of", "    these", "cluster  not reached", "  since noon", "FRONTEND  STATE  WANT", "  home/web:80  open", "    10.0.0.101:31196 ", "", "q quit  j/k line  spa"}
+	frame := v.frame(21, len(want), time.Now())
+	if got := seen(frame); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if coloured := string(bad) + "cluster  not reached\x1b[0m\x1b[K\r\n  " + string(bad) + "since noon\x1b[0m"; !strings.Contains(frame, coloured) {
+		t.Errorf("%q has no %q", frame, coloured)
+	}
+	if got := seen(v.frame(200, 8, time.Now())); got[1] != "  a.yaml:4:1: there is no such zone; write one of these" {
+		t.Errorf("%q on a wider screen", got[1])
+	}
+	for _, line := range []string{strings.Repeat("ä", 70), "  " + strings.Repeat("本", 50), strings.Repeat(" ", 90) + "x", ""} {
+		for _, part := range fold(line, 21) {
+			if cellsOf(part) > 21 {
+				t.Errorf("%q of %q does not fit", part, line)
+			}
+		}
+	}
+}
+
 type said string // an error
 
 func (e said) Error() string { return string(e) }

@@ -16,6 +16,9 @@ import (
 	"e13.dev/gatehouse/internal/status"
 )
 
+// tableHead begins the table of frontends, and the line that is its head.
+const tableHead = "FRONTEND"
+
 // picture is how a status is drawn.
 type picture struct {
 	palette
@@ -211,7 +214,7 @@ func inkOfAddress(s status.AddressState) ink {
 // line for each frontend, and below it one for each backend.
 func (p picture) frontends(s status.Status) []string {
 	var table columns
-	heads := []string{"FRONTEND", "STATE", "WANTED", "GOT", "NOW", "NEW/S", "TOTAL", "IN", "OUT", "IN/S", "OUT/S"}
+	heads := []string{tableHead, "STATE", "WANTED", "GOT", "NOW", "NEW/S", "TOTAL", "IN", "OUT", "IN/S", "OUT/S"}
 	for i, head := range heads {
 		heads[i] = p.in(strong, head)
 	}

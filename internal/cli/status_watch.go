@@ -132,7 +132,9 @@ func ask(ctx context.Context, show func(context.Context, io.Writer) error) (answ
 // view is what is on the screen, and where in it somebody is.
 type view struct {
 	palette
-	lines []string
+	said  []string  // lines, as long as they are
+	lines []string  // said, folded for a screen that is width wide
+	width int       // 0: they are to be folded anew
 	at    time.Time // when the daemon said so
 	err   error     // why it has not said anything since
 	top   int       // the first line that is seen
@@ -140,7 +142,23 @@ type view struct {
 }
 
 func (v *view) take(text string) {
-	v.lines = strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	v.said, v.width = strings.Split(strings.TrimSuffix(text, "\n"), "\n"), 0
+}
+
+// fold breaks what does not fit, for nobody can scroll to the right, and problems
+// end with what would be right. The table stays one, and is cut.
+func (v *view) fold(width int) {
+	if v.width == width {
+		return
+	}
+	v.lines, v.width = nil, width
+	for i, line := range v.said {
+		if strings.HasPrefix(inked.ReplaceAllString(line, ""), tableHead+" ") {
+			v.lines = append(v.lines, v.said[i:]...)
+			return
+		}
+		v.lines = append(v.lines, fold(line, width)...)
+	}
 }
 
 // scroll goes where a key says; frame sees to it that something is there.
@@ -173,6 +191,7 @@ func (v *view) frame(width, height int, now time.Time) string {
 	if v.err != nil {
 		lines = append(lines, v.in(bad, fmt.Sprintf("no answer for %s, this is from before: %s", status.Age(now.Sub(v.at)), harmless(v.err.Error()))))
 	}
+	v.fold(width)
 	v.room = max(0, height-1-len(lines))
 	v.bound()
 	last := min(len(v.lines), v.top+v.room)
