@@ -69,7 +69,7 @@ func (w *whom) clientOf(c *config.Config) (*client, error) {
 	where, tokenFile := w.url, w.tokenFile
 	switch {
 	case where != "":
-	case c != nil && c.Admin.Socket != "":
+	case c != nil && c.Admin.Socket != "" && (c.Admin.Listen == "" || isThere(c.Admin.Socket)):
 		where = "unix:" + c.Admin.Socket
 	case c != nil && c.Admin.Listen != "":
 		where = reachable(c.Admin.Listen)
@@ -78,11 +78,18 @@ func (w *whom) clientOf(c *config.Config) (*client, error) {
 		}
 	default:
 		where = "unix:" + defaultSocket
-		if _, err := os.Stat(defaultSocket); errors.Is(err, fs.ErrNotExist) {
+		if !isThere(defaultSocket) {
 			where = "127.0.0.1:9180"
 		}
 	}
 	return newClient(where, tokenFile)
+}
+
+// isThere says whether there is such a socket: a daemon that could not make it, or
+// that has older files, may still answer elsewhere.
+func isThere(socket string) bool {
+	_, err := os.Stat(socket)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // client asks a running daemon.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"e13.dev/gatehouse/internal/config"
 )
 
 // Whoever is turned away reads why.
@@ -76,6 +78,28 @@ func TestWhoMayNotAskIsToldWhy(t *testing.T) {
 		}
 		if err := c.silence(fs.ErrPermission); !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", where, err)
+		}
+	}
+}
+
+// A socket that could not be made, or is only in the new files, is no reason not to
+// ask where the daemon listens too.
+func TestTheListenAddressIsAskedWhereThereIsNoSocket(t *testing.T) {
+	dir := t.TempDir()
+	there := filepath.Join(dir, "there.sock")
+	if err := os.WriteFile(there, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	missing := filepath.Join(dir, "missing.sock")
+	for _, c := range []struct{ socket, listen, want string }{
+		{there, "127.0.0.1:9180", there},
+		{missing, "127.0.0.1:9180", "127.0.0.1:9180"},
+		{missing, "", missing},
+		{"", "127.0.0.1:9180", "127.0.0.1:9180"},
+	} {
+		client, err := (&whom{}).clientOf(&config.Config{Admin: config.Admin{Socket: c.socket, Listen: c.listen}})
+		if err != nil || client.where != c.want {
+			t.Errorf("socket %q, listen %q: %v (%v) is asked, want %s", c.socket, c.listen, client, err, c.want)
 		}
 	}
 }
