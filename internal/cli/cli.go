@@ -45,7 +45,7 @@ type usageError struct{ error }
 func Main(args []string, stdout, stderr io.Writer) int {
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
-	err := root.ExecuteContext(context.Background())
+	command, err := root.ExecuteContextC(context.Background())
 	var usage usageError
 	switch {
 	case err == nil:
@@ -53,7 +53,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errNo):
 		return exitNo
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "gatehouse: %v\nRun 'gatehouse --help' for the commands and their flags.\n", err)
+		fmt.Fprintf(stderr, "gatehouse: %v\nRun '%s --help' to see what it takes.\n", err, command.CommandPath())
 		return exitUsage
 	default:
 		fmt.Fprintf(stderr, "gatehouse: %v\n", err)
