@@ -61,7 +61,7 @@ func (e *engine) toHost(t target, origins []origin) ([]Way, error) {
 func (e *engine) unknownName(name string) error {
 	hint := "ask for the address that it stands for"
 	if have := slices.Concat(e.frontendNames(), e.hostnames()); len(have) > 0 {
-		hint += "; of TLS server names and frontends: " + config.Suggest(name, "have", have)
+		hint += "; " + config.Suggest(name, "frontends and TLS server names here:", have)
 	}
 	return fmt.Errorf("nobody takes the name %s here, and what it stands for is not known; %s", name, hint)
 }
