@@ -75,7 +75,7 @@ func Run(ctx context.Context, opts Options) error {
 		}
 		fmt.Fprintln(opts.Out, counts.table())
 	} else {
-		fmt.Fprintf(opts.Out, "  try it:         curl http://%s/\n  status page:    http://%s/\n  configuration:  %s (edit it and watch)\n\nCtrl-C ends it.\n\n", front, admin, file)
+		fmt.Fprintf(opts.Out, "  try it:         curl http://%s/\n  status page:    http://%s/\n  configuration:  %s (edit it, and see the page)\n\nCtrl-C ends it.\n\n", front, admin, file)
 		show(ctx, opts, counts, front)
 	}
 	cancel()
