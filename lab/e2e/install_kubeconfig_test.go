@@ -178,6 +178,8 @@ func leastPrivilege(t *testing.T, box *kubernetes.Clientset) {
 	if _, err := box.CoreV1().Services(ns).Get(ctx, "theirs", metav1.GetOptions{}); err != nil {
 		t.Errorf("read a Service: %v", err)
 	}
+	// Each time to another value: what is so already, everybody may change.
+	tries := 0
 	for name, try := range map[string]func() error{
 		"read a Secret": func() error {
 			_, err := box.CoreV1().Secrets("gatehouse").Get(ctx, "gatehouse-token", metav1.GetOptions{})
@@ -193,7 +195,9 @@ func leastPrivilege(t *testing.T, box *kubernetes.Clientset) {
 			return err
 		},
 		"change a label by way of the status": func() error {
-			_, err := box.CoreV1().Services(ns).Patch(ctx, "theirs", types.MergePatchType, []byte(`{"metadata":{"labels":{"a":"b"}}}`), metav1.PatchOptions{}, "status")
+			tries++
+			change := fmt.Appendf(nil, `{"metadata":{"labels":{"a":"b%d"}}}`, tries)
+			_, err := box.CoreV1().Services(ns).Patch(ctx, "theirs", types.MergePatchType, change, metav1.PatchOptions{}, "status")
 			return err
 		},
 		"delete a Service": func() error { return box.CoreV1().Services(ns).Delete(ctx, "theirs", metav1.DeleteOptions{}) },
