@@ -26,7 +26,8 @@ func newCompletion() *cobra.Command {
 		Use:   "completion bash|zsh|fish",
 		Short: "Print a script that completes gatehouse's command lines",
 		Long: `completion prints a script for a shell, which then completes commands, flags and
-files, zones and names of Services: those of the files (-c) or of the running daemon.`,
+files, zones and names of Services: those of the files (-c) or of the running daemon.
+That for bash needs the package bash-completion. The Debian package has all three.`,
 		Example: `gatehouse completion bash > /etc/bash_completion.d/gatehouse
 gatehouse completion zsh > /usr/local/share/zsh/site-functions/_gatehouse
 gatehouse completion fish > /etc/fish/completions/gatehouse.fish`,

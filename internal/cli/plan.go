@@ -42,7 +42,7 @@ these files: what is opened (+), closed (-) or changed (~) in each zone, and how
 that nothing would. Whether backends are up makes no difference.
 ` + askedWhere,
 		Example: `  gatehouse plan -c gatehouse.yaml
-  gatehouse plan -c /etc/gatehouse/gatehouse.yaml --diff    # before systemctl reload gatehouse
+  gatehouse plan -c new.yaml --diff    # before mv new.yaml /etc/gatehouse/gatehouse.yaml, which the daemon reads at once
   gatehouse plan -c new.yaml --diff --url http://127.0.0.1:9180
   gatehouse plan -c gatehouse.yaml -o json | jq -r '.exposures[] | select(.open | not) | .name + ": " + .reason'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
