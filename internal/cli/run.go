@@ -138,6 +138,9 @@ answered, until you stop it with Ctrl-C. Its status page is served meanwhile.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
+			// To a daemon SIGHUP says that it reads its files again; here the terminal is gone.
+			ctx, ignore := signal.NotifyContext(ctx, syscall.SIGHUP)
+			defer ignore()
 			return demo.Run(ctx, demo.Options{
 				Out: cmd.OutOrStdout(), Once: once, Version: Version,
 				Live: isTerminal(cmd.OutOrStdout()) && os.Getenv("TERM") != "dumb",
