@@ -168,6 +168,9 @@ func TestYAML(t *testing.T) {
 	if err != nil || string(want) != string(got) {
 		t.Errorf("not %s (%v); go test -update writes it\n%s", golden, err, got)
 	}
+	if !strings.Contains(string(got), "\n  allow:\n    internet:\n      namespaces: [ingress-public]\n") {
+		t.Errorf("everybody may open Services on the Internet:\n%s", got)
+	}
 	if text := string(switchedOn(got)); !strings.Contains(text, "\npools:\n  - name: home\n") || !strings.Contains(text, "addresses: [10.11.12.240-10.11.12.247]") ||
 		!strings.Contains(text, "\n  allow:\n    internet:\n") || !strings.Contains(text, "\nfrontends:\n") {
 		t.Errorf("examples are missing:\n%s", text)

@@ -100,9 +100,14 @@ func (f File) example() string {
 }
 
 func (f File) kubernetes(b *strings.Builder) {
-	guarded := f.example()
+	// The Internet is nobody's unless it is said whose. In other networks the reader
+	// may decide.
+	allow := "  # Who may ask for a zone at all; one that is not named here is for all.\n" +
+		"#  allow:\n#    " + scalar(f.example()) + ":\n#      namespaces: [ingress-public]"
 	if slices.ContainsFunc(f.Zones, func(z Zone) bool { return z.Name == internet }) {
-		guarded = internet
+		allow = "  # Who may ask for a zone at all; one that is not named here is for all. On the\n" +
+			"  # Internet only Services of this namespace are opened: name yours.\n" +
+			"  allow:\n    internet:\n      namespaces: [ingress-public]"
 	}
 	fmt.Fprintf(b, `
 # The cluster whose Services of type LoadBalancer are opened: those of the class
@@ -110,15 +115,12 @@ func (f File) kubernetes(b *strings.Builder) {
 kubernetes:
   # gatehouse kubeconfig writes it, with no more rights than are needed.
   kubeconfig: %s
-  # Who may ask for a zone at all; one that is not named here is for all.
-#  allow:
-#    %s:
-#      namespaces: [ingress-public]
+%s
   # Services without a class as well, if nothing else answers them.
 #  classless: true
   # Where Services are opened that name no zone.
 #  defaultZones: [%s]
-`, scalar(f.Kubeconfig), scalar(guarded), scalar(f.example()))
+`, scalar(f.Kubeconfig), allow, scalar(f.example()))
 }
 
 func (f File) examples(b *strings.Builder) {
