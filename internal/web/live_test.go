@@ -266,7 +266,7 @@ func TestServeEndsThoughSomebodyListens(t *testing.T) {
 	}
 	start := time.Now()
 	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) || time.Since(start) > answerTime/2 {
+	if err := <-done; !errors.Is(err, context.Canceled) || time.Since(start) >= answerTime { // which it would wait
 		t.Errorf("ended after %s with %v", time.Since(start), err)
 	}
 }
