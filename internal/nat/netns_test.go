@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -129,12 +130,21 @@ func dial(t *testing.T, ns *netnstest.NS, network, from, to string) (talk, error
 	return talk{c, answer{client, port}}, err
 }
 
+// udpPort is the source port that was used last. Of those that the kernel picks
+// one may be that of an exchange before, which conntrack still sends where that
+// went.
+var udpPort atomic.Uint32
+
+func init() { udpPort.Store(10_000) }
+
 func dialHere(ctx context.Context, network, from, to string) (net.Conn, error) {
 	d := net.Dialer{Timeout: soon}
-	if ip, err := netip.ParseAddr(from); err == nil && network == "tcp" {
+	ip, err := netip.ParseAddr(from)
+	if network == "tcp" && err == nil {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0))
-	} else if err == nil {
-		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 0))
+	}
+	if network == "udp" {
+		d.LocalAddr = &net.UDPAddr{IP: ip.AsSlice(), Port: int(udpPort.Add(1))}
 	}
 	return d.DialContext(ctx, network, to)
 }
