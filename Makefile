@@ -116,7 +116,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
 	@cd lab && $(GO) vet ./site/... ./e2e/... ./guides/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
 	@cd packaging && ../.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@test -z "$$(gofmt -l lab cmd internal packaging | tee /dev/stderr)"
+	@test -z "$$(gofmt -l lab cmd internal packaging | tee -a /dev/stderr)"
 
 .tools/golangci-lint-$(GOLANGCI_VERSION):
 	$(say) "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
