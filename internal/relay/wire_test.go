@@ -690,9 +690,9 @@ func tapeOf(seed uint64) []byte {
 	return b
 }
 
-func playAll(t *testing.T, s *stage, scripts int) {
+func playAll(t *testing.T, s *stage, first uint64, scripts int) {
 	t.Helper()
-	first, last := uint64(1), uint64(scripts)
+	last := first + uint64(scripts) - 1
 	if *wireSeed != 0 {
 		first, last = *wireSeed, *wireSeed
 	}
@@ -706,21 +706,25 @@ func playAll(t *testing.T, s *stage, scripts int) {
 
 func TestRelayIsAWire(t *testing.T) {
 	s := newStage(t, true)
-	playAll(t, s, *wireScripts)
+	everywhere := func() bool { return s.watch.toSplice > 0 && s.watch.held > 0 && s.watch.piped > 0 }
+	// That flows go back again is for TestFlowsAreSplicedWhileTheyAreBulky: few
+	// do here, and it takes luck to see them. Of the rest a busy machine may show
+	// little, so that more is played until it was seen.
+	for round := range 10 {
+		playAll(t, s, 1+uint64(round**wireScripts), *wireScripts)
+		if *wireSeed != 0 || everywhere() {
+			break
+		}
+	}
 	t.Logf("%d bytes arrived; %d flows were seen to go over to splicing, %d back again; %d bytes waited in memory, %d in a pipe",
 		s.played, s.watch.toSplice, s.watch.backAgain, s.watch.held, s.watch.piped)
-	if *wireSeed != 0 {
-		return
-	}
-	// That flows go back again is for TestFlowsAreSplicedWhileTheyAreBulky: few
-	// do here, and it takes luck to see them.
-	if s.watch.toSplice == 0 || s.watch.held == 0 || s.watch.piped == 0 {
+	if *wireSeed == 0 && !everywhere() {
 		t.Error("the scripts do not go everywhere")
 	}
 }
 
 func TestTheOracleIsAWire(t *testing.T) {
-	playAll(t, newStage(t, false), *wireScripts/2)
+	playAll(t, newStage(t, false), 1, *wireScripts/2)
 }
 
 // What an end has said before it says that this was all is whole, whatever
