@@ -90,25 +90,26 @@ func startLoad(host, address string, perSecond int) *load {
 		var flying sync.WaitGroup
 		tick := time.NewTicker(time.Second / time.Duration(perSecond))
 		defer tick.Stop()
+		// The first is made at once, so that there is one, however soon it ends.
 		for {
+			flying.Go(func() {
+				start := time.Now()
+				a, err := get(host, address, 10*time.Second)
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.took = append(l.took, time.Since(start))
+				if err != nil {
+					l.failed = append(l.failed, failure{start, err})
+				}
+				if err == nil {
+					l.pods[a.Pod], l.nodes[a.Node] = true, true
+				}
+			})
 			select {
 			case <-l.stop:
 				flying.Wait()
 				return
 			case <-tick.C:
-				flying.Go(func() {
-					start := time.Now()
-					a, err := get(host, address, 10*time.Second)
-					l.mu.Lock()
-					defer l.mu.Unlock()
-					l.took = append(l.took, time.Since(start))
-					if err != nil {
-						l.failed = append(l.failed, failure{start, err})
-					}
-					if err == nil {
-						l.pods[a.Pod], l.nodes[a.Node] = true, true
-					}
-				})
 			}
 		}
 	}()
