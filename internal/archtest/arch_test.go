@@ -35,6 +35,8 @@ var allowed = map[string][]string{
 	"internal/history":     {"internal/edge", "internal/status"},
 	"internal/status":      {"internal/desired", "internal/edge"},
 	"internal/desired":     {"internal/config", "internal/edge", "internal/pools"},
+	"internal/firewall":    {"internal/config", "internal/edge"},
+	"internal/names":       {"internal/config", "internal/desired", "internal/edge"},
 	"internal/pools":       {"internal/edge"},
 	"internal/vip":         {"internal/edge", "internal/nft"},
 	"internal/laststate":   {"internal/edge"},

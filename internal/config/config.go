@@ -59,8 +59,12 @@ type Config struct {
 	Pools      []Pool      // in file order; no two overlap
 	Kubernetes *Kubernetes // nil: no cluster
 	Admin      Admin
-	// StateDir is where the last good snapshot of the cluster is kept; empty:
-	// nowhere.
+	Firewall   *Firewall // nil: gatehouse filters nothing
+	Links      []Link    // in file order
+	DHCP       []DHCP    // in file order; a zone once
+	DNS        *DNS      // nil: gatehouse answers no questions
+	// StateDir is where the last good snapshot of the cluster and DHCP leases are kept;
+	// empty: nowhere.
 	StateDir string
 	// StopTimeout is how long connections may go on when gatehouse stops; what
 	// is left then is cut.

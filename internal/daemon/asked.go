@@ -42,6 +42,7 @@ func (d *Daemon) Status() status.Status {
 	}
 	if c := d.files.current(); c != nil {
 		s.Addresses = addressRows(d.state, d.allocations, d.addresses.snapshot())
+		s.Router = d.router.status(c)
 		s.Pools = poolRows(c.Pools, d.interfaces, d.allocations, d.addresses.snapshot())
 		if c.Kubernetes != nil {
 			s.Cluster = d.cluster.status(d.seen)

@@ -82,6 +82,7 @@ type Daemon struct {
 	kernel      *kernel
 	addresses   *addresses
 	journal     *journal
+	router      router
 	site        *web.Server // the status page; who sees it is said by token
 	token       token
 	history     *history.History
@@ -138,6 +139,7 @@ func New(o Options) *Daemon {
 	d.kernel.successor, d.kernel.work = o.Previous != nil, &d.work
 	d.addresses = &addresses{log: o.Log, keeper: vip.New(o.Log, vip.Options{}), left: d.addressesLeft, changed: d.kick}
 	d.journal = newJournal(d.kick)
+	d.router = newRouter(o.Log, d.kick)
 	d.history = history.New()
 	d.site = web.New(web.Source{Status: d.Status, Explain: d.Explain}, o.Log)
 	d.told = problemLog{log: o.Log}
@@ -203,6 +205,11 @@ func (d *Daemon) run(ctx context.Context) error {
 	task(g, "data plane nat", func() error { return d.kernel.run(serving, d.kick) })
 	task(g, "history", func() error { return d.rememberCounts(serving) })
 	task(g, "token", func() error { return d.token.run(serving, d.kick) })
+	task(g, "links", func() error { return d.router.links.run(serving) })
+	task(g, "firewall", func() error { return d.router.filter.run(serving) })
+	task(g, "dhcp", func() error { return d.router.dhcp.run(serving) })
+	task(g, "router advertisements", func() error { return d.router.adverts.run(serving) })
+	task(g, "dns", func() error { return d.router.dns.run(serving) })
 	task(g, "state", func() error { return d.journal.run(serving) })
 	task(g, "loop", func() error { return d.loop(serving, watcher) })
 	err = g.Wait()

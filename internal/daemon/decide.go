@@ -35,6 +35,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	d.names.Follow(hostNames(c))
 	d.cluster.use(ctx, c)
 	cluster := d.cluster.look()
+	linkProblems := d.router.links.apply(ctx, c)
 	if len(c.Pools) > 0 || len(d.ledger.all) > 0 || d.addresses.areLeft() {
 		d.addresses.want(ctx)
 	}
@@ -76,6 +77,9 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 			d.kernel.setRoutes(now.state.Routes, nodesToRoute(c, cluster.snapshot))
 		}
 	}
+	// Before a door opens that it would keep shut, and after the kernel's doors are
+	// known.
+	filterProblems := d.router.filter.apply(ctx, now)
 	d.prober.Apply(now.state.Probes)
 	probes := probesAt(now.state)
 	d.probesAt.Store(&probes)
@@ -100,13 +104,14 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	d.remember(c, cluster, now.state.Allocations)
 	d.tellCluster(cluster, now.state)
 	admin := d.serveAdmin(ctx, c, now.in.Interfaces)
+	routing := slices.Concat(linkProblems, filterProblems, d.router.serve(ctx, now))
 	unwalled := d.addresses.problems()
 	beside := d.others.problem(time.Now(), d.alone(), now.state.NAT || now.state.Transparent || len(c.Pools) > 0)
-	now.problems = slices.Concat(now.problems, admin, lacking, unwalled, beside, d.journal.problems(), d.cluster.problems())
+	now.problems = slices.Concat(now.problems, admin, lacking, routing, unwalled, beside, d.journal.problems(), d.cluster.problems())
 	slices.SortStableFunc(now.problems, desired.ComparePositions)
 	d.told.tell(now.problems)
 	d.publish(now, cluster, len(doors))
-	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0 || held || len(d.lingering) > 0 || d.addresses.failing() || len(beside) > 0
+	return len(doors) > 0 || len(admin) > 0 || len(lacking) > 0 || len(routing) > 0 || held || len(d.lingering) > 0 || d.addresses.failing() || len(beside) > 0
 }
 
 // remember keeps who has which address, and the cluster that it follows from.

@@ -148,6 +148,7 @@ func (d *Daemon) retire(retired bool) {
 	d.kernel.retire(retired)
 	d.addresses.retire(retired)
 	d.journal.retire(retired)
+	d.router.retire(retired)
 }
 
 // pack is the one way from what the parts hand over to sockets; unpack is the

@@ -398,6 +398,10 @@ type Cluster struct {
 	// Namespaces are the labels of each namespace; nil: they are not read, since
 	// nothing in the configuration asks for them.
 	Namespaces map[string]map[string]string
+	// Hosts are the names that Ingresses and Gateways' routes answer to, as far as
+	// it is known which Service serves them; sorted by host, then Service. nil: they
+	// are not read, since nothing in the configuration asks for them.
+	Hosts []HostRule
 	// Lists counts how often one of these was read as a whole, and not followed by
 	// a watch: what is missing afterwards was not seen to be deleted.
 	Lists int

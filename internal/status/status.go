@@ -31,7 +31,8 @@ type Status struct {
 	Pools     []Pool         `json:"pools,omitempty"`     // in file order
 	Conntrack *Conntrack     `json:"conntrack,omitempty"` // nil: the kernel follows no connections
 	Routes    []edge.Route   `json:"routes,omitempty"`    // to pods, as they are kept
-	Problems  []edge.Problem `json:"problems"`            // of the configuration files first
+	Router                   // what this machine is for the machines of its zones
+	Problems  []edge.Problem `json:"problems"` // of the configuration files first
 	Work      *Work          `json:"work,omitempty"`
 }
 
