@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -107,9 +108,12 @@ func TestPagesFollowTheFile(t *testing.T) {
 	t.Log("nowhere")
 	write(t, file, "apiVersion: gatehouse.e13.dev/v1\n")
 	eventually(t, "closed", asks(once, "http://"+address+"/status.json", "", 0))
-	if _, err := os.Stat(filepath.Join(dir, "no", "api.sock")); err == nil {
-		t.Error("a socket is left")
-	}
+	eventually(t, "the socket is gone", func() error {
+		if _, err := os.Stat(filepath.Join(dir, "no", "api.sock")); err == nil {
+			return errors.New("it is left")
+		}
+		return nil
+	})
 }
 
 // has waits for a problem of a field that says all of it.
