@@ -139,6 +139,7 @@ func (d *Daemon) serveAdmin(ctx context.Context, c *config.Config, interfaces []
 		access := web.Access{}
 		switch {
 		case at.Socket != "":
+			access.Operator = &web.Operator{Apply: d.Apply, Confirm: d.Confirm, Revert: d.Revert, Trial: d.Trial}
 		case at.Device == "" && c.Admin.OnLoopback():
 			access.Local = true
 		default:

@@ -13,19 +13,24 @@ import (
 	"e13.dev/gatehouse/internal/status"
 )
 
-// files holds the configuration that runs: the last good one.
+// files holds the configuration that runs: the last good one, or one that is on
+// trial instead.
 type files struct {
 	log   *slog.Logger
 	names []string
 
 	mu       sync.Mutex
-	running  *config.Config
+	good     *config.Config      // the last good one of the disk
+	contents []filewatch.Content // that good was made of
 	loadedAt time.Time
 	problems []edge.Problem // of what is on disk now
+	attempt  *attempt       // on trial; nil: nothing is
+	last     string         // how the last trial ended
 }
 
 // take takes what is on disk now, and says whether it is good. Bad files change
-// nothing but what is reported.
+// nothing but what is reported. While a trial runs, good ones are what it goes
+// back to.
 func (f *files) take(contents []filewatch.Content) bool {
 	next, problems := parse(contents)
 	f.mu.Lock()
@@ -37,19 +42,17 @@ func (f *files) take(contents []filewatch.Content) bool {
 		}
 		return false
 	}
-	f.running, f.loadedAt = next, time.Now()
+	f.good, f.contents, f.loadedAt = next, contents, time.Now()
 	f.log.Info("configuration read", "files", f.names, "zones", len(next.Zones), "frontends", len(next.Frontends), "kubernetes", next.Kubernetes != nil)
+	if f.attempt != nil {
+		f.log.Info("the trial goes on, and goes back to what was read", "until", f.attempt.until)
+	}
 	return true
 }
 
 // ReadFiles reads and parses files once: a configuration, or every problem.
 func ReadFiles(names []string) (*config.Config, []edge.Problem) {
-	var contents []filewatch.Content
-	for _, name := range names {
-		data, err := filewatch.Read(name)
-		contents = append(contents, filewatch.Content{Path: name, Data: data, Err: err})
-	}
-	return parse(contents)
+	return parse(readAll(names))
 }
 
 // parse turns what was read into a configuration. While a file cannot be read
@@ -81,11 +84,14 @@ func reason(err error) string {
 func (f *files) current() *config.Config {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.running
+	if f.attempt != nil {
+		return f.attempt.config
+	}
+	return f.good
 }
 
 func (f *files) status() status.Config {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return status.Config{Files: f.names, LoadedAt: f.loadedAt, Current: len(f.problems) == 0, Problems: f.problems}
+	return status.Config{Files: f.names, LoadedAt: f.loadedAt, Current: len(f.problems) == 0, Problems: f.problems, Trial: f.trialLocked()}
 }

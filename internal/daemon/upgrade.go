@@ -94,6 +94,10 @@ func (d *Daemon) upgrade(ctx context.Context) error {
 		return errors.New("it is not known which program to start")
 	}
 	d.log.Info("upgrade begins", "program", d.opts.Program.Path)
+	if d.files.status().Trial != nil {
+		// The next process reads the files, and has nothing else.
+		d.log.Warn("an upgrade ends the trial", "files", d.opts.Files)
+	}
 	next, err := d.opts.Program.Start(ctx)
 	if err != nil {
 		return err

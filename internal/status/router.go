@@ -2,7 +2,6 @@ package status
 
 import (
 	"net/netip"
-	"time"
 
 	"e13.dev/gatehouse/internal/edge"
 )
@@ -26,8 +25,6 @@ type Firewall struct {
 	// Dropped packets, by where they came from and where they wanted to: zone names, "self", or "" for an
 	// interface of no zone. Sorted.
 	Dropped []Dropped `json:"dropped,omitempty"`
-	// Trial is a configuration that is on trial; nil: none is.
-	Trial *Trial `json:"trial,omitempty"`
 }
 
 // Policy is one of the firewall's with what it has decided.
@@ -94,10 +91,4 @@ type Upstream struct {
 	Queries uint64 `json:"queries"`
 	Failed  uint64 `json:"failed"`
 	Error   string `json:"error,omitempty"` // the last one
-}
-
-// Trial is a configuration that is gone back from unless somebody confirms it.
-type Trial struct {
-	Until time.Time `json:"until"`
-	By    string    `json:"by,omitempty"` // "uid 0"
 }

@@ -47,6 +47,15 @@ type Config struct {
 	LoadedAt time.Time      `json:"loadedAt"`           // when the running configuration was read
 	Current  bool           `json:"current"`            // false: the files on disk are bad, and the last good ones go on
 	Problems []edge.Problem `json:"problems,omitempty"` // of the files on disk
+	Trial    *Trial         `json:"trial,omitempty"`    // what runs instead of them; nil: nothing does
+}
+
+// Trial is a configuration that runs in memory only, and that is gone back from
+// unless somebody confirms it.
+type Trial struct {
+	Files []string  `json:"files"` // as its operator calls them
+	Until time.Time `json:"until"`
+	By    string    `json:"by"` // "uid 0"
 }
 
 // Conntrack is how full the kernel's table of connections is, in which every

@@ -22,6 +22,8 @@ type Access struct {
 	// led there by names that somebody else owns (DNS rebinding), so they may
 	// come by an address or as localhost only.
 	Local bool
+	// Operator is for a Unix socket: what root and our own user may have done there.
+	Operator *Operator
 }
 
 // guard is what stands between a listener and the site.

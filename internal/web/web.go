@@ -1,6 +1,7 @@
 // Package web serves what gatehouse says of itself: /healthz, /readyz,
-// /metrics, /status.json, and a page that follows what happens. It reads only;
-// there is nothing here that changes anything. Who is answered is said by the Access of each
+// /metrics, /status.json, and a page that follows what happens. It reads only:
+// there is nothing here that changes anything, but for what an Operator may have
+// done by way of a Unix socket. Who is answered is said by the Access of each
 // listener.
 package web
 
@@ -57,11 +58,12 @@ const (
 func (s *Server) Serve(ctx context.Context, listener net.Listener, access Access) error {
 	var connections sync.WaitGroup
 	server := &http.Server{
-		Handler: access.guard(s.Handler(), s.log), ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		Handler: s.handlerFor(access), ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: headerTime, MaxHeaderBytes: maxHeaderBytes, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
 		// Whoever listens to events goes when ctx ends; nothing else asks a request
 		// for its context.
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withPeer,
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
@@ -89,6 +91,15 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, access Access
 	case <-time.After(answerTime):
 	}
 	return ctx.Err()
+}
+
+// handlerFor is what stands at a listener.
+func (s *Server) handlerFor(access Access) http.Handler {
+	site := access.guard(s.Handler(), s.log)
+	if access.Operator == nil {
+		return site
+	}
+	return operators{Operator: *access.Operator, log: s.log, next: site}
 }
 
 // Handler is the whole site.
