@@ -55,6 +55,7 @@ func (p picture) print(out io.Writer, s status.Status) error {
 		}
 		add("cluster        %s", text)
 	}
+	lines = append(lines, p.router(s.Router)...)
 	lines = append(lines, p.addresses(s)...)
 	if c := s.Conntrack; c != nil {
 		usage := fmt.Sprintf("%d of %d entries", c.Entries, c.Max)

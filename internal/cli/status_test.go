@@ -145,3 +145,36 @@ func TestTheDaemonIsAskedWhereItListens(t *testing.T) {
 		}
 	}
 }
+
+func TestStatusSaysWhatTheRouterDoes(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s := status.Status{Ready: true, StartedAt: now, Router: status.Router{
+		Links: []status.Link{
+			{Name: "veth0", Kind: "macvlan", Up: true, Addrs: []netip.Prefix{netip.MustParsePrefix("10.11.12.51/24")}, Lease: &edge.LinkLease{Server: netip.MustParseAddr("10.11.12.1"), Expires: now.Add(90 * time.Minute)}},
+			{Name: "eth7", Kind: "device", Error: "there is no interface eth7"},
+		},
+		Firewall: &status.Firewall{Applied: true, Pinholes: 1, Policies: []status.Policy{{}, {}}, Dropped: []status.Dropped{{To: "self", Packets: 1}, {From: "home", To: "cluster"}}},
+		DHCP:     []status.DHCPZone{{Zone: "cluster", Size: 100, Free: 97, Leases: []edge.Lease{{}, {}, {Declined: true}}}},
+		DNS: &status.DNS{
+			Zones:     []status.DNSZone{{Zone: "home", Names: 12, Queries: map[string]uint64{"UDP": 9, "TCP": 1}, Own: 2, CacheHits: 7, Forwarded: 1}},
+			Upstreams: []status.Upstream{{Server: "10.11.12.1:53", Queries: 4, Failed: 4, Error: "no answer within 2s"}},
+		},
+	}}
+	var out strings.Builder
+	if err := printStatus(&out, s, now, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"links          veth0: macvlan, 10.11.12.51/24, by DHCP from 10.11.12.1, for 1h30m",
+		"               eth7: there is no interface eth7",
+		"firewall       2 policies, 1 pinhole, 1 packet dropped",
+		"               dropped (no zone) -> self: 1 packet",
+		"dhcp           zone cluster: 2 leases, 97 of 100 addresses free, 1 taken by somebody who was not given it",
+		"dns            zone home: 12 names, 10 questions: 2 about them, 7 from the cache, 1 asked further",
+		"dns asks       10.11.12.1:53: 4 questions, 4 without an answer, down: no answer within 2s",
+	} {
+		if !strings.Contains("\n"+out.String(), "\n"+line+"\n") {
+			t.Errorf("no line %q in\n%s", line, out.String())
+		}
+	}
+}

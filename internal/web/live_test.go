@@ -101,7 +101,7 @@ func TestListenersAreToldWhatIsNew(t *testing.T) {
 			return n
 		}
 		first := read()
-		if len(first.Order) != 2 || len(first.HTML) != 10 || first.Title != "gatehouse" || first.Page != assets.version {
+		if len(first.Order) != 2 || len(first.HTML) != 11 || first.Title != "gatehouse" || first.Page != assets.version {
 			t.Fatalf("first %d pieces, %v, %s", len(first.HTML), first.Order, first.Title)
 		}
 		start := time.Now()

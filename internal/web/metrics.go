@@ -50,6 +50,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	out.cluster(s.Cluster)
 	out.exposures(s)
 	out.pools(s)
+	out.router(s.Router)
 	if c := s.Conntrack; c != nil {
 		out.set(conntrackEntries, float64(c.Entries))
 		out.set(conntrackLimit, float64(c.Max))

@@ -74,6 +74,26 @@ var (
 	poolAddresses    = gauge("pool_addresses", "Addresses of the pool: given to Services, held for who had them until a minute ago, free, or unusable. 1.8e19 is: very many.", "pool", "family", "state")
 	serviceAddresses = gauge("service_addresses", "Addresses of pools that Services have or had until a minute ago, by how far they are: ready, pending, conflict, failed or held.", "pool", "family", "state")
 
+	// What this machine is for the machines of its zones.
+	linkUp         = gauge("link_up", "1 when the interface is there as the configuration says, is up and has a carrier.", "link", "kind")
+	linkLease      = gauge("link_lease_expiry_timestamp_seconds", "Until when a DHCP server has lent the interface its address; no series: it asks for none, or has none.", "link")
+	firewallUp     = gauge("firewall_applied", "1 when the kernel has the rules that were decided; no series: there is no firewall.")
+	firewallHoles  = gauge("firewall_pinholes", "What gatehouse has opened by itself: for Services, static frontends, and what it serves.")
+	firewallPassed = counter("firewall_policy_packets_total", "Packets that the policy has decided, the first of connections; policies are numbered from 1, in file order.", "policy", "action")
+	firewallDrops  = counter("firewall_dropped_packets_total", "Packets that nothing lets pass, by the zone that they came from and the one that they wanted to; self is this machine, and an empty one an interface of no zone.", "from", "to")
+	dhcpUp         = gauge("dhcp_up", "1 when DHCP is served in the zone.", "zone")
+	dhcpAddresses  = gauge("dhcp_addresses", "Addresses of the zone's pools and reservations: leased, free, or declined (taken by somebody who was not given them).", "zone", "state")
+	dhcpMessages   = counter("dhcp_messages_total", "DHCP messages that came and went, by type.", "zone", "type")
+	dnsUp          = gauge("dns_up", "1 when questions are answered in the zone.", "zone")
+	dnsNames       = gauge("dns_names", "Names of this site that machines of the zone can ask for.", "zone")
+	dnsQueries     = counter("dns_queries_total", "Questions by protocol.", "zone", "protocol")
+	dnsAnswers     = counter("dns_responses_total", "Answers by their code, such as NOERROR or NXDOMAIN.", "zone", "code")
+	dnsHow         = counter("dns_answered_total", "Questions by how they were answered: own (from this site's names), cache, forwarded, limited (not at all: the client asks too often) or rebinding (the answer was held back).", "zone", "how")
+	dnsCached      = gauge("dns_cache_entries", "Answers that are kept.")
+	dnsUpstreamUp  = gauge("dns_upstream_up", "1 when the server has answered lately.", "server")
+	dnsUpstreamAll = counter("dns_upstream_queries_total", "Questions that the server was asked.", "server")
+	dnsUpstreamBad = counter("dns_upstream_failures_total", "Those of them that it has not answered.", "server")
+
 	// Those of others on this machine count in them.
 	conntrackEntries = gauge("conntrack_entries", "Entries that the kernel's table of connections has, all of this machine's; no series: data plane nat is not used.")
 	conntrackLimit   = gauge("conntrack_entries_limit", "How many entries it can have: with more, the kernel drops new connections.")

@@ -48,8 +48,8 @@ func TestEveryMetricHasASeries(t *testing.T) {
 func TestNamesOfMetrics(t *testing.T) {
 	seen := map[string]bool{}
 	labels := []string{
-		"backend", "balance", "code", "data_plane", "family", "frontend", "how", "kind", "listen", "open", "pool", "protocol", "reason",
-		"resource", "result", "send_proxy_protocol", "state", "transparent", "verb", "version", "zone",
+		"action", "backend", "balance", "code", "data_plane", "family", "from", "frontend", "how", "kind", "link", "listen", "open", "policy", "pool", "protocol",
+		"reason", "resource", "result", "send_proxy_protocol", "server", "state", "to", "transparent", "type", "verb", "version", "zone",
 	}
 	for _, m := range metrics {
 		if seen[m.name] {

@@ -55,6 +55,7 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"rate":     bytesPerSecond,
 	"persec":   perSecond,
 	"ago":      func(now, t time.Time) string { return ago(now.Sub(t)) },
+	"until":    func(now, t time.Time) string { return status.Age(max(t.Sub(now), 0)) },
 	"drain":    func(now time.Time, d status.Drain) string { return d.Ends(now) },
 	"left":     func(now, until time.Time) string { return status.Age(max(until.Sub(now), 0)) + " more" },
 	"words":    func(label any) string { return strings.ReplaceAll(fmt.Sprint(label), "_", " ") },
@@ -77,7 +78,7 @@ func cut(s status.Status, w wish, now time.Time) (*moment, error) {
 		m.Pieces[id] = b.String()
 		return err
 	}
-	for _, id := range []string{"state", "problems", "picture", "tally", "doors", "refused", "pools", "ways"} {
+	for _, id := range []string{"state", "problems", "picture", "tally", "doors", "refused", "pools", "router", "ways"} {
 		if err := piece(id, id, v); err != nil {
 			return nil, err
 		}
@@ -103,14 +104,14 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) {
 	}
 	piece := func(id string) template.HTML { return template.HTML(m.Pieces[id]) } //nolint:gosec // a template has made it, and escaped what is in it
 	data := struct {
-		Title                                                        string
-		Wish                                                         wish
-		Words                                                        string
-		State, Problems, Picture, Tally, Doors, Refused, Pools, Ways template.HTML
-		Cards                                                        []template.HTML
+		Title                                                                string
+		Wish                                                                 wish
+		Words                                                                string
+		State, Problems, Picture, Tally, Doors, Refused, Pools, Router, Ways template.HTML
+		Cards                                                                []template.HTML
 	}{
 		Title: m.Title, Wish: wanted, Words: wanted.words, State: piece("state"), Problems: piece("problems"), Picture: piece("picture"), Tally: piece("tally"),
-		Doors: piece("doors"), Refused: piece("refused"), Pools: piece("pools"), Ways: piece("ways"),
+		Doors: piece("doors"), Refused: piece("refused"), Pools: piece("pools"), Router: piece("router"), Ways: piece("ways"),
 	}
 	for _, id := range m.Order {
 		data.Cards = append(data.Cards, piece(id))

@@ -324,3 +324,31 @@ func TestExplainPage(t *testing.T) {
 		}
 	}
 }
+
+// What clients of the DHCP server call themselves is on the page, and is theirs.
+func TestPageShowsWhatTheRouterDoes(t *testing.T) {
+	_, body := ask(t, sample(), "GET", "/")
+	text := textOf(body)
+	for _, want := range []string{
+		"veth0 macvlan, 10.11.12.51/24, by DHCP from 10.11.12.1, for 1h",
+		"firewall 2 policies, 7 pinholes, 407 packets dropped",
+		"internet -> cluster: 204 packets",
+		"DHCP in cluster 2 leases, 98 of 100 addresses free, 1 taken by somebody who was not given it",
+		"DHCP in lab interface eth2 has no IPv4 address",
+		"DNS in home 12 names, 208 questions: 20 about them, 180 from the cache, 8 asked further, 3 too many, 2 answers held back",
+		"DNS asks 10.11.12.1:53: 4 questions, 4 without an answer, down: no answer within 2s",
+		"10.0.0.11 worker-1 cluster 02:00:00:00:00:11 11h1m left, reserved",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page does not say %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(body, "<i>tv") {
+		t.Error("what a client calls itself is markup")
+	}
+	s := sample()
+	s.Router = status.Router{}
+	if _, body = ask(t, s, "GET", "/"); !strings.Contains(body, `aria-labelledby="router-h" hidden`) {
+		t.Error("a machine that routes nothing has that section")
+	}
+}

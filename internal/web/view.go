@@ -74,6 +74,8 @@ type view struct {
 	Refused  section[desired.Exposure]
 	Held     section[status.Address]
 	Ways     section[edge.Route]
+	Machines section[edge.Lease] // that have an address by DHCP
+	Routing  bool                // this machine is something for the machines of its zones, beside what it opens
 	Troubles section[edge.Problem]
 	Wide     scene
 	Narrow   scene
@@ -229,6 +231,12 @@ func viewOf(s status.Status, w wish, now time.Time) view {
 	v.Held = firstOf(s.Addresses, rowsShown, func(a status.Address) bool {
 		return w.has(append([]string{a.Addr.String(), a.Pool, a.Zone, string(a.State)}, a.Services...)...)
 	})
+	v.Routing = s.Firewall != nil || len(s.Links) > 0 || len(s.DHCP) > 0 || s.DNS != nil
+	var leases []edge.Lease
+	for _, z := range s.DHCP {
+		leases = append(leases, z.Leases...)
+	}
+	v.Machines = firstOf(leases, rowsShown, func(l edge.Lease) bool { return w.has(l.Addr.String(), l.Hostname, l.Zone, l.MAC) })
 	v.Ways = firstOf(s.Routes, rowsShown, func(r edge.Route) bool { return w.has(r.Dst.String(), r.Via.String(), r.Why) })
 	v.Troubles = firstOf(s.Problems, rowsShown, func(edge.Problem) bool { return true })
 	site := siteOf(s)

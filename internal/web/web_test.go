@@ -106,6 +106,7 @@ func sample() status.Status {
 			StateSavedAt: time.Unix(1700000456, 0),
 		},
 		Conntrack: &status.Conntrack{Entries: 240000, Max: 262144},
+		Router:    sampleRouter(),
 		Routes:    []edge.Route{{Dst: netip.MustParsePrefix("10.244.1.0/24"), Via: netip.MustParseAddr("10.0.0.101"), Why: "node/w1"}},
 		Listeners: []status.Listener{{
 			Zone: "internet", Protocol: edge.TCP, Listen: "@veth0:443", Routed: 112, Traffic: status.Traffic{
@@ -117,6 +118,34 @@ func sample() status.Status {
 			Traffic: status.Traffic{Waiting: 1, Packets: &status.Packets{Dropped: 74}},
 		}},
 		Problems: []edge.Problem{{Object: "service/shop/b", What: "SCTP is not supported yet"}},
+	}
+}
+
+func sampleRouter() status.Router {
+	return status.Router{
+		Firewall: &status.Firewall{
+			Applied: true, Pinholes: 7, Policies: []status.Policy{
+				{What: "cluster -> internet: everything", Allow: true, Packets: 201, Pos: edge.Pos{File: "gatehouse.yaml", Line: 12, Col: 7}},
+				{What: "home -> cluster: 10.0.0.10 22/TCP", Packets: 202, Pos: edge.Pos{File: "gatehouse.yaml", Line: 13, Col: 7}},
+			},
+			Dropped: []status.Dropped{{From: "", To: "self", Packets: 203}, {From: "internet", To: "cluster", Packets: 204}},
+		},
+		Links: []status.Link{
+			{Name: "eth0", Kind: "device", Up: true, Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}},
+			{Name: "veth0", Kind: "macvlan", Made: true, Up: true, Addrs: []netip.Prefix{netip.MustParsePrefix("10.11.12.51/24")}, Lease: &edge.LinkLease{Server: netip.MustParseAddr("10.11.12.1"), Expires: time.Now().Add(90 * time.Minute)}},
+		},
+		DHCP: []status.DHCPZone{{
+			Zone: "cluster", Size: 100, Free: 98, Messages: map[string]uint64{"DISCOVER": 205, "ACK": 206}, Leases: []edge.Lease{
+				{Zone: "cluster", Addr: netip.MustParseAddr("10.0.0.11"), MAC: "02:00:00:00:00:11", Hostname: "worker-1", Reserved: true, Expires: time.Now().Add(11*time.Hour + 90*time.Second)},
+				{Zone: "cluster", Addr: netip.MustParseAddr("10.0.0.100"), MAC: "02:00:00:00:00:42", Hostname: "<i>tv", Expires: time.Now().Add(time.Hour)},
+				{Zone: "cluster", Addr: netip.MustParseAddr("10.0.0.101"), Declined: true, Expires: time.Now().Add(time.Hour)},
+			},
+		}, {Zone: "lab", Error: "interface eth2 has no IPv4 address"}},
+		DNS: &status.DNS{
+			Zones:     []status.DNSZone{{Zone: "home", Names: 12, Queries: map[string]uint64{"UDP": 207, "TCP": 1}, Answers: map[string]uint64{"NOERROR": 200, "NXDOMAIN": 8}, Own: 20, CacheHits: 180, Forwarded: 8, Limited: 3, Rebinding: 2}},
+			Upstreams: []status.Upstream{{Server: "9.9.9.9:853 (dns.quad9.net)", Up: true, Queries: 8}, {Server: "10.11.12.1:53", Queries: 4, Failed: 4, Error: "no answer within 2s"}},
+			Cached:    321,
+		},
 	}
 }
 

@@ -1,0 +1,64 @@
+package web
+
+import (
+	"strconv"
+
+	"e13.dev/gatehouse/internal/status"
+)
+
+func (out output) router(r status.Router) {
+	for _, l := range r.Links {
+		out.set(linkUp, number(l.Well()), l.Name, l.Kind)
+		if l.Lease != nil {
+			out.set(linkLease, float64(l.Lease.Expires.Unix()), l.Name)
+		}
+	}
+	if f := r.Firewall; f != nil {
+		out.set(firewallUp, number(f.Applied))
+		out.set(firewallHoles, float64(f.Pinholes))
+		for i, p := range f.Policies {
+			action := "drop"
+			if p.Allow {
+				action = "accept"
+			}
+			out.count(firewallPassed, p.Packets, strconv.Itoa(i+1), action)
+		}
+		for _, d := range f.Dropped {
+			out.count(firewallDrops, d.Packets, d.From, d.To)
+		}
+	}
+	for _, z := range r.DHCP {
+		out.set(dhcpUp, number(z.Error == ""), z.Zone)
+		for state, n := range map[string]int{"leased": z.Leased(), "declined": z.Declined(), "free": z.Free} {
+			out.set(dhcpAddresses, float64(n), z.Zone, state)
+		}
+		for kind, n := range z.Messages {
+			out.count(dhcpMessages, n, z.Zone, kind)
+		}
+	}
+	if d := r.DNS; d != nil {
+		out.dns(*d)
+	}
+}
+
+func (out output) dns(d status.DNS) {
+	for _, z := range d.Zones {
+		out.set(dnsUp, number(z.Error == ""), z.Zone)
+		out.set(dnsNames, float64(z.Names), z.Zone)
+		for protocol, n := range z.Queries {
+			out.count(dnsQueries, n, z.Zone, protocol)
+		}
+		for code, n := range z.Answers {
+			out.count(dnsAnswers, n, z.Zone, code)
+		}
+		for how, n := range map[string]uint64{"own": z.Own, "cache": z.CacheHits, "forwarded": z.Forwarded, "limited": z.Limited, "rebinding": z.Rebinding} {
+			out.count(dnsHow, n, z.Zone, how)
+		}
+	}
+	out.set(dnsCached, float64(d.Cached))
+	for _, u := range d.Upstreams {
+		out.set(dnsUpstreamUp, number(u.Up), u.Server)
+		out.count(dnsUpstreamAll, u.Queries, u.Server)
+		out.count(dnsUpstreamBad, u.Failed, u.Server)
+	}
+}
