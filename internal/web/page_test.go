@@ -337,7 +337,7 @@ func TestPageShowsWhatTheRouterDoes(t *testing.T) {
 		"DHCP in lab interface eth2 has no IPv4 address",
 		"DNS in home 12 names, 208 questions: 20 about them, 180 from the cache, 8 asked further, 3 too many, 2 answers held back",
 		"DNS asks 10.11.12.1:53: 4 questions, 4 without an answer, down: no answer within 2s",
-		"10.0.0.11 worker-1 cluster 02:00:00:00:00:11 11h1m left, reserved",
+		"10.0.0.11 worker-1 cluster 02:00:00:00:00:11 11h",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not say %q:\n%s", want, text)
