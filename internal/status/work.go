@@ -1,6 +1,7 @@
 package status
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -53,16 +54,16 @@ func (t *Timing) Took(d time.Duration) {
 }
 
 // ProblemKinds are what KindOf says.
-var ProblemKinds = []string{"addresses", "configuration", "frontend", "kubernetes", "nat", "service", "transparent", "other"}
+var ProblemKinds = []string{"addresses", "configuration", "dhcp", "dns", "firewall", "frontend", "kubernetes", "link", "nat", "routerAdvertisements", "service", "transparent", "other"}
 
 // KindOf says what a problem is about: the first word of its object, or the
 // configuration, where it is of a place in a file.
 func KindOf(p edge.Problem) string {
 	kind, _, _ := strings.Cut(p.Object, "/")
-	switch kind {
-	case "":
+	if kind == "" {
 		return "configuration"
-	case "addresses", "frontend", "kubernetes", "nat", "service", "transparent":
+	}
+	if slices.Contains(ProblemKinds, kind) {
 		return kind
 	}
 	return "other"
