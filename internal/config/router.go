@@ -55,6 +55,11 @@ type Link struct {
 	MTU     int    // 0: as it is
 	// Addresses are those that it has, with the length of their network's prefix.
 	Addresses []netip.Prefix
+	// Metric is that of the routes to its networks and of what DHCP brings: between
+	// links that lead to the same place the smallest counts. It is never 0.
+	Metric int
+	// Forwarding makes the machine a router though there is no firewall.
+	Forwarding bool
 	// DHCP asks for an IPv4 address, and what comes with it.
 	DHCP *DHCPClient
 	// AcceptRA has it make itself IPv6 addresses and a default route of what routers advertise there.
@@ -86,14 +91,14 @@ type DHCPClient struct {
 	Hostname string // told to the server (RFC 2132 §3.14); empty: the machine's
 	// DefaultRoute takes the server's router as the default route.
 	DefaultRoute bool
-	Metric       int // of its routes
+	Metric       int // of its routes: that of the link
 }
 
 // LinkRoute is a route by a link.
 type LinkRoute struct {
 	To     netip.Prefix
 	Via    netip.Addr // zero: neighbours
-	Metric int
+	Metric int        // never 0
 	Pos    edge.Pos
 }
 
@@ -174,7 +179,10 @@ type DNS struct {
 	// IngressClasses say which Service (namespace/name) serves the Ingresses of a class, or the Gateways of
 	// one, where their status does not.
 	IngressClasses map[string]string
-	Pos            edge.Pos
+	// Allow says of domains which namespaces may have names in them, by annotation or by the hosts of Ingresses
+	// and routes: names in Domain may be had by all if it is not a key; in other domains by nobody. Labels is empty.
+	Allow map[string]Allow
+	Pos   edge.Pos
 }
 
 // Record is a name that is written in the file. One of Addresses, CNAME, SRV, TXT is set.

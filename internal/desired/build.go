@@ -65,6 +65,24 @@ type State struct {
 	// Sorted.
 	Addresses   []edge.Address
 	Allocations []edge.Allocation // who has which address of a pool, and what is held; sorted by address, then Service
+	// Names are those that Services have beside the one that follows from their
+	// namespace and name. Sorted. None without DNS.
+	Names []Name
+}
+
+// Name is a domain name that Services have asked for, or that Ingresses and
+// routes answer to which they serve.
+type Name struct {
+	Name string // in lower case, without a dot at its end; may begin with "*."
+	// By are those who may have it, all of one namespace's wish. In each zone the
+	// first one has it that is open there.
+	By []NamedBy
+}
+
+// NamedBy is a Service that has a name.
+type NamedBy struct {
+	Service string // namespace/name
+	Why     string // "service/shop/web", "ingress/shop/web"
 }
 
 // Exposure is one port of a Service, or one static frontend, in one zone: open

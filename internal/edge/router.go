@@ -36,6 +36,10 @@ type HostRule struct {
 	Host    string // in lower case; "*.example.org" for names below; never empty
 	Service string // namespace/name
 	Why     string // "ingress/shop/web", "httproute/shop/web"
+	// Namespace is where the Ingress or route is, and Created when it was made: of two that want a name, the
+	// older one's namespace has it.
+	Namespace string
+	Created   time.Time
 }
 
 // Records of one zone: what machines of that zone are answered.
