@@ -22,8 +22,8 @@ var validNetwork = regexp.MustCompile(`^[a-z][a-z0-9]{0,9}$`)
 // LinkUp know the cable, Detach takes it away.
 func (s *Site) Attach(ctx context.Context, hostName, iface, network string, addrs ...string) error {
 	return s.change(func() error {
-		if !isHost(hostName) {
-			return noSuchHost(hostName)
+		if !s.isHost(hostName) {
+			return s.noSuchHost(hostName)
 		}
 		if !validNetwork.MatchString(network) {
 			return fmt.Errorf("network %q: want a lower-case letter, then up to 9 lower-case letters or digits", network)
@@ -68,7 +68,7 @@ func (s *Site) Detach(ctx context.Context, hostName, iface string) error {
 // cables are all of the lab's, those it is made with first.
 func (s *Site) cables() []attachment {
 	var all []attachment
-	for _, h := range hosts(false) {
+	for _, h := range hosts(s.record.Options) {
 		for _, n := range h.nics {
 			all = append(all, attachment{h.name, n.name, n.segment})
 		}
@@ -78,8 +78,8 @@ func (s *Site) cables() []attachment {
 
 // cable finds the switch and the port where the cable of a host's interface ends.
 func (s *Site) cable(hostName, iface string) (segment, port string, err error) {
-	if !isHost(hostName) {
-		return "", "", noSuchHost(hostName)
+	if !s.isHost(hostName) {
+		return "", "", s.noSuchHost(hostName)
 	}
 	var names []string
 	for _, c := range s.cables() {

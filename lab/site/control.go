@@ -116,8 +116,8 @@ func (s *Site) Run(ctx context.Context, name, hostName string, env []string, arg
 }
 
 func (s *Site) addLocked(ctx context.Context, c *component) error {
-	if !isHost(c.Host) {
-		return noSuchHost(c.Host)
+	if !s.isHost(c.Host) {
+		return s.noSuchHost(c.Host)
 	}
 	if len(c.Argv) == 0 || c.Name == "" || strings.ContainsAny(c.Name, "/ ") {
 		return fmt.Errorf("component %q: want a name without slashes and a program", c.Name)

@@ -41,7 +41,7 @@ func FindSystemPrograms() {
 
 // checkMachine says everything that is missing at once, and what to do about it.
 func checkMachine(o Options) error {
-	var errs []error
+	errs := []error{checkBare(o)}
 	if os.Geteuid() != 0 {
 		errs = append(errs, errors.New("a lab makes network namespaces: run it as root"))
 	}
@@ -137,7 +137,7 @@ func (s *Site) applyExtrasLocked(ctx context.Context) error {
 		}
 		s.progress("applied %s", m)
 	}
-	if o.Gatehouse != "" {
+	if o.Gatehouse != "" && !o.Bare {
 		kubeconfig, err := s.gatehouseKubeconfig(ctx)
 		if err != nil {
 			return err
@@ -335,7 +335,7 @@ func (s *Site) Status(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	st := Status{Name: s.name, Dir: s.dir, Created: s.record.Created, Ready: s.record.Ready}
-	for _, h := range hosts(s.record.Options.PodRoutes) {
+	for _, h := range hosts(s.record.Options) {
 		pids, err := processesIn([]string{nsName(s.name, h.name)})
 		if err != nil {
 			return st, err

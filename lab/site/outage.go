@@ -116,8 +116,8 @@ func (s *Site) isolate(ctx context.Context, network string, ports []string, valu
 // between finds the network that two hosts share, and the ports of its switch where their cables end, in order.
 func (s *Site) between(a, b string) (network string, ports []string, err error) {
 	for _, h := range []string{a, b} {
-		if !isHost(h) {
-			return "", nil, noSuchHost(h)
+		if !s.isHost(h) {
+			return "", nil, s.noSuchHost(h)
 		}
 	}
 	for _, x := range s.cables() {

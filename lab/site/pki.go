@@ -93,6 +93,8 @@ func identities() [][3]string {
 		{"kube-controller-manager", "system:kube-controller-manager", ""},
 		{"kube-scheduler", "system:kube-scheduler", ""},
 		{"kube-proxy", "system:kube-proxy", ""},
+		// As its ServiceAccount, whose tokens there are only once there is an API server.
+		{"gatehouse", "system:serviceaccount:gatehouse:gatehouse", "system:serviceaccounts"},
 	}
 	for _, n := range nodes() {
 		ids = append(ids, [3]string{"agent-" + n, "system:node:" + n, "system:nodes"})

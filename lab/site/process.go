@@ -74,7 +74,11 @@ func EnterArgs(netns string, binds []string, argv []string) []string {
 
 // hostBinds are the directories that each host has for itself, because programs in them use fixed names there.
 func (s *Site) hostBinds(host string) []string {
-	return []string{s.path("hosts", host, "run") + ":/run"}
+	binds := []string{s.path("hosts", host, "run") + ":/run"}
+	if s.record.Options.Bare {
+		binds = append([]string{s.resolvConf(host) + ":/etc/resolv.conf"}, binds...)
+	}
+	return binds
 }
 
 // spawn starts the component and records its pid; the caller saves the record and holds the lock.

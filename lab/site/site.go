@@ -30,6 +30,10 @@ type Options struct {
 	PodRoutes bool   `json:"podRoutes"` // the edge knows the way to the pods
 	IPv4Nodes bool   `json:"ipv4Nodes"` // Nodes do not tell of their IPv6 addresses, and kube-proxies have none
 
+	// Bare leaves the edge as it comes out of its box: gatehouse is the site's router, which Config says, and runs before
+	// the cluster does. The storage box nas is there, and all machines but the home router get their addresses by DHCP.
+	Bare bool `json:"bare,omitempty"`
+
 	Gatehouse string   `json:"gatehouse,omitempty"` // program to run on the edge as `GATEHOUSE run -c Config`
 	Config    string   `json:"config,omitempty"`
 	Manifests []string `json:"manifests,omitempty"` // files that are kubectl-applied before gatehouse starts
@@ -179,7 +183,7 @@ func (s *Site) upLocked(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, h := range hostNames() {
+	for _, h := range s.hostNames() {
 		if err := os.MkdirAll(s.path("hosts", h, "run"), 0o755); err != nil {
 			return err
 		}
@@ -191,7 +195,7 @@ func (s *Site) upLocked(ctx context.Context) error {
 		return err
 	}
 
-	hh := hosts(s.record.Options.PodRoutes)
+	hh := hosts(s.record.Options)
 	err := together(
 		func() error { return s.wire(ctx, hh) },
 		s.installPrograms,
@@ -202,9 +206,15 @@ func (s *Site) upLocked(ctx context.Context) error {
 		return err
 	}
 	s.progress("%d hosts in 3 networks", len(hh))
+	if s.record.Options.Bare {
+		if err := s.bareLocked(ctx); err != nil {
+			return err
+		}
+	}
 
-	s.record.Components = s.planComponents()
-	storage, front, rest := s.record.Components[0], s.record.Components[1], s.record.Components[2:]
+	cluster := s.planComponents()
+	s.record.Components = append(s.record.Components, cluster...)
+	storage, front, rest := cluster[0], cluster[1], cluster[2:]
 	for _, c := range []*component{storage, front} {
 		if err := s.startLocked(c); err != nil {
 			return err
@@ -400,13 +410,13 @@ func teardown(ctx context.Context, name string) error {
 
 // netns returns the name of the network namespace of a host, or of a pod given as NAMESPACE/POD.
 func (s *Site) netns(hostName string) (string, error) {
-	if isHost(hostName) {
+	if s.isHost(hostName) {
 		return nsName(s.name, hostName), nil
 	}
 	if strings.Contains(hostName, "/") {
 		return s.podNetns(hostName)
 	}
-	return "", noSuchHost(hostName)
+	return "", s.noSuchHost(hostName)
 }
 
 // Command prepares a program to be run on a host (or in a pod: NAMESPACE/POD), with the host's own /run.
@@ -419,7 +429,7 @@ func (s *Site) Command(ctx context.Context, hostName string, argv ...string) (*e
 		return nil, errors.New("no program given")
 	}
 	var binds []string
-	if isHost(hostName) {
+	if s.isHost(hostName) {
 		binds = s.hostBinds(hostName)
 	}
 	cmd := exec.CommandContext(ctx, s.path("bin", "lab"), EnterArgs(ns, binds, argv)...)

@@ -39,6 +39,8 @@ type nic struct {
 	name    string
 	segment string
 	addrs   []string // with prefix length
+	mac     string   // empty: any
+	down    bool     // left as a machine finds it that nobody has configured
 }
 
 // host is a machine of the site: a network namespace.
@@ -74,31 +76,34 @@ var baseline = []string{
 }
 
 // hosts returns the machines of the site in the order of the picture in docs/lab.md.
-func hosts(podRoutes bool) []host {
+func hosts(o Options) []host {
+	if o.Bare {
+		return bareHosts()
+	}
+	return handmadeHosts(o.PodRoutes)
+}
+
+func handmadeHosts(podRoutes bool) []host {
 	forward := []string{"ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1"}
 	hh := []host{
 		{
 			name:  "inet",
-			nics:  []nic{{"eth0", "inet", []string{InternetClient + "/24"}}},
+			nics:  []nic{{name: "eth0", segment: "inet", addrs: []string{InternetClient + "/24"}}},
 			setup: []string{"route add default via " + PublicAddress},
 		},
 		{
 			name: "router",
 			nics: []nic{
-				{"wan", "inet", []string{PublicAddress + "/24"}},
-				{"lan", "home", []string{RouterHome + "/24", "fd00:11:12::1/64"}},
+				{name: "wan", segment: "inet", addrs: []string{PublicAddress + "/24"}},
+				{name: "lan", segment: "home", addrs: []string{RouterHome + "/24", "fd00:11:12::1/64"}},
 			},
 			sysctls: forward,
-			setup: []string{
-				// The careless part: whatever comes from the Internet, for any destination, goes to the edge.
-				"rule add iif wan fwmark 1 lookup 100",
-				"route add default via " + EdgeExposed + " dev lan table 100",
-			},
-			nft: routerRules,
+			setup:   careless,
+			nft:     routerRules,
 		},
 		{
 			name: "home1",
-			nics: []nic{{"eth0", "home", []string{"10.11.12.101/24", "fd00:11:12::101/64"}}},
+			nics: []nic{{name: "eth0", segment: "home", addrs: []string{"10.11.12.101/24", "fd00:11:12::101/64"}}},
 			setup: []string{
 				"route add default via " + RouterHome,
 				"route add " + ClusterNet + " via " + EdgeHome,
@@ -106,7 +111,7 @@ func hosts(podRoutes bool) []host {
 		},
 		{
 			name: "home2",
-			nics: []nic{{"eth0", "home", []string{"10.11.12.102/24", "fd00:11:12::102/64"}}},
+			nics: []nic{{name: "eth0", segment: "home", addrs: []string{"10.11.12.102/24", "fd00:11:12::102/64"}}},
 			setup: []string{
 				"route add default via " + RouterHome,
 				"route add " + ClusterNet + " via " + EdgeHome,
@@ -115,7 +120,7 @@ func hosts(podRoutes bool) []host {
 		edge(podRoutes),
 		{
 			name: "cp",
-			nics: []nic{{"eth0", "cluster", []string{ControlPlane + "/24", controlPlane6 + "/64"}}},
+			nics: []nic{{name: "eth0", segment: "cluster", addrs: []string{ControlPlane + "/24", controlPlane6 + "/64"}}},
 			setup: append([]string{
 				"route add default via " + EdgeCluster,
 				"route add default via " + EdgeCluster6,
@@ -126,7 +131,7 @@ func hosts(podRoutes bool) []host {
 		n := i + 1
 		hh = append(hh, host{
 			name:    w,
-			nics:    []nic{{"eth0", "cluster", []string{workerAddr(n) + "/24", workerAddr6(n) + "/64"}}},
+			nics:    []nic{{name: "eth0", segment: "cluster", addrs: []string{workerAddr(n) + "/24", workerAddr6(n) + "/64"}}},
 			sysctls: forward,
 			setup: append([]string{
 				"route add default via " + EdgeCluster,
@@ -145,8 +150,8 @@ func edge(podRoutes bool) host {
 	h := host{
 		name: "edge",
 		nics: []nic{
-			{"eth0", "cluster", []string{EdgeCluster + "/24", EdgeCluster6 + "/64"}},
-			{"eth1", "home", []string{EdgeHome + "/24", EdgeHome6 + "/64"}},
+			{name: "eth0", segment: "cluster", addrs: []string{EdgeCluster + "/24", EdgeCluster6 + "/64"}},
+			{name: "eth1", segment: "home", addrs: []string{EdgeHome + "/24", EdgeHome6 + "/64"}},
 		},
 		// eth1 and veth0 are in one subnet. Without these each would answer ARP for the other's address, and
 		// Internet traffic would move over to eth1 whenever a neighbour happens to learn it so.
@@ -187,14 +192,21 @@ func podRoutesBut(n int) []string {
 	return lines
 }
 
+// careless is the router's way of forwarding: whatever comes from the Internet, for any destination, goes to the edge.
+var careless = []string{
+	"rule add iif wan fwmark 1 lookup 100",
+	"route add default via " + EdgeExposed + " dev lan table 100",
+}
+
 // routerRules: the mark is on the connection, so that answers to what home itself asked of the Internet find
 // their way home, and everything else is handed to the exposed host. So is what comes from home for the public
 // address, as most routers do it (NAT loopback).
 const routerRules = `
 table ip site {
+	set public { type ipv4_addr; elements = { 203.0.113.1 }; }
 	chain pre {
 		type nat hook prerouting priority dstnat;
-		iifname { wan, lan } ip daddr 203.0.113.1 meta l4proto { tcp, udp } dnat to 10.11.12.51
+		iifname { wan, lan } ip daddr @public meta l4proto { tcp, udp } dnat to 10.11.12.51
 	}
 	chain remember {
 		type filter hook prerouting priority mangle;
@@ -238,9 +250,9 @@ table inet site {
 `
 
 // hostNames returns all hosts, in order.
-func hostNames() []string {
+func (s *Site) hostNames() []string {
 	var names []string
-	for _, h := range hosts(false) {
+	for _, h := range hosts(s.record.Options) {
 		names = append(names, h.name)
 	}
 	return names
@@ -250,9 +262,13 @@ func hostNames() []string {
 func (h host) addresses() []string {
 	var out []string
 	for _, n := range h.nics {
+		if len(n.addrs) == 0 {
+			out = append(out, n.name+" dhcp")
+			continue
+		}
 		out = append(out, n.name+" "+strings.Split(n.addrs[0], "/")[0])
 	}
-	if h.name == "edge" {
+	if h.name == "edge" && h.nft != "" {
 		out = append(out, "veth0 "+EdgeExposed)
 	}
 	return out
@@ -309,6 +325,9 @@ func hostSetup(h host) string {
 
 func nicSetup(n nic) string {
 	var b strings.Builder
+	if n.mac != "" {
+		fmt.Fprintf(&b, "link set %s address %s\n", n.name, n.mac)
+	}
 	for _, a := range n.addrs {
 		nodad := ""
 		if strings.Contains(a, ":") {
@@ -316,7 +335,9 @@ func nicSetup(n nic) string {
 		}
 		fmt.Fprintf(&b, "addr add %s dev %s%s\n", a, n.name, nodad)
 	}
-	fmt.Fprintf(&b, "link set %s up\n", n.name)
+	if !n.down {
+		fmt.Fprintf(&b, "link set %s up\n", n.name)
+	}
 	return b.String()
 }
 
@@ -325,8 +346,8 @@ func portName(host, nic string) string { return host + "-" + nic }
 
 func nsName(lab, host string) string { return "ghlab-" + lab + "-" + host }
 
-func noSuchHost(name string) error {
-	return fmt.Errorf("no host named %q; there are %s", name, strings.Join(hostNames(), ", "))
+func (s *Site) noSuchHost(name string) error {
+	return fmt.Errorf("no host named %q; there are %s", name, strings.Join(s.hostNames(), ", "))
 }
 
-func isHost(name string) bool { return slices.Contains(hostNames(), name) }
+func (s *Site) isHost(name string) bool { return slices.Contains(s.hostNames(), name) }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,21 +16,28 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata")
 
-// The whole wiring as text that a person can check against the picture in docs/lab.md.
+// The whole wiring as text that a person can check against the pictures in docs/lab.md and docs/guides/home.md.
 func TestWiring(t *testing.T) {
-	var b strings.Builder
-	hh := hosts(true)
-	b.WriteString("# machine\n" + cabling("x", hh))
-	for _, s := range segments {
-		b.WriteString("# switch " + s + "\n" + switchSetup(s, hh))
+	for name, o := range map[string]Options{"wiring": {PodRoutes: true}, "wiring-bare": {Bare: true}} {
+		t.Run(name, func(t *testing.T) {
+			var b strings.Builder
+			hh := hosts(o)
+			b.WriteString("# machine\n" + cabling("x", hh))
+			for _, s := range segments {
+				b.WriteString("# switch " + s + "\n" + switchSetup(s, hh))
+			}
+			for _, h := range hh {
+				b.WriteString("# host " + h.name + "\n" + hostSetup(h))
+				for _, s := range h.sysctls {
+					b.WriteString("sysctl " + s + "\n")
+				}
+			}
+			if o.Bare {
+				b.WriteString("# dnsmasq.conf of router\n" + homeRouter())
+			}
+			golden(t, name+".txt", b.String())
+		})
 	}
-	for _, h := range hh {
-		b.WriteString("# host " + h.name + "\n" + hostSetup(h))
-		for _, s := range h.sysctls {
-			b.WriteString("sysctl " + s + "\n")
-		}
-	}
-	golden(t, "wiring.txt", b.String())
 }
 
 func golden(t *testing.T, name, got string) {
@@ -51,7 +59,7 @@ func golden(t *testing.T, name, got string) {
 
 // The kernel refuses longer interface names, and the mistake shows only at the first `lab up`.
 func TestInterfaceNamesFit(t *testing.T) {
-	for _, h := range hosts(false) {
+	for _, h := range slices.Concat(hosts(Options{}), hosts(Options{Bare: true})) {
 		for _, n := range h.nics {
 			if port := portName(h.name, n.name); len(port) > 15 {
 				t.Errorf("%s: longer than 15 characters", port)
@@ -63,7 +71,7 @@ func TestInterfaceNamesFit(t *testing.T) {
 func TestPodRoutesOnlyWhenAsked(t *testing.T) {
 	for _, asked := range []bool{false, true} {
 		has := false
-		for _, h := range hosts(asked) {
+		for _, h := range hosts(Options{PodRoutes: asked}) {
 			if h.name == "edge" {
 				has = strings.Contains(hostSetup(h), "10.244.")
 			}
@@ -96,13 +104,19 @@ func TestNames(t *testing.T) {
 }
 
 func TestCable(t *testing.T) {
-	for _, tt := range []struct{ host, iface, port, err string }{
-		{"edge", "eth1", "home:edge-eth1", ""},
-		{"w2", "eth0", "cluster:w2-eth0", ""},
-		{"edge", "veth0", "", "edge has no cable at veth0; it has eth0, eth1"},
-		{"nas", "eth0", "", `no host named "nas"; there are inet, router, home1, home2, edge, cp, w1, w2, w3`},
+	for _, tt := range []struct {
+		host, iface, port, err string
+		bare                   bool
+	}{
+		{"edge", "eth1", "home:edge-eth1", "", false},
+		{"w2", "eth0", "cluster:w2-eth0", "", false},
+		{"edge", "veth0", "", "edge has no cable at veth0; it has eth0, eth1", false},
+		{"nas", "eth0", "", `no host named "nas"; there are inet, router, home1, home2, edge, cp, w1, w2, w3`, false},
+		{"nas", "eth0", "cluster:nas-eth0", "", true},
 	} {
-		segment, port, err := newSite("x").cable(tt.host, tt.iface)
+		s := newSite("x")
+		s.record.Options.Bare = tt.bare
+		segment, port, err := s.cable(tt.host, tt.iface)
 		got, message := segment+":"+port, ""
 		if err != nil {
 			got, message = "", err.Error()

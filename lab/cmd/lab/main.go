@@ -32,6 +32,7 @@ const usage = `lab: a whole site on one machine, with a real Kubernetes in it
 
   lab up [--name NAME] [--gatehouse PATH --config FILE] [--manifests FILE]... [--samples]
          [--proxy-mode nftables|iptables] [--pod-routes]     make it
+         [--bare]                                            with gatehouse as its router
   lab down [--name NAME | --all]                             remove it, or what a crash left of it
   lab status [--name NAME]                                   hosts, components, nodes, pods
   lab kubectl [--name NAME] ARGUMENT...                      kubectl, as the admin
@@ -54,7 +55,7 @@ const usage = `lab: a whole site on one machine, with a real Kubernetes in it
   lab kubeconfig [--name NAME] [NAMESPACE/SERVICEACCOUNT]    path of a kubeconfig: the admin's, or one with a new token
   lab logs [--name NAME] COMPONENT                           path of its log
 
-NAME is lab unless LAB_NAME says otherwise. Hosts: inet router home1 home2 edge cp w1 w2 w3.
+NAME is lab unless LAB_NAME says otherwise. Hosts: inet router home1 home2 edge cp w1 w2 w3, and with --bare nas.
 `
 
 var (
@@ -252,6 +253,7 @@ func up(ctx context.Context, args []string) error {
 	flags.StringVar(&o.ProxyMode, "proxy-mode", "nftables", "")
 	flags.BoolVar(&o.Samples, "samples", false, "")
 	flags.BoolVar(&o.PodRoutes, "pod-routes", false, "")
+	flags.BoolVar(&o.Bare, "bare", false, "")
 	flags.Func("manifests", "", func(v string) error {
 		o.Manifests = append(o.Manifests, v)
 		return nil
