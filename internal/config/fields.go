@@ -40,26 +40,26 @@ var topBlock = block{
 	format: APIVersion,
 	fields: []field{
 		{"apiVersion", "text", required, APIVersion, "The format of the file: `" + APIVersion + "`, or `v1` for an l4proxy file."},
+		{"links", "list", "`[]`", `[{name: eth0, addresses: [10.0.0.1/24]}]`, "Interfaces that gatehouse makes, or whose addresses it keeps, and routes. What is not in it is left to the system's own tools."},
 		{"zones", "map of zones by name", "`{}`", "{home: {interfaces: [eth1]}}", "The networks that clients come from. A name has small letters, digits and `-`."},
 		{"pools", "list", "`[]`", "[{name: home, zone: home, addresses: [10.11.12.64-10.11.12.79]}]", "Addresses that Services get for themselves. In a zone without a pool they share those of its interfaces, by port."},
 		{"frontends", "list", "`[]`", `[{zones: [home], port: 22, backends: [{address: "10.0.0.101:22"}]}]`, "Static frontends. Kubernetes adds its own."},
 		{"kubernetes", "map", "no cluster", "{defaultZones: [home]}", "The cluster whose Services are exposed; `{}` for all defaults."},
+		{"dhcp", "map by zone name", "`{}`", "{home: {pools: [10.11.12.100-10.11.12.199]}}", "Zones whose machines get addresses from gatehouse, and IPv6 router advertisements."},
 		{"stopTimeout", "duration, 100ms to 24h, or 0", "`10s`", "10s", "How long a gatehouse that stops waits for connections to end by themselves; what is left is cut. 0: at once."},
-		{"stateDir", "name of a directory", "nothing is kept", "/var/lib/gatehouse", "Where the last good snapshot of the cluster is kept, so that a gatehouse that is started while the API server is away goes on from it. It is made if it is not there."},
+		{"stateDir", "name of a directory", "nothing is kept", "/var/lib/gatehouse", "Where the last good snapshot of the cluster is kept, so that a gatehouse that is started while the API server is away goes on from it, and the leases of `dhcp`, which needs it. It is made if it is not there."},
 		{"admin", "map", "not served", `{listen: "127.0.0.1:9180"}`, "Where gatehouse tells about itself."},
+		{"firewall", "map", "nothing is filtered", "{policies: [{from: home, to: self, ports: [ssh]}]}", "What may pass between zones and to this machine; with it, nothing else does."},
 	},
 	later: []refusal{
 		{"dns", "leave it out and keep your DNS server"},
-		{"dhcp", "leave it out and keep your DHCP server"},
-		{"links", "leave it out and configure interfaces with the system's own tools"},
-		{"firewall", "leave it out and keep your own rules"},
-		{"policies", "leave it out; sourceRanges of a frontend and kubernetes.allow narrow who gets in"},
 		{"nat", "leave it out and keep your own rules"},
-		{"routes", "leave it out and configure routes with the system's own tools"},
 		{"announce", "leave it out"},
 		{"bgp", "leave it out"},
 	},
 	wrong: []refusal{
+		{"routes", "they belong to an interface: links: [{name: eth0, routes: [{to: 10.2.0.0/16, via: 10.0.0.9}]}]"},
+		{"policies", "they are in the block firewall: {policies: [...]}"},
 		{"hostnames", "each frontend has its own: frontends: [{hostnames: [git.example.org]}]"},
 	},
 }
@@ -279,6 +279,8 @@ var l4Block = block{
 		{"stopTimeout", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"stateDir", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"pools", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"firewall", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"dhcp", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 	},
 }
 
@@ -308,7 +310,8 @@ var l4BackendBlock = block{
 
 // blocks are all of them, in the order that the documentation has.
 var blocks = []*block{
-	&topBlock, &zoneBlock, &poolBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &kubernetesHealthBlock, &allowBlock, &apiServerBlock, &adminBlock,
+	&topBlock, &linkBlock, &macvlanBlock, &vlanBlock, &bridgeBlock, &linkRouteBlock, &zoneBlock, &poolBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &kubernetesHealthBlock, &allowBlock, &apiServerBlock, &adminBlock, &firewallBlock, &policyBlock,
+	&dhcpBlock, &reservationBlock, &relayedBlock, &dhcpOptionsBlock, &advertisementsBlock,
 	&l4Block, &l4FrontendBlock, &l4BackendBlock,
 }
 

@@ -23,6 +23,9 @@ const maxWeight = 65535
 func (f *file) gatehouse(root value) {
 	top, _ := root.fields(&topBlock)
 	f.zones(top.get("zones"))
+	for _, v := range top.get("links").list() {
+		f.link(v)
+	}
 	for _, v := range top.get("pools").list() {
 		f.pool(v)
 	}
@@ -32,6 +35,9 @@ func (f *file) gatehouse(root value) {
 	if key, ok := f.once(top, "kubernetes"); ok {
 		f.kubernetes(top.get("kubernetes"), key.pos())
 	}
+	if _, ok := f.once(top, "dhcp"); ok {
+		f.dhcp(top.get("dhcp"))
+	}
 	if _, ok := f.once(top, "stopTimeout"); ok {
 		top.get("stopTimeout").duration(&f.cfg.StopTimeout, ShortestTimeout, 24*time.Hour, true)
 	}
@@ -40,6 +46,9 @@ func (f *file) gatehouse(root value) {
 	}
 	if key, ok := f.once(top, "admin"); ok {
 		f.admin(top.get("admin"), key.pos())
+	}
+	if key, ok := f.once(top, "firewall"); ok {
+		f.firewall(top.get("firewall"), key.pos())
 	}
 }
 
@@ -75,6 +84,9 @@ func (f *file) zones(v value) {
 		}
 		f.cfg.Zones = append(f.cfg.Zones, zone)
 		f.zoneNamed[e.key] = true
+		if e.key == Self || e.key == AnyZone {
+			f.wordZones = append(f.wordZones, e.keyAt)
+		}
 	}
 }
 

@@ -177,6 +177,23 @@ func dump(c *Config) string {
 	for _, z := range c.Zones {
 		line("zone %s: %q (%s)", z.Name, z.Interfaces, at(z.Pos))
 	}
+	for _, l := range c.Links {
+		line("link %s: mac %q, mtu %d, metric %d, addresses %s, accept RA %t, forwarding %t (%s)", l.Name, l.MAC, l.MTU, l.Metric, l.Addresses, l.AcceptRA, l.Forwarding, at(l.Pos))
+		switch {
+		case l.Macvlan != nil:
+			line("  macvlan: %+v", *l.Macvlan)
+		case l.VLAN != nil:
+			line("  vlan: %+v", *l.VLAN)
+		case l.Bridge != nil:
+			line("  bridge: %+v", *l.Bridge)
+		}
+		if l.DHCP != nil {
+			line("  dhcp: %+v", *l.DHCP)
+		}
+		for _, r := range l.Routes {
+			line("  route: %s via %s metric %d (%s)", r.To, r.Via, r.Metric, at(r.Pos))
+		}
+	}
 	who := func(w Who) string {
 		return fmt.Sprintf("namespaces %s, with labels %q, labels %q", allOr(w.Namespaces == nil, w.Namespaces), w.NamespaceLabels, w.Labels)
 	}
@@ -224,6 +241,21 @@ func dump(c *Config) string {
 		line("  ignore exclude label: %t, finalizer: %t, hold losses: %s", k.IgnoreExcludeLabel, k.Finalizer, k.HoldLosses)
 		if a := k.APIServer; a != nil {
 			line("  API server: zones %q, port %d (%s)", a.Zones, a.Port, at(a.Pos))
+		}
+	}
+	for _, d := range c.DHCP {
+		line("dhcp in %s: %s for %s, probe %t (%s)", d.Zone, d.Pools, d.LeaseTime, d.Probe, at(d.Pos))
+		for _, r := range d.Reservations {
+			line("  %s is for mac %q, node %q, called %q (%s)", r.Address, r.MAC, r.Node, r.Hostname, at(r.Pos))
+		}
+		for _, r := range d.Relayed {
+			line("  relayed %s by %s: %s (%s)", r.Network, r.Router, r.Pools, at(r.Pos))
+		}
+		o := d.Options
+		line("  routers %s, dns %s, ntp %s, domain %q, search %q", allOr(o.Routers == nil, o.Routers), allOr(o.DNS == nil, o.DNS), o.NTP, o.Domain, o.Search)
+		line("  mtu %d, next server %s, boot file %q", o.MTU, o.NextServer, o.BootFile)
+		if r := d.RouterAdvertisements; r != nil {
+			line("  advertised: %s for %s, dns %s, search %q, mtu %d (%s)", r.Prefixes, r.Lifetime, allOr(r.DNS == nil, r.DNS), r.Search, r.MTU, at(r.Pos))
 		}
 	}
 	if c.StateDir != "" {

@@ -28,7 +28,10 @@ func Parse(files []File) (*Config, []edge.Problem) {
 		p.parseFile(&file{parser: p, index: i, name: f.Name}, f.Data)
 	}
 	p.checkZoneNames()
+	p.checkLinks()
 	p.checkOverlaps()
+	p.checkReservedZones()
+	p.checkDHCP()
 	if len(p.found) == 0 {
 		return &p.cfg, nil
 	}
@@ -53,8 +56,15 @@ type parser struct {
 	members      map[string]member   // by interface
 	names        map[string]named    // of frontends
 	blocks       map[string]edge.Pos // what may be there once, such as kubernetes
+	wordZones    []value             // zones whose names mean something else in policies
 	claims       []claim
 	pooled       []pooledRange
+
+	dhcpRanges      []dhcpRange
+	dhcpZones       []value // those that have a DHCP server, where they say so
+	dhcpReserved    []keptFor
+	relayedNetworks []RelayedNetwork
+	links           []linkValue
 }
 
 // named is where a frontend's name was taken, and whether nobody wrote it.
