@@ -200,6 +200,7 @@ func Build(in Inputs) (State, []edge.Problem) {
 	}
 	b.checkZones()
 	b.claimAdmin()
+	b.claimDHCP()
 	for i := range in.Config.Frontends {
 		b.static(&in.Config.Frontends[i])
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
 )
 
@@ -355,6 +356,24 @@ func (b *builder) claimAdmin() {
 			for _, device := range z.Interfaces {
 				take("zones", edge.Listen{Device: device, Port: admin.Port})
 			}
+		}
+	}
+}
+
+// claimDHCP keeps frontends off the port of this machine's DHCP server in its
+// zones: only one of the two would get what clients send.
+func (b *builder) claimDHCP() {
+	for i := range b.in.Config.DHCP {
+		d := &b.in.Config.DHCP[i]
+		z := b.zones[d.Zone]
+		if z == nil || !d.Gives() {
+			continue
+		}
+		key := doorKey{protocol: edge.UDP, port: config.DHCPPort}
+		for _, device := range z.Interfaces {
+			b.doors[key] = append(b.doors[key], &door{
+				listen: edge.Listen{Device: device, Port: config.DHCPPort}, first: &claim{name: "dhcp." + d.Zone + " (" + d.Pos.String() + ")"}, pools: true,
+			})
 		}
 	}
 }
