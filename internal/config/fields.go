@@ -46,13 +46,13 @@ var topBlock = block{
 		{"frontends", "list", "`[]`", `[{zones: [home], port: 22, backends: [{address: "10.0.0.101:22"}]}]`, "Static frontends. Kubernetes adds its own."},
 		{"kubernetes", "map", "no cluster", "{defaultZones: [home]}", "The cluster whose Services are exposed; `{}` for all defaults."},
 		{"dhcp", "map by zone name", "`{}`", "{home: {pools: [10.11.12.100-10.11.12.199]}}", "Zones whose machines get addresses from gatehouse, and IPv6 router advertisements."},
+		{"dns", "map", "no DNS server", "{zones: [home], domain: home.example}", "A DNS server for zones, which knows the names of this site: of machines, nodes and Services."},
 		{"stopTimeout", "duration, 100ms to 24h, or 0", "`10s`", "10s", "How long a gatehouse that stops waits for connections to end by themselves; what is left is cut. 0: at once."},
 		{"stateDir", "name of a directory", "nothing is kept", "/var/lib/gatehouse", "Where the last good snapshot of the cluster is kept, so that a gatehouse that is started while the API server is away goes on from it, and the leases of `dhcp`, which needs it. It is made if it is not there."},
 		{"admin", "map", "not served", `{listen: "127.0.0.1:9180"}`, "Where gatehouse tells about itself."},
 		{"firewall", "map", "nothing is filtered", "{policies: [{from: home, to: self, ports: [ssh]}]}", "What may pass between zones and to this machine; with it, nothing else does."},
 	},
 	later: []refusal{
-		{"dns", "leave it out and keep your DNS server"},
 		{"nat", "leave it out and keep your own rules"},
 		{"announce", "leave it out"},
 		{"bgp", "leave it out"},
@@ -281,6 +281,7 @@ var l4Block = block{
 		{"pools", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"firewall", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 		{"dhcp", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
+		{"dns", "write it in a file with apiVersion: " + APIVersion + "; both files can be given"},
 	},
 }
 
@@ -312,6 +313,7 @@ var l4BackendBlock = block{
 var blocks = []*block{
 	&topBlock, &linkBlock, &macvlanBlock, &vlanBlock, &bridgeBlock, &linkRouteBlock, &zoneBlock, &poolBlock, &frontendBlock, &healthBlock, &backendBlock, &kubernetesBlock, &kubernetesHealthBlock, &allowBlock, &apiServerBlock, &adminBlock, &firewallBlock, &policyBlock,
 	&dhcpBlock, &reservationBlock, &relayedBlock, &dhcpOptionsBlock, &advertisementsBlock,
+	&dnsBlock, &recordBlock, &srvBlock, &dnsAllowBlock,
 	&l4Block, &l4FrontendBlock, &l4BackendBlock,
 }
 

@@ -38,6 +38,9 @@ func (f *file) gatehouse(root value) {
 	if _, ok := f.once(top, "dhcp"); ok {
 		f.dhcp(top.get("dhcp"))
 	}
+	if key, ok := f.once(top, "dns"); ok {
+		f.dns(top.get("dns"), key.pos())
+	}
 	if _, ok := f.once(top, "stopTimeout"); ok {
 		top.get("stopTimeout").duration(&f.cfg.StopTimeout, ShortestTimeout, 24*time.Hour, true)
 	}

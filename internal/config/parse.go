@@ -32,6 +32,7 @@ func Parse(files []File) (*Config, []edge.Problem) {
 	p.checkOverlaps()
 	p.checkReservedZones()
 	p.checkDHCP()
+	p.checkDNS()
 	if len(p.found) == 0 {
 		return &p.cfg, nil
 	}
@@ -65,6 +66,9 @@ type parser struct {
 	dhcpReserved    []keptFor
 	relayedNetworks []RelayedNetwork
 	links           []linkValue
+
+	dnsRefs dnsRefs
+	records []fields // of dns, as DNS.Records has them
 }
 
 // named is where a frontend's name was taken, and whether nobody wrote it.

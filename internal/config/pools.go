@@ -71,6 +71,12 @@ func (p *parser) pooledBefore(r edge.Range) *pooledRange {
 
 // who reads a choice of Services.
 func (m fields) who(w *Who) {
+	m.namespaces(w)
+	m.get("labels").checked(&w.Labels, checkSomeSelector)
+}
+
+// namespaces reads a choice of namespaces.
+func (m fields) namespaces(w *Who) {
 	if v := m.get("namespaces"); !v.absent() {
 		w.Namespaces = plain(v.texts(func(s string) *Fault { return checkLabel("namespace", s) }))
 		if w.Namespaces == nil {
@@ -78,7 +84,6 @@ func (m fields) who(w *Who) {
 		}
 	}
 	m.get("namespaceLabels").checked(&w.NamespaceLabels, checkSomeSelector)
-	m.get("labels").checked(&w.Labels, checkSomeSelector)
 }
 
 // checkSomeSelector refuses an empty selector, too: who wrote it meant something.

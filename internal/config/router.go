@@ -167,7 +167,7 @@ type DNS struct {
 	// ServiceDomain is where exposures are: "cluster.home.example" has web.shop.cluster.home.example.
 	ServiceDomain string
 	Records       []Record
-	Upstreams     []Upstream // in file order; nil: those of the machine's own resolv.conf or DHCP lease
+	Upstreams     []Upstream // in file order; nil: those of the machine's own resolv.conf; empty but not nil: none
 	// Forwards are domains that others are asked for.
 	Forwards []Forward
 	// Rebinding are the domains whose names may have private addresses though an upstream says so.
