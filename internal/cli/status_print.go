@@ -48,6 +48,9 @@ func (p picture) print(out io.Writer, s status.Status) error {
 		configured += p.in(bad, "; what is on disk is bad, and does not run")
 	}
 	add("configuration  %s", configured)
+	if t := s.Config.Trial; t != nil {
+		add("               %s", p.in(bad, t.Says(p.now)))
+	}
 	if c := s.Cluster; c != nil {
 		text := c.Says(p.now)
 		if !c.Well() {

@@ -58,6 +58,12 @@ type Trial struct {
 	By    string    `json:"by"` // "uid 0"
 }
 
+// Says is a Trial in words.
+func (t Trial) Says(now time.Time) string {
+	return fmt.Sprintf("%s is on trial for %s more, by %s; unless it is confirmed the files go on then",
+		strings.Join(t.Files, ", "), Duration(max(t.Until.Sub(now), 0).Round(time.Second)), t.By)
+}
+
 // Conntrack is how full the kernel's table of connections is, in which every
 // connection of the nat data plane has an entry, and others of this machine too.
 type Conntrack struct {

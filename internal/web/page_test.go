@@ -152,6 +152,11 @@ func TestPageShowsRatesAndShares(t *testing.T) {
 			return s
 		}(),
 		"on disk is bad; the one of .* ago goes on": func() status.Status { s := sample(); s.Config.Current = false; return s }(),
+		"new.yaml is on trial for 0s more, by uid 0; unless it is confirmed the files go on then": func() status.Status {
+			s := sample()
+			s.Config.Trial = &status.Trial{Files: []string{"new.yaml"}, By: "uid 0"}
+			return s
+		}(),
 		"✓ no problems": func() status.Status { s := sample(); s.Problems = nil; return s }(),
 		"gatehouse.yaml:3:5 frontends.0. it is bad What would be right: something": func() status.Status {
 			s := sample()
