@@ -188,7 +188,7 @@ func (s *Site) bareLocked(ctx context.Context) error {
 		{Name: "dns-inet", Host: "inet", Argv: []string{"dnsmasq", "-k", "--conf-file=" + s.path("config", "dns-inet.conf"), "--pid-file=/run/dnsmasq.pid"}},
 		{Name: "dnsmasq", Host: "router", Argv: []string{"dnsmasq", "-k", "--conf-file=" + s.path("config", "dnsmasq.conf")}},
 		gatehouse,
-		{Name: "storage", Host: "nas", Argv: []string{s.path("bin", "lab"), "_pod", "echo", "--port", StoragePort}, Env: []string{"POD_NAME=nas"}},
+		{Name: "storage", Host: "nas", Argv: []string{s.path("bin", "lab"), "_pod", "echo", "--port", StoragePort}, Env: []string{"LAB_POD=nas"}},
 	}
 	for _, l := range leasedHosts() {
 		cc = append(cc, &component{Name: "dhcp-" + l.name, Host: l.name, Argv: []string{
