@@ -172,7 +172,7 @@ func ParseUpstream(s string) (Upstream, *Fault) {
 		}
 		var flt *Fault
 		if u.TLS, flt = parseDNSName(name); flt != nil {
-			return u, flt
+			return u, &Fault{quote(name) + " is not a name that a server's certificate has", "write one such as " + quote("tls://"+host+"#dns.quad9.net")}
 		}
 	case ok:
 		return u, &Fault{"servers are not asked by " + scheme, remedy}

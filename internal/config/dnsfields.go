@@ -4,7 +4,7 @@ var dnsBlock = block{
 	path: "dns", format: APIVersion, example: "{zones: [home], domain: home.example}",
 	doc: "Answers the questions of the machines in zones: names of this site, with the addresses that the zone that asks can reach, and for all others those of upstream servers. UDP and TCP port 53 are taken there before Services get them. [More](dns.md), and [about names](dns-names.md).",
 	fields: []field{
-		{"zones", "list of zone names", required, "[home, cluster]", "Where it answers, on their interfaces only."},
+		{"zones", "list of zone names", required, "[home]", "Where it answers, on their interfaces only."},
 		{"domain", "DNS name", required, "home.example", "The site's domain: machines are in it by their names. Others are not asked for it. `home.arpa` is for sites without a domain of their own (RFC 8375)."},
 		{"serviceDomain", "DNS name", "`cluster.` and `domain`", "cluster.home.example", "Where Services are that are open, as SERVICE.NAMESPACE in it, and static frontends by their names. Others are not asked for it."},
 		{"records", "list", "`[]`", "[{name: nas, address: 10.0.0.101}]", "Names that are written here. They come before all others."},

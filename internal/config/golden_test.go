@@ -258,6 +258,25 @@ func dump(c *Config) string {
 			line("  advertised: %s for %s, dns %s, search %q, mtu %d (%s)", r.Prefixes, r.Lifetime, allOr(r.DNS == nil, r.DNS), r.Search, r.MTU, at(r.Pos))
 		}
 	}
+	if d := c.DNS; d != nil {
+		line("dns in %s: %s, Services in %s, ttl %s, cache %d, rate %d (%s)", d.Zones, d.Domain, d.ServiceDomain, d.TTL, d.CacheSize, d.RatePerClient, at(d.Pos))
+		for _, r := range d.Records {
+			line("  %s: addresses %s, alias of %q, texts %q, in %s (%s)", r.Name, r.Addresses, r.CNAME, r.TXT, allOr(r.Zones == nil, r.Zones), at(r.Pos))
+			if r.SRV != nil {
+				line("    service %+v", *r.SRV)
+			}
+		}
+		line("  upstreams %s, rebinding %q", allOr(d.Upstreams == nil, d.Upstreams), d.Rebinding)
+		for _, f := range d.Forwards {
+			line("  forward %s: %s (%s)", f.Domain, f.Upstreams, at(f.Pos))
+		}
+		for _, class := range slices.Sorted(maps.Keys(d.IngressClasses)) {
+			line("  class %s: %s", class, d.IngressClasses[class])
+		}
+		for _, domain := range slices.Sorted(maps.Keys(d.Allow)) {
+			line("  allow in %s: %s (%s)", domain, who(d.Allow[domain].Who), at(d.Allow[domain].Pos))
+		}
+	}
 	if c.StateDir != "" {
 		line("state: %q", c.StateDir)
 	}
