@@ -274,3 +274,28 @@ func TestEveryFrontendHasADoorOfItsOwn(t *testing.T) {
 		}
 	}
 }
+
+// Each of the two firewalls is before the other in every other repetition.
+func TestFirewallsTakeTurns(t *testing.T) {
+	for _, all := range [][]string{{report.Masquerade, "gatehouse-firewall"}, {report.Routed, report.Masquerade, "gatehouse-firewall"}, {report.Routed, report.Masquerade, "gatehouse-firewall", report.Nginx}} {
+		var contenders []contender
+		for _, name := range all {
+			contenders = append(contenders, contender{Contender: report.Contender{Name: name, Router: name == report.Masquerade || name == "gatehouse-firewall", Subject: name == "gatehouse-firewall"}})
+		}
+		first := map[string]int{}
+		for rep := range 2 * len(all) {
+			var names []string
+			for _, c := range inTurn(contenders, rep) {
+				names = append(names, c.Name)
+			}
+			i, j := slices.Index(names, report.Masquerade), slices.Index(names, "gatehouse-firewall")
+			first[names[min(i, j)]]++
+			if sorted := slices.Sorted(slices.Values(names)); !slices.Equal(sorted, slices.Sorted(slices.Values(all))) {
+				t.Fatalf("repetition %d has %v", rep, names)
+			}
+		}
+		if first[report.Masquerade] != len(all) {
+			t.Errorf("of %v, in %d repetitions, these are first: %v", all, 2*len(all), first)
+		}
+	}
+}

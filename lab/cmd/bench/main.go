@@ -1,6 +1,6 @@
 // Command bench compares gatehouse's relay with its peers: HAProxy, nginx, a plain Go proxy, and the routed path
 // without any balancer, which is the limit; and gatehouse with dataPlane: nat with that limit, with what conntrack takes
-// of it and with a rule that somebody wrote by hand. It needs root, for network namespaces, and nothing else of the lab.
+// of it and with a rule that somebody wrote by hand; and its firewall with one that somebody wrote. It needs root, for network namespaces, and nothing else of the lab.
 //
 // For each column and each repetition, all contenders run one after the other, each in fresh namespaces and in another
 // order each time, so that what drifts on the machine hits all alike. Ratios are made within a repetition.
@@ -8,6 +8,7 @@
 //	bench                                                     # all: half an hour
 //	bench --only tcp-conn --contenders gatehouse,nginx --repeat 3 --duration 2s
 //	bench --contenders routed,conntrack,dnat,gatehouse-nat    # what the kernel moves
+//	bench --contenders routed,masquerade,gatehouse-firewall   # what a firewall with NAT takes
 //	bench --only nat-apply,udp-64 --contenders gatehouse-nat,gatehouse-nat-1000,gatehouse-nat-10000
 //	bench --only pingpong --gatehouse new=bin/gatehouse,old=/tmp/gatehouse
 package main
@@ -161,7 +162,7 @@ func everybody() []string {
 	for _, n := range sizes {
 		names = append(names, fmt.Sprintf("gatehouse-nat-%d", n))
 	}
-	return append(names, report.HAProxy, report.Nginx, report.IOCopy, "gatehouse")
+	return append(names, report.Masquerade, "gatehouse-firewall", report.HAProxy, report.Nginx, report.IOCopy, "gatehouse")
 }
 
 // who returns the contenders. One that is not installed is said to be, and left out, unless it was asked for by name.
@@ -199,6 +200,12 @@ func (s settings) who() ([]contender, error) {
 			err = add(stateful(), nil)
 		case report.ByHand:
 			err = add(byHand(), nil)
+		case report.Masquerade:
+			err = add(masquerade(), nil)
+		case "gatehouse-firewall":
+			for _, b := range s.builds() {
+				err = errors.Join(err, add(gatehouseRouter(b.name, b.path)))
+			}
 		case "gatehouse":
 			for _, b := range s.builds() {
 				c, failed := gatehouse(b.name, b.path)
@@ -347,9 +354,9 @@ func (s settings) order(columns []report.Column, contenders []contender) []turn 
 	var out []turn
 	for _, group := range together(columns) {
 		for rep := range s.repeat {
-			for i := range contenders {
+			for _, c := range inTurn(contenders, rep) {
 				for j := range group {
-					t := turn{group[(j+rep)%len(group)], contenders[(i+rep)%len(contenders)], rep}
+					t := turn{group[(j+rep)%len(group)], c, rep}
 					if runs(t.contender, t.column) && rep < most(t.contender, t.column) {
 						out = append(out, t)
 					}
@@ -499,11 +506,15 @@ func (s settings) run(ctx context.Context, c contender, col report.Column) (samp
 		}
 	}
 	targets := backends(l.port)
-	if c.argv != nil || c.front {
+	switch {
+	case c.Router && sc.proxy != nil:
+		err = errors.Join(st.awaitMasquerade(ctx, sc.proxy), st.awaitAnswer(targets, sc.proxy))
+	case c.argv != nil || c.front:
 		targets = at(edgeAddrs, l.port)
-		if err := st.awaitAnswer(targets, sc.proxy); err != nil {
-			return sample, err
-		}
+		err = st.awaitAnswer(targets, sc.proxy)
+	}
+	if err != nil {
+		return sample, err
 	}
 	if sc.proxy != nil && c.Kernel {
 		// The kernel has the rules before the program has done all that there is to do when it starts.

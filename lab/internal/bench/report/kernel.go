@@ -6,11 +6,12 @@ import (
 	"strings"
 )
 
-// What is aimed at where the kernel moves the packets: of the rate without a balancer, and of the rate with one
-// frontend.
+// What is aimed at where the kernel moves the packets: of the rate without a balancer, of the rate with one frontend,
+// and of the rate of another firewall.
 const (
-	ofRouted = 0.95
-	ofOne    = 0.95
+	ofRouted     = 0.95
+	ofOne        = 0.95
+	ofMasquerade = 0.97 // of that of the shortest firewall
 )
 
 // rival is whom those are compared with: the better of them.
@@ -21,7 +22,7 @@ type rival struct {
 
 // Forwarded is the table of those whose packets the kernel moves, as Markdown; empty if there are none.
 func (r *Result) Forwarded() string {
-	who := r.those(func(c Contender) bool { return c.Kernel && c.Frontends <= 1 })
+	who := r.those(func(c Contender) bool { return c.Kernel && !c.Router && c.Frontends <= 1 })
 	columns := slices.DeleteFunc(r.columns(who), func(c Column) bool { return c.Op == "" })
 	if len(columns) == 0 {
 		return ""
@@ -57,6 +58,38 @@ func (r *Result) Forwarded() string {
 						row = append(row, aim(m, ratio, ok, ofRouted)...)
 					}
 				}
+			}
+			rows = append(rows, row)
+		}
+	}
+	return table(rows)
+}
+
+// Routers is the table of firewalls with NAT on the way out, as Markdown; empty if there are none.
+func (r *Result) Routers() string {
+	who := r.those(func(c Contender) bool { return c.Router })
+	columns := r.columns(who)
+	if len(columns) == 0 {
+		return ""
+	}
+	subjects := slices.DeleteFunc(slices.Clone(who), func(c Contender) bool { return !c.Subject })
+	who = append(r.those(func(c Contender) bool { return c.Name == Routed }), who...)
+	head := heading(who)
+	for _, c := range subjects {
+		head = append(head, c.Label+" : by hand", "target", "")
+	}
+	rows := [][]string{head}
+	for _, col := range columns {
+		label := col.Label
+		for _, m := range append(ofTraffic(col), Metric{Key: Busy, Label: "CPU, " + col.unit(), Less: true}) {
+			row := []string{label, m.Label}
+			label = ""
+			for _, c := range who {
+				row = append(row, r.cell(col, c.Name, m.Key))
+			}
+			for _, c := range subjects {
+				ratio, ok := r.Ratio(col.Name, c.Name, m, Masquerade)
+				row = append(append(row, spread(ratio, ok)), aim(m, ratio, ok, ofMasquerade)...)
 			}
 			rows = append(rows, row)
 		}

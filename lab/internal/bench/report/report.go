@@ -17,6 +17,8 @@ const (
 	Nginx   = "nginx"
 	IOCopy  = "iocopy"
 	ByHand  = "dnat" // one rule of nftables, which somebody wrote
+
+	Masquerade = "masquerade" // three of them: a firewall, with NAT on the way out
 )
 
 // peers are those whose better one is what gatehouse is compared with.
@@ -131,6 +133,8 @@ type Contender struct {
 	Version string `json:"version,omitempty"`
 	Subject bool   `json:"subject,omitempty"` // a gatehouse: compared with the peers
 	Kernel  bool   `json:"kernel,omitempty"`  // it is the kernel that moves its packets
+	// Router says that it balances nothing: it is a firewall, with NAT on the way out.
+	Router bool `json:"router,omitempty"`
 	// Frontends is how many a gatehouse whose packets the kernel moves has been given.
 	Frontends int `json:"frontends,omitempty"`
 }
@@ -351,7 +355,7 @@ func (c Column) unit() string {
 
 // Processors is the table of who used the processors, as Markdown.
 func (r *Result) Processors() string {
-	who := r.those(func(c Contender) bool { return c.Frontends <= 1 })
+	who := r.those(func(c Contender) bool { return c.Frontends <= 1 && !c.Router })
 	rows := [][]string{heading(who)}
 	for _, col := range r.columns(who) {
 		if col.Op == "" {

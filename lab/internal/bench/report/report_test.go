@@ -197,3 +197,25 @@ func TestBetweenReplacesOnlyWhatIsBetween(t *testing.T) {
 		}
 	}
 }
+
+// A firewall is compared with the one by hand, and is in no other table; its rate has a target of its own.
+func TestRouters(t *testing.T) {
+	r := example()
+	r.Contenders = append(r.Contenders,
+		Contender{Name: Masquerade, Label: "firewall, by hand", Kernel: true, Router: true},
+		Contender{Name: "gatehouse-firewall", Label: "gatehouse firewall", Subject: true, Kernel: true, Router: true},
+		Contender{Name: "slow-firewall", Label: "slow firewall", Subject: true, Kernel: true, Router: true})
+	main, processors := r.Main(), r.Processors()
+	for rep, speed := range []float64{1, 2} {
+		for contender, rate := range map[string]float64{Masquerade: 100, "gatehouse-firewall": 97, "slow-firewall": 96.9} {
+			r.Samples = append(r.Samples, sample("tcp-conn", contender, rep, map[string]float64{Rate: rate * speed, P50: 500, P99: 900, Busy: 4, Client: 1}))
+		}
+	}
+	golden(t, "router.md", r.Routers())
+	if r.Main() != main || r.Processors() != processors || r.Forwarded() != "" {
+		t.Error("a firewall is in a table of balancers")
+	}
+	if example().Routers() != "" {
+		t.Error("a table of firewalls without any")
+	}
+}

@@ -45,6 +45,9 @@ func (r *Result) Markdown() string {
 	if s := r.Sizes(); s != "" {
 		b.WriteString("\nMoved by the kernel, by the number of frontends, each with six backends, of fewer runs:\n\n" + s)
 	}
+	if f := r.Routers(); f != "" {
+		b.WriteString("\nThrough a firewall, with NAT on the way out. By hand, it has three rules: answers pass, one way is open, and what\ntakes it gets another address. gatehouse's is that of one policy:\n\n" + f)
+	}
 	if a := r.Additions(); a != "" {
 		b.WriteString("\nWhat it adds to look at the ClientHello and to choose the backend by its server name, as the difference to relaying\nthe same to any backend, within a repetition; median (least to greatest):\n\n" + a)
 	}
