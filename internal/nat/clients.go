@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // forgetClients deletes what is remembered of clients whose backend is not one
@@ -22,8 +23,8 @@ func forgetClients(rows map[edge.Door]row) error {
 		return err
 	}
 	s := newServing(rows, names)
-	return k.remove(func() (map[string][]element, error) {
-		stale := map[string][]element{}
+	return k.remove(func() (map[string][]nft.Element, error) {
+		stale := map[string][]nft.Element{}
 		for _, p := range protocols {
 			err := errors.Join(
 				s.stale4(stale, wildcard, p.word, p.protocol), s.stale6(stale, wildcard, p.word, p.protocol),
@@ -87,12 +88,12 @@ func (s serving) has(n names, protocol edge.Protocol, key []byte, backend netip.
 // What a key takes that is remembered by, at least: the door and the client.
 const clientKeyBytes = 3 * partBytes
 
-func (s serving) stale4(stale map[string][]element, n names, word string, protocol edge.Protocol) error {
+func (s serving) stale4(stale map[string][]nft.Element, n names, word string, protocol edge.Protocol) error {
 	const addrBytes = 4
 	set := n.of(word, 4, affinity)
-	elements, err := elementsOf(set)
+	elements, err := nft.Elements(Table, set)
 	for _, e := range elements {
-		if len(e.key) < clientKeyBytes || len(e.value) != addrBytes+partBytes || !s.has(n, protocol, e.key, decodeAddrPort(e.value, addrBytes)) {
+		if len(e.Key) < clientKeyBytes || len(e.Value) != addrBytes+partBytes || !s.has(n, protocol, e.Key, decodeAddrPort(e.Value, addrBytes)) {
 			stale[set] = append(stale[set], e)
 		}
 	}
@@ -100,29 +101,29 @@ func (s serving) stale4(stale map[string][]element, n names, word string, protoc
 }
 
 // stale6 knows that a backend of IPv6 is in two maps, by the same key.
-func (s serving) stale6(stale map[string][]element, n names, word string, protocol edge.Protocol) error {
+func (s serving) stale6(stale map[string][]nft.Element, n names, word string, protocol edge.Protocol) error {
 	const addrBytes = 16
 	set, setPort := n.of(word, 6, affinity), n.of(word, 6, affinityPort)
-	v6, err6 := elementsOf(set)
-	ports, errPort := elementsOf(setPort)
+	v6, err6 := nft.Elements(Table, set)
+	ports, errPort := nft.Elements(Table, setPort)
 	if err := errors.Join(err6, errPort); err != nil {
 		return err
 	}
 	addrs := map[string][]byte{}
 	for _, e := range v6 {
-		addrs[string(e.key)] = e.value
+		addrs[string(e.Key)] = e.Value
 	}
 	sound := map[string]bool{}
 	for _, e := range ports {
-		addr := addrs[string(e.key)]
-		if len(e.key) >= clientKeyBytes && len(addr) == addrBytes && len(e.value) >= 2 && s.has(n, protocol, e.key, decodeAddrPort(slices.Concat(addr, e.value), addrBytes)) {
-			sound[string(e.key)] = true
+		addr := addrs[string(e.Key)]
+		if len(e.Key) >= clientKeyBytes && len(addr) == addrBytes && len(e.Value) >= 2 && s.has(n, protocol, e.Key, decodeAddrPort(slices.Concat(addr, e.Value), addrBytes)) {
+			sound[string(e.Key)] = true
 		} else {
 			stale[setPort] = append(stale[setPort], e)
 		}
 	}
 	for _, e := range v6 {
-		if !sound[string(e.key)] {
+		if !sound[string(e.Key)] {
 			stale[set] = append(stale[set], e)
 		}
 	}

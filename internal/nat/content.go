@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // readContent reads the elements that are not written by packets.
@@ -29,27 +30,27 @@ func readContent() (content, error) {
 		c.rows[door] = *r
 	}
 	return c, errors.Join(
-		readElements(hairpins, func(e element) error {
-			if len(e.key) != 2*nameBytes {
+		readElements(hairpins, func(e nft.Element) error {
+			if len(e.Key) != 2*nameBytes {
 				return errLayout
 			}
-			c.hairpins[[2]string{decodeName(e.key), decodeName(e.key[nameBytes:])}] = true
+			c.hairpins[[2]string{decodeName(e.Key), decodeName(e.Key[nameBytes:])}] = true
 			return nil
 		}),
 		readElements(addresses+"4", c.readAddress),
 		readElements(addresses+"6", c.readAddress),
-		readElements(counting, func(e element) error {
-			way, err := decodeLane(e.key)
+		readElements(counting, func(e nft.Element) error {
+			way, err := decodeLane(e.Key)
 			if err == nil {
-				c.counting[way], err = decodeVerdict(e.value)
+				c.counting[way], err = decodeVerdict(e.Value)
 			}
 			return err
 		}),
 	)
 }
 
-func (c *content) readAddress(e element) error {
-	addr, ok := netip.AddrFromSlice(e.key)
+func (c *content) readAddress(e nft.Element) error {
+	addr, ok := netip.AddrFromSlice(e.Key)
 	if !ok {
 		return errLayout
 	}
@@ -57,8 +58,8 @@ func (c *content) readAddress(e element) error {
 	return nil
 }
 
-func readElements(set string, visit func(element) error) error {
-	elements, err := elementsOf(set)
+func readElements(set string, visit func(nft.Element) error) error {
+	elements, err := nft.Elements(Table, set)
 	if err != nil {
 		return err
 	}
@@ -90,8 +91,8 @@ func (r *row) way(version int) *way {
 // readDoors reads what is found by a door.
 func (r reader) readDoors(n names) error {
 	each := func(set string, visit func(*row, doorElement) error) error {
-		return readElements(set, func(e element) error {
-			door, rest, err := decodeDoor(n, e.key)
+		return readElements(set, func(e nft.Element) error {
+			door, rest, err := decodeDoor(n, e.Key)
 			if err != nil {
 				return err
 			}
@@ -103,14 +104,14 @@ func (r reader) readDoors(n names) error {
 		each(n.set(restricted, 0), func(r *row, _ doorElement) error { r.restricted = true; return nil }),
 		each(n.set(masqueraded, 0), func(r *row, _ doorElement) error { r.masqueraded = true; return nil }),
 		each(n.set(remembered, 0), func(r *row, e doorElement) (err error) {
-			r.remember, err = decodeVerdict(e.value)
+			r.remember, err = decodeVerdict(e.Value)
 			return err
 		}),
 	}
 	for _, v := range n.versions() {
 		errs = append(errs,
 			each(n.set(doors, v.number), func(r *row, e doorElement) (err error) {
-				r.way(v.number).chain, err = decodeVerdict(e.value)
+				r.way(v.number).chain, err = decodeVerdict(e.Value)
 				return err
 			}),
 			each(n.set(sources, v.number), func(r *row, e doorElement) error {
@@ -144,7 +145,7 @@ func (r reader) readSlots(n names) error {
 	}
 	for _, p := range protocols {
 		for _, v := range n.versions() {
-			err := readElements(n.of(p.word, v.number, backends), func(e element) error {
+			err := readElements(n.of(p.word, v.number, backends), func(e nft.Element) error {
 				door, slot, backend, err := decodeSlot(n, p.protocol, e, v.bytes, device)
 				if err != nil {
 					return err
@@ -166,7 +167,7 @@ func (r reader) readSlots(n names) error {
 
 // doorElement is one whose key begins with a door.
 type doorElement struct {
-	element
+	nft.Element
 	rest []byte // of the key
 }
 
@@ -219,9 +220,9 @@ func decodeProtocol(number byte) (edge.Protocol, error) {
 
 // decodeVerdict returns the chain that a verdict goes or jumps to.
 func decodeVerdict(b []byte) (string, error) {
-	for kind, value := range attributes(b) {
+	for kind, value := range nft.Attributes(b) {
 		if kind == unix.NFTA_VERDICT_CHAIN {
-			return text(value), nil
+			return nft.Text(value), nil
 		}
 	}
 	return "", errLayout
@@ -229,12 +230,12 @@ func decodeVerdict(b []byte) (string, error) {
 
 // decodeSlot takes apart an element of a map of backends: the door and the slot.
 // device says which interface it is whose hash is there and not its name.
-func decodeSlot(n names, protocol edge.Protocol, e element, addrBytes int, device func(hash uint32, at edge.Door) string) (edge.Door, int, netip.AddrPort, error) {
-	key, first, size := e.key, nameBytes, n.addrBytes()
+func decodeSlot(n names, protocol edge.Protocol, e nft.Element, addrBytes int, device func(hash uint32, at edge.Door) string) (edge.Door, int, netip.AddrPort, error) {
+	key, first, size := e.Key, nameBytes, n.addrBytes()
 	if n.version == 6 {
 		first = partBytes
 	}
-	if len(key) != first+size+2*partBytes || len(e.value) != addrBytes+partBytes {
+	if len(key) != first+size+2*partBytes || len(e.Value) != addrBytes+partBytes {
 		return edge.Door{}, 0, netip.AddrPort{}, errLayout
 	}
 	door := edge.Door{Protocol: protocol, Listen: edge.Listen{Port: binary.BigEndian.Uint16(key[first+size:])}}
@@ -250,7 +251,7 @@ func decodeSlot(n names, protocol edge.Protocol, e element, addrBytes int, devic
 	if slot >= mostSlots || door.Listen.Device == "" {
 		return edge.Door{}, 0, netip.AddrPort{}, errLayout
 	}
-	return door, int(slot), decodeAddrPort(e.value, addrBytes), nil
+	return door, int(slot), decodeAddrPort(e.Value, addrBytes), nil
 }
 
 // decodeAddrPort decodes an address and the port behind it, from a slice that is
@@ -268,11 +269,11 @@ func decodePrefix(e doorElement, addrBytes int) (netip.Prefix, error) {
 		return netip.Prefix{}, errLayout
 	}
 	last := e.rest
-	if e.end != nil {
-		if len(e.end) != len(e.key) || !slices.Equal(e.end[:len(e.key)-addrBytes], e.key[:len(e.key)-addrBytes]) {
+	if e.End != nil {
+		if len(e.End) != len(e.Key) || !slices.Equal(e.End[:len(e.Key)-addrBytes], e.Key[:len(e.Key)-addrBytes]) {
 			return netip.Prefix{}, errLayout
 		}
-		last = e.end[len(e.end)-addrBytes:]
+		last = e.End[len(e.End)-addrBytes:]
 	}
 	from, _ := netip.AddrFromSlice(e.rest)
 	to, _ := netip.AddrFromSlice(last)

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // Count is what the kernel has counted of one door and one backend since the
@@ -36,8 +37,8 @@ func (a *Applier) Counters(context.Context) ([]Count, error) {
 		backend netip.AddrPort
 	}
 	counts := map[flow]*Count{}
-	err := visitCounted(func(_, what string, d edge.Door, backend netip.AddrPort, e element) {
-		if d.Listen.Device == "" || !e.counted {
+	err := visitCounted(func(_, what string, d edge.Door, backend netip.AddrPort, e nft.Element) {
+		if d.Listen.Device == "" || !e.Counted {
 			return
 		}
 		c := counts[flow{d, backend}]
@@ -49,11 +50,11 @@ func (a *Applier) Counters(context.Context) ([]Count, error) {
 		// set grows, is one.
 		switch what {
 		case connections:
-			c.Connections = e.packets
+			c.Connections = e.Packets
 		case toBackends:
-			c.PacketsToBackend, c.BytesToBackend = e.packets, e.bytes
+			c.PacketsToBackend, c.BytesToBackend = e.Packets, e.Bytes
 		case toClients:
-			c.PacketsToClient, c.BytesToClient = e.packets, e.bytes
+			c.PacketsToClient, c.BytesToClient = e.Packets, e.Bytes
 		}
 	})
 	if err != nil {
@@ -80,9 +81,9 @@ func (a *Applier) Forget(_ context.Context, keep func(edge.Door, netip.AddrPort)
 	if exists, err := k.exists(); err != nil || !exists {
 		return err
 	}
-	err = k.remove(func() (map[string][]element, error) {
-		unwanted := map[string][]element{}
-		err := visitCounted(func(set, _ string, d edge.Door, backend netip.AddrPort, e element) {
+	err = k.remove(func() (map[string][]nft.Element, error) {
+		unwanted := map[string][]nft.Element{}
+		err := visitCounted(func(set, _ string, d edge.Door, backend netip.AddrPort, e nft.Element) {
 			if d.Listen.Device == "" || !keep(d, backend) {
 				unwanted[set] = append(unwanted[set], e)
 			}
@@ -97,7 +98,7 @@ func (a *Applier) Forget(_ context.Context, keep func(edge.Door, netip.AddrPort)
 
 // counted visits what is in the sets that count. The door of an interface that is
 // gone has no device.
-func visitCounted(visit func(set, what string, d edge.Door, backend netip.AddrPort, e element)) error {
+func visitCounted(visit func(set, what string, d edge.Door, backend netip.AddrPort, e nft.Element)) error {
 	devices, err := interfaceNames()
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func visitCounted(visit func(set, what string, d edge.Door, backend netip.AddrPo
 			for _, n := range []names{wildcard, addressed(v.number)} {
 				for _, what := range []string{connections, toBackends, toClients} {
 					set := n.of(p.word, v.number, what)
-					elements, err := elementsOf(set)
+					elements, err := nft.Elements(Table, set)
 					if errors.Is(err, os.ErrNotExist) { // of another layout
 						continue
 					}
@@ -115,7 +116,7 @@ func visitCounted(visit func(set, what string, d edge.Door, backend netip.AddrPo
 						return err
 					}
 					for _, e := range elements {
-						if listen, backend, ok := decodeCounted(n, e.key, v.bytes, devices); ok {
+						if listen, backend, ok := decodeCounted(n, e.Key, v.bytes, devices); ok {
 							visit(set, what, edge.Door{Protocol: p.protocol, Listen: listen}, backend, e)
 						}
 					}

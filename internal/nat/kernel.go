@@ -9,9 +9,9 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/userdata"
-	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
+
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // The kernel is read by netlink: nft would print all elements as text, which
@@ -89,7 +89,7 @@ func (k kernel) chains() (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules, err := readRules()
+	rules, err := nft.Rules(Table)
 	if err != nil {
 		return nil, err
 	}
@@ -117,32 +117,6 @@ func (k kernel) chains() (map[string]bool, error) {
 		return nil, errLayout
 	}
 	return beside, nil
-}
-
-// rules returns a line for each rule of the table, in their order in each chain.
-func readRules() ([]string, error) {
-	messages, err := dump(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, attribute{unix.NFTA_RULE_TABLE, Table})
-	if err != nil {
-		return nil, fmt.Errorf("list rules: %w", err)
-	}
-	var lines []string
-	for _, m := range messages {
-		var table, chain, comment string
-		for kind, value := range attributes(m) {
-			switch kind {
-			case unix.NFTA_RULE_TABLE:
-				table = text(value)
-			case unix.NFTA_RULE_CHAIN:
-				chain = text(value)
-			case unix.NFTA_RULE_USERDATA:
-				comment, _ = userdata.GetString(value, userdata.TypeComment)
-			}
-		}
-		if table == Table { // a kernel may list all
-			lines = append(lines, "rule "+chain+" "+comment)
-		}
-	}
-	return lines, nil
 }
 
 // outline is a line for each chain, set, map and rule; of a rule the comment.
@@ -173,7 +147,7 @@ func head(line string) string {
 // remove deletes the elements of sets that find has found. Those that have timed
 // out, or were deleted by somebody else, in the meantime make all of it fail: it
 // is tried again.
-func (k kernel) remove(find func() (map[string][]element, error)) (err error) {
+func (k kernel) remove(find func() (map[string][]nft.Element, error)) (err error) {
 	const (
 		attempts = 5
 		together = 500 // elements, in a message of at most 64 KiB
@@ -188,7 +162,7 @@ func (k kernel) remove(find func() (map[string][]element, error)) (err error) {
 			for part := range slices.Chunk(elements, together) {
 				keys := make([]nftables.SetElement, len(part))
 				for i := range part {
-					keys[i].Key = part[i].key
+					keys[i].Key = part[i].Key
 				}
 				e := k.conn.SetDeleteElements(&nftables.Set{Table: k.table, Name: name}, keys)
 				if e == nil {

@@ -20,6 +20,7 @@ import (
 
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/maglev"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 var update = flag.Bool("update", false, "rewrite the files in testdata")
@@ -208,7 +209,7 @@ func TestDecodePrefix(t *testing.T) {
 		{"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::/0"},
 	} {
 		from, to := netip.MustParseAddr(c.from).AsSlice(), netip.MustParseAddr(c.to).AsSlice()
-		p, err := decodePrefix(doorElement{element{key: from, end: to}, from}, len(from))
+		p, err := decodePrefix(doorElement{nft.Element{Key: from, End: to}, from}, len(from))
 		if c.want == "" && !errors.Is(err, errLayout) || c.want != "" && (err != nil || p.String() != c.want) {
 			t.Errorf("%s to %s: %v, %v; want %q", c.from, c.to, p, err, c.want)
 		}
@@ -506,22 +507,22 @@ func FuzzParseElement(f *testing.F) {
 	f.Add([]byte{12, 0, 2, 0x80, 8, 0, 2, 0, 1, 2, 3, 4})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		total := 0
-		for _, value := range attributes(b) {
+		for _, value := range nft.Attributes(b) {
 			total += len(value)
 		}
 		if total > len(b) {
 			t.Errorf("%d bytes of attributes in %d", total, len(b))
 		}
-		e := parseElement(b)
+		e := nft.ParseElement(b)
 		for _, n := range []names{wildcard, addressed(4), addressed(6)} {
-			if _, _, err := decodeDoor(n, e.key); err == nil && len(e.key) < nameBytes+n.addrBytes() {
-				t.Errorf("a door of %d bytes", len(e.key))
+			if _, _, err := decodeDoor(n, e.Key); err == nil && len(e.Key) < nameBytes+n.addrBytes() {
+				t.Errorf("a door of %d bytes", len(e.Key))
 			}
 			_, _, _, _ = decodeSlot(n, edge.TCP, e, 4, func(uint32, edge.Door) string { return "eth1" })
-			_, _, _ = decodeCounted(n, e.key, 4, nil)
+			_, _, _ = decodeCounted(n, e.Key, 4, nil)
 		}
-		_, _ = decodeVerdict(e.value)
-		_, _ = decodeLane(e.key)
-		_, _ = decodePrefix(doorElement{e, e.key}, 4)
+		_, _ = decodeVerdict(e.Value)
+		_, _ = decodeLane(e.Key)
+		_, _ = decodePrefix(doorElement{e, e.Key}, 4)
 	})
 }

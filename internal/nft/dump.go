@@ -1,4 +1,4 @@
-package nat
+package nft
 
 import (
 	"encoding/binary"
@@ -8,52 +8,54 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
-// element is one of a set or map, as the kernel has it.
-type element struct {
-	key, end       []byte // end is of an interval
-	value          []byte // of a map; of a verdict, its attributes
-	counted        bool
-	packets, bytes uint64
+// Element is one of a set or map, as the kernel has it.
+type Element struct {
+	Key, End       []byte // End is of an interval
+	Value          []byte // of a map; of a verdict, its attributes
+	Counted        bool
+	Packets, Bytes uint64
 }
 
-// elementsOf reads those of a set or map of the table. It is not done by the
+// Elements reads those of a set or map of a table of the family inet. It is not done by the
 // nftables module, whose way to read makes the kernel walk the set from its
 // beginning for each 4 KiB: 60,000 elements take 1.2 s, and 0.1 s by 32 KiB.
-func elementsOf(set string) ([]element, error) {
+func Elements(table, set string) ([]Element, error) {
 	messages, err := dump(unix.NFT_MSG_GETSETELEM, unix.NFT_MSG_NEWSETELEM,
-		attribute{unix.NFTA_SET_ELEM_LIST_TABLE, Table}, attribute{unix.NFTA_SET_ELEM_LIST_SET, set})
+		attribute{unix.NFTA_SET_ELEM_LIST_TABLE, table}, attribute{unix.NFTA_SET_ELEM_LIST_SET, set})
 	if err != nil {
 		return nil, fmt.Errorf("the elements of %s: %w", set, err)
 	}
-	var elements []element
+	var elements []Element
 	for _, m := range messages {
-		for kind, list := range attributes(m) {
+		for kind, list := range Attributes(m) {
 			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				continue
 			}
-			for _, one := range attributes(list) {
-				elements = append(elements, parseElement(one))
+			for _, one := range Attributes(list) {
+				elements = append(elements, ParseElement(one))
 			}
 		}
 	}
 	return elements, nil
 }
 
-func parseElement(b []byte) (e element) {
+// ParseElement takes apart the attributes of an element.
+func ParseElement(b []byte) (e Element) {
 	const keyEnd = 10 // NFTA_SET_ELEM_KEY_END, Linux 5.6
-	for kind, value := range attributes(b) {
+	for kind, value := range Attributes(b) {
 		switch kind {
 		case unix.NFTA_SET_ELEM_KEY:
-			e.key = only(value)
+			e.Key = only(value)
 		case keyEnd:
-			e.end = only(value)
+			e.End = only(value)
 		case unix.NFTA_SET_ELEM_DATA:
-			e.value = only(value)
+			e.Value = only(value)
 		case unix.NFTA_SET_ELEM_EXPR:
-			e.counted, e.packets, e.bytes = parseCounter(value)
+			e.Counted, e.Packets, e.Bytes = parseCounter(value)
 		}
 	}
 	return e
@@ -61,19 +63,19 @@ func parseElement(b []byte) (e element) {
 
 // only returns what is in the one attribute of a struct nft_data.
 func only(b []byte) []byte {
-	for _, value := range attributes(b) {
+	for _, value := range Attributes(b) {
 		return value
 	}
 	return nil
 }
 
 func parseCounter(b []byte) (is bool, packets, bytes uint64) {
-	for kind, value := range attributes(b) {
+	for kind, value := range Attributes(b) {
 		switch kind {
 		case unix.NFTA_EXPR_NAME:
-			is = text(value) == "counter"
+			is = Text(value) == "counter"
 		case unix.NFTA_EXPR_DATA:
-			for kind, value := range attributes(value) {
+			for kind, value := range Attributes(value) {
 				if len(value) != 8 {
 					continue
 				}
@@ -89,8 +91,8 @@ func parseCounter(b []byte) (is bool, packets, bytes uint64) {
 	return is, packets, bytes
 }
 
-// attributes are those of a netlink message, or in one of them.
-func attributes(b []byte) iter.Seq2[uint16, []byte] {
+// Attributes are those of a netlink message, or in one of them.
+func Attributes(b []byte) iter.Seq2[uint16, []byte] {
 	const typeMask = 0x3fff // NLA_TYPE_MASK: above it are flags
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= unix.NLA_HDRLEN {
@@ -106,7 +108,8 @@ func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
+// Text is what an attribute has that is a name.
+func Text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
 
 // attribute is one of a request, with the name of something.
 type attribute struct {
@@ -194,4 +197,30 @@ func dumpOnce(request, answer uint16, of []attribute) ([][]byte, error) {
 			}
 		}
 	}
+}
+
+// Rules returns a line for each rule of a table of the family inet, "rule CHAIN COMMENT", in their order in each chain.
+func Rules(of string) ([]string, error) {
+	messages, err := dump(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, attribute{unix.NFTA_RULE_TABLE, of})
+	if err != nil {
+		return nil, fmt.Errorf("list rules: %w", err)
+	}
+	var lines []string
+	for _, m := range messages {
+		var table, chain, comment string
+		for kind, value := range Attributes(m) {
+			switch kind {
+			case unix.NFTA_RULE_TABLE:
+				table = Text(value)
+			case unix.NFTA_RULE_CHAIN:
+				chain = Text(value)
+			case unix.NFTA_RULE_USERDATA:
+				comment, _ = userdata.GetString(value, userdata.TypeComment)
+			}
+		}
+		if table == of { // a kernel may list all
+			lines = append(lines, "rule "+chain+" "+comment)
+		}
+	}
+	return lines, nil
 }
