@@ -17,6 +17,9 @@ const DNSPort = 53
 // DNSTLSPort is where they do for DNS over TLS (RFC 7858 section 3.1).
 const DNSTLSPort = 853
 
+// OwnName is what this machine is called in the site's domain.
+const OwnName = "gatehouse"
+
 // What dns has where nothing is said.
 const (
 	DefaultDNSTTL           = time.Minute

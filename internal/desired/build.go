@@ -155,6 +155,7 @@ type builder struct {
 	natDevices  map[string]bool      // on which rows of data plane nat are open
 	podNetworks map[netip.Prefix]int // how many nodes have it
 	routes      map[netip.Prefix]edge.Route
+	wishes      []wish // for names
 }
 
 // Build decides what should be. The problems are sorted by position and object.
@@ -200,6 +201,7 @@ func Build(in Inputs) (State, []edge.Problem) {
 	}
 	b.checkZones()
 	b.claimAdmin()
+	b.claimDNS()
 	b.claimDHCP()
 	for i := range in.Config.Frontends {
 		b.static(&in.Config.Frontends[i])
@@ -207,6 +209,7 @@ func Build(in Inputs) (State, []edge.Problem) {
 	if in.Config.Kubernetes != nil && in.Cluster != nil {
 		b.apiServer()
 		b.services()
+		b.giveNames()
 	}
 	b.finish()
 	for i := range b.state.Exposures {

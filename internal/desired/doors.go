@@ -17,6 +17,7 @@ import (
 type claim struct {
 	name    string // for people: "service shop/web", "frontend git-ssh (gatehouse.yaml:9)"
 	service string
+	whole   bool // it is gatehouse's own, and shares with nobody
 }
 
 // A door is what is claimed of one Listen.
@@ -264,7 +265,7 @@ func (b *builder) explain(row Exposure, c *conflict) (reason, remedy string) {
 		reason = place + " is shared by TLS server name, first by " + c.first.name
 		remedy = "give this one its names in " + hostnamesOf(row.Service) + ", or another port or zone"
 	case takenWhole:
-		if strings.HasPrefix(c.first.name, "admin") {
+		if c.first.whole {
 			break
 		}
 		reason += ", for all TLS server names"
@@ -341,7 +342,7 @@ func (b *builder) claimAdmin() {
 	take := func(field string, l edge.Listen) {
 		key := doorKey{protocol: edge.TCP, port: l.Port}
 		b.doors[key] = append(b.doors[key], &door{
-			listen: l, first: &claim{name: "admin." + field + " (" + admin.Pos.String() + ")"}, pools: field == "zones",
+			listen: l, first: &claim{name: "admin." + field + " (" + admin.Pos.String() + ")", whole: true}, pools: field == "zones",
 		})
 	}
 	if ap, ok := admin.ListenAddr(); ok {
@@ -374,6 +375,29 @@ func (b *builder) claimDHCP() {
 			b.doors[key] = append(b.doors[key], &door{
 				listen: edge.Listen{Device: device, Port: config.DHCPPort}, first: &claim{name: "dhcp." + d.Zone + " (" + d.Pos.String() + ")"}, pools: true,
 			})
+		}
+	}
+}
+
+// claimDNS keeps frontends off the port of the DNS server in its zones, which is
+// likewise that of whole interfaces.
+func (b *builder) claimDNS() {
+	d := b.in.Config.DNS
+	if d == nil {
+		return
+	}
+	for _, name := range d.Zones {
+		z := b.zones[name]
+		if z == nil {
+			continue // config.Parse has refused it
+		}
+		for _, device := range z.Interfaces {
+			for _, p := range []edge.Protocol{edge.UDP, edge.TCP} {
+				key := doorKey{protocol: p, port: config.DNSPort}
+				b.doors[key] = append(b.doors[key], &door{
+					listen: edge.Listen{Device: device, Port: config.DNSPort}, first: &claim{name: "dns.zones (" + d.Pos.String() + ")", whole: true}, pools: true,
+				})
+			}
 		}
 	}
 }

@@ -29,11 +29,12 @@ const (
 	annHealthInterval = edge.AnnotationPrefix + "health-interval"
 	annIdleTimeout    = edge.AnnotationPrefix + "idle-timeout"
 	annDrainTimeout   = edge.AnnotationPrefix + "drain-timeout"
+	annDNSNames       = edge.AnnotationPrefix + "dns-names" // does not close it: it opens nothing
 )
 
 // annRead are the names of those that are read, without the prefix.
 var annRead = []string{
-	"addresses", "balance", "data-plane", "drain-timeout", "health-check", "health-interval", "hostnames", "idle-timeout",
+	"addresses", "balance", "data-plane", "dns-names", "drain-timeout", "health-check", "health-interval", "hostnames", "idle-timeout",
 	"send-proxy-protocol", "sharing-key", "target", "transparent", "zones",
 }
 

@@ -110,6 +110,7 @@ func (b *builder) service(s *asking) {
 		b.refuse(s.Service, refusal{"NoZone", "it asks for no zone", b.zoneRemedy(s.Service)})
 	default:
 		b.rows(s, addresses)
+		b.askNames(s.Service)
 	}
 	b.status(s)
 }

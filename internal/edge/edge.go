@@ -22,6 +22,10 @@ const AnnotationPrefix = "gatehouse.e13.dev/"
 // seconds, that is still read.
 const OldHealthInterval = "l4proxy.e13.dev/health-interval"
 
+// ExternalDNSHostname is the annotation of external-dns with the names of a
+// Service, which is read where gatehouse answers questions for names.
+const ExternalDNSHostname = "external-dns.alpha.kubernetes.io/hostname"
+
 // Protocol is a transport protocol, in Kubernetes' spelling.
 type Protocol string
 

@@ -34,7 +34,8 @@ type LinkLease struct {
 // HostRule is a name that an Ingress or a Gateway's route answers to, and the Service that takes its connections.
 type HostRule struct {
 	Host    string // in lower case; "*.example.org" for names below; never empty
-	Service string // namespace/name
+	Service string // namespace/name; empty: its status does not say
+	Class   string // of the Ingress or the Gateway; empty: none
 	Why     string // "ingress/shop/web", "httproute/shop/web"
 	// Namespace is where the Ingress or route is, and Created when it was made: of two that want a name, the
 	// older one's namespace has it.

@@ -22,7 +22,7 @@ import (
 )
 
 // Own is what this machine is called in the site's domain.
-const Own = "gatehouse"
+const Own = config.OwnName
 
 // Inputs are what names follow from. Their order is of no effect, but for that of
 // the zones and records of the file.
