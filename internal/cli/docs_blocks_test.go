@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -95,6 +96,33 @@ func TestPartsOfConfigurationsInTheDocsAreGood(t *testing.T) {
 	}
 	if found < 2 {
 		t.Errorf("found %d parts of configurations in the documents: the test does not look right", found)
+	}
+}
+
+// What the guide of the home site goes through is the example, word for word and
+// all of it but for the lines that need no word.
+func TestTheHomeGuideShowsTheExample(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(docs, "..", "examples", "home", "gatehouse.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := string(data)
+	if _, problems := config.Parse([]config.File{{Name: "examples/home/gatehouse.yaml", Data: data}}); len(problems) > 0 {
+		t.Errorf("the example has problems: %v", problems)
+	}
+	for _, b := range blocks(t) {
+		if filepath.Base(b.page) != "home.md" || b.lang != "yaml" {
+			continue
+		}
+		if !strings.Contains(rest, b.text) {
+			t.Errorf("%s shows what is not in the example, or not any more:\n%s", b, b.text)
+		}
+		rest = strings.Replace(rest, b.text, "", 1)
+	}
+	for line := range strings.Lines(rest) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") && !regexp.MustCompile(`^(apiVersion|stateDir|admin):`).MatchString(line) {
+			t.Errorf("the guide does not show this line of the example: %s", line)
+		}
 	}
 }
 
