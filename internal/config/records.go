@@ -87,7 +87,7 @@ func (v value) srv(nameAt value, name string, parse func(value, *string)) *SRV {
 			lo, at = 1, m.need(key)
 		}
 		if at.int(&n, lo, 65535) {
-			*dst = uint16(n) //nolint:gosec // in range
+			*dst = uint16(n)
 		}
 	}
 	return srv

@@ -77,7 +77,8 @@ func TestNames(t *testing.T) {
 		want     []string
 	}{
 		"those of both annotations": {
-			[]edge.Service{service("shop/web", 0, annotate("dns-names", "Www.Home.Example., *.shop.home.example"), externalDNS("a.example.org,"))}, nil,
+			[]edge.Service{service("shop/web", 0, annotate("dns-names", "Www.Home.Example., *.shop.home.example"), externalDNS("a.example.org,"))},
+			nil,
 			[]string{
 				"*.shop.home.example: shop/web (service/shop/web)", "a.example.org: shop/web (service/shop/web)", "www.home.example: shop/web (service/shop/web)",
 			},
@@ -87,7 +88,8 @@ func TestNames(t *testing.T) {
 				"nas.home.example", "tv.home.example", "w1.home.example", "w9.home.example", "gatehouse.home.example", "home.example", "*.home.example",
 				"wpad.home.example", "isatap.home.example", "bank.example", "api.bank.cluster.home.example", "web.bad.cluster.home.example", "x.corp.home.example",
 				"text.home.example", "shop.example.org", "x.open.example.org", "*.example",
-			}, ",")))}, nil,
+			}, ",")))},
+			nil,
 			[]string{
 				"text.home.example: bad/web (service/bad/web)",
 				"x.open.example.org: bad/web (service/bad/web)",
@@ -111,7 +113,8 @@ func TestNames(t *testing.T) {
 			[]edge.Service{
 				service("a/young", 0, annotate("dns-names", "www.home.example")), service("b/old", 5, annotate("dns-names", "www.home.example")),
 				service("b/older", 9, annotate("zones", "cluster"), annotate("dns-names", "www.home.example")),
-			}, nil,
+			},
+			nil,
 			[]string{
 				"www.home.example: b/older (service/b/older) b/old (service/b/old)",
 				"event a/young DNSNameConflict: the name www.home.example is taken by service b/older, which is older; use another name for one of the two",
@@ -122,7 +125,8 @@ func TestNames(t *testing.T) {
 		"what cannot be read": {
 			[]edge.Service{
 				service("shop/web", 0, annotate("dns-names", "not a name")), service("shop/all", 0, annotate("dns-names", "*")), service("shop/others", 0, externalDNS("not a name")),
-			}, nil,
+			},
+			nil,
 			[]string{
 				`event shop/all AnnotationInvalid: annotation gatehouse.e13.dev/dns-names: "*" is no name; write one such as "*.shop.home.example"`,
 				`event shop/web AnnotationInvalid: annotation gatehouse.e13.dev/dns-names: "not a name" is not a hostname; hostnames have letters, digits, - and dots, 1 to 63 characters between dots and 253 in all, and do not end in a number`,
@@ -136,7 +140,8 @@ func TestNames(t *testing.T) {
 				host("www.home.example", "ingress/nginx", "shop/one", 3), host("www.home.example", "ingress/nginx", "other/two", 2), host("www.home.example", "ingress/internal", "shop/three", 1),
 				host("www.elsewhere.example", "ingress/nginx", "shop/one", 3), host("nas.home.example", "ingress/nginx", "shop/one", 3),
 				host("mine.home.example", "ingress/nginx", "shop/one", 3), host("mine.home.example", "other/nginx", "other/two", 4),
-				{Host: "class.home.example", Class: "public", Why: "ingress/shop/class", Namespace: "shop"}, {Host: "none.home.example", Class: "unknown", Why: "ingress/shop/none", Namespace: "shop"},
+				{Host: "class.home.example", Class: "public", Why: "ingress/shop/class", Namespace: "shop"},
+				{Host: "none.home.example", Class: "unknown", Why: "ingress/shop/none", Namespace: "shop"},
 			},
 			[]string{
 				"class.home.example: ingress/nginx (ingress/shop/class)",

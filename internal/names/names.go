@@ -83,7 +83,7 @@ type ground struct {
 // Build returns what each of the zones of dns.zones knows, in their order.
 func Build(in Inputs) []edge.Records {
 	b := &builder{
-		in: in, dns: in.Config.DNS, ttl: uint32(in.Config.DNS.TTL.Seconds()), //nolint:gosec // a day at most
+		in: in, dns: in.Config.DNS, ttl: uint32(in.Config.DNS.TTL.Seconds()),
 		owners: map[string]rank{}, open: map[place][]netip.Addr{}, zone: map[string]ground{},
 	}
 	b.survey()

@@ -136,7 +136,8 @@ func TestBuild(t *testing.T) {
 					in.Cluster.Nodes = append(in.Cluster.Nodes, edge.Node{Name: n, Addrs: []netip.Addr{addr(fmt.Sprintf("10.0.0.2%d", i))}})
 				}
 				in.Config.DHCP = []config.DHCP{{Zone: "cluster", Reservations: []config.Reservation{
-					{MAC: "02:00:00:00:00:01", Hostname: "one", Address: addr("10.0.0.31"), Pos: pos(20)}, {Node: "two", Address: addr("10.0.0.32"), Pos: pos(21)},
+					{MAC: "02:00:00:00:00:01", Hostname: "one", Address: addr("10.0.0.31"), Pos: pos(20)},
+					{Node: "two", Address: addr("10.0.0.32"), Pos: pos(21)},
 					{MAC: "02:00:00:00:00:03", Hostname: "three", Address: addr("10.0.0.33"), Pos: pos(22)},
 				}}}
 				for i, n := range []string{"one", "two", "three", "four"} {
@@ -291,7 +292,7 @@ func many(n int) names.Inputs {
 			Namespace: fmt.Sprintf("ns%d", i%100), Name: fmt.Sprintf("web%d", i), Ports: []edge.ServicePort{{Name: "http", Protocol: edge.TCP, Port: 80}},
 		})
 		in.Names = append(in.Names, desired.Name{Name: fmt.Sprintf("web%d.home.example", i), By: []desired.NamedBy{{Service: key, Why: "service/" + key}}})
-		in.Leases = append(in.Leases, edge.Lease{Zone: "home", Hostname: fmt.Sprintf("pc%d", i%(n/2+1)), MAC: fmt.Sprint(i), Addr: netip.AddrFrom4([4]byte{10, 11, byte(i >> 8), byte(i)})}) //nolint:gosec // a few
+		in.Leases = append(in.Leases, edge.Lease{Zone: "home", Hostname: fmt.Sprintf("pc%d", i%(n/2+1)), MAC: fmt.Sprint(i), Addr: netip.AddrFrom4([4]byte{10, 11, byte(i >> 8), byte(i)})})
 		in.Cluster.Nodes = append(in.Cluster.Nodes, edge.Node{Name: fmt.Sprintf("w%d", i%50), Addrs: []netip.Addr{addr("10.0.0.11")}})
 	}
 	return in
@@ -301,7 +302,7 @@ func many(n int) names.Inputs {
 func TestOrder(t *testing.T) {
 	in := many(60)
 	want := names.Build(in)
-	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a shuffle
+	r := rand.New(rand.NewPCG(1, 2))
 	for range 20 {
 		r.Shuffle(len(in.Exposures), func(i, j int) { in.Exposures[i], in.Exposures[j] = in.Exposures[j], in.Exposures[i] })
 		r.Shuffle(len(in.Names), func(i, j int) { in.Names[i], in.Names[j] = in.Names[j], in.Names[i] })
