@@ -114,7 +114,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@cd lab && $(GO) vet ./site/... ./e2e/... ./guides/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./home/... ./guides/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
 	@cd packaging && ../.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
 	@test -z "$$(gofmt -l lab cmd internal packaging | tee -a /dev/stderr)"
 
