@@ -1,6 +1,7 @@
 package home
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -65,7 +66,7 @@ func TestAStrangerGetsAnAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := lab.Detach(t.Context(), "home2", "eth9"); err != nil {
+		if err := lab.Detach(context.WithoutCancel(t.Context()), "home2", "eth9"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -239,6 +239,10 @@ func (s *Site) writeBareFiles() error {
 			return err
 		}
 	}
+	// As systemd does, by the unit's RuntimeDirectory.
+	if err := os.MkdirAll(s.path("hosts", "edge", "run", "gatehouse"), 0o750); err != nil {
+		return err
+	}
 	config, err := os.ReadFile(s.record.Options.Config)
 	if err != nil {
 		return err
@@ -277,7 +281,7 @@ func (s *Site) LeaseOf(hostName string) (map[string]string, error) {
 // does every night. from is PublicAddress at first.
 func (s *Site) MovePublicAddress(ctx context.Context, from, to netip.Addr) error {
 	router := nsName(s.name, "router")
-	if err := tool(ctx, fmt.Sprintf("addr add %s/24 dev wan\naddr del %s/24 dev wan\n", to, from), "ip", "-n", router, "-batch", "-"); err != nil {
+	if err := tool(ctx, fmt.Sprintf("addr del %s/24 dev wan\naddr add %s/24 dev wan\n", from, to), "ip", "-n", router, "-batch", "-"); err != nil {
 		return err
 	}
 	rules := fmt.Sprintf("add element ip site public { %s }\ndelete element ip site public { %s }\n", to, from)
