@@ -86,7 +86,7 @@ var always = []Rule{
 		Fits: Match{IsIP: 6, HopLimit: discoveryHopLimit, ICMP: []uint8{routerSolicitation, routerAdvertisement, neighborSolicitation, neighborAdvertisement}},
 	},
 	{
-		Way: ToSelf, Why: "neighbour discovery from beyond the link (RFC 4861 §11.2)",
+		Way: ToSelf, Why: "neighbour discovery from beyond the link (RFC 4861)",
 		Fits: Match{IsIP: 6, ICMP: []uint8{routerSolicitation, routerAdvertisement, neighborSolicitation, neighborAdvertisement}},
 	},
 	{Way: ToSelf | Through, Fits: Match{States: []State{Established, Related}}, Accept: true, Why: "part of a connection that was let pass"},

@@ -75,17 +75,8 @@ func parseCounter(b []byte) (is bool, packets, bytes uint64) {
 		case unix.NFTA_EXPR_NAME:
 			is = Text(value) == "counter"
 		case unix.NFTA_EXPR_DATA:
-			for kind, value := range Attributes(value) {
-				if len(value) != 8 {
-					continue
-				}
-				switch kind {
-				case unix.NFTA_COUNTER_PACKETS:
-					packets = binary.BigEndian.Uint64(value)
-				case unix.NFTA_COUNTER_BYTES:
-					bytes = binary.BigEndian.Uint64(value)
-				}
-			}
+			c := countOf(value)
+			packets, bytes = c.Packets, c.Bytes
 		}
 	}
 	return is, packets, bytes
@@ -223,4 +214,116 @@ func Rules(of string) ([]string, error) {
 		}
 	}
 	return lines, nil
+}
+
+// Exists says whether there is a table of that name, of the family inet.
+func Exists(table string) (bool, error) {
+	names, err := named(table, unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, unix.NFTA_TABLE_NAME, unix.NFTA_TABLE_NAME)
+	return len(names) > 0, err
+}
+
+// Chains returns the names of the chains of a table of the family inet.
+func Chains(table string) ([]string, error) {
+	return named(table, unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)
+}
+
+// Sets returns the names of the sets and maps of a table of the family inet, but
+// for those without one.
+func Sets(table string) ([]string, error) {
+	messages, err := dump(unix.NFT_MSG_GETSET, unix.NFT_MSG_NEWSET, attribute{unix.NFTA_SET_TABLE, table})
+	if err != nil {
+		return nil, fmt.Errorf("list sets: %w", err)
+	}
+	var names []string
+	for _, m := range messages {
+		var of, name string
+		anonymous := false
+		for kind, value := range Attributes(m) {
+			switch kind {
+			case unix.NFTA_SET_TABLE:
+				of = Text(value)
+			case unix.NFTA_SET_NAME:
+				name = Text(value)
+			case unix.NFTA_SET_FLAGS:
+				anonymous = len(value) == 4 && binary.BigEndian.Uint32(value)&unix.NFT_SET_ANONYMOUS != 0
+			}
+		}
+		if of == table && !anonymous {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// named lists the names of something that belongs to a table.
+func named(table string, request, answer, tableKind, nameKind uint16) ([]string, error) {
+	messages, err := dump(request, answer)
+	if err != nil {
+		return nil, fmt.Errorf("list: %w", err)
+	}
+	var names []string
+	for _, m := range messages {
+		var of, name string
+		for kind, value := range Attributes(m) {
+			switch kind {
+			case tableKind:
+				of = Text(value)
+			case nameKind:
+				name = Text(value)
+			}
+		}
+		if of == table {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// Count is what a counter has counted.
+type Count struct{ Packets, Bytes uint64 }
+
+// Counters returns the counters of a table of the family inet that have a name.
+func Counters(table string) (map[string]Count, error) {
+	messages, err := dump(unix.NFT_MSG_GETOBJ, unix.NFT_MSG_NEWOBJ, attribute{unix.NFTA_OBJ_TABLE, table})
+	if err != nil {
+		return nil, fmt.Errorf("list counters: %w", err)
+	}
+	counters := map[string]Count{}
+	for _, m := range messages {
+		var of, name string
+		var count Count
+		is := false
+		for kind, value := range Attributes(m) {
+			switch kind {
+			case unix.NFTA_OBJ_TABLE:
+				of = Text(value)
+			case unix.NFTA_OBJ_NAME:
+				name = Text(value)
+			case unix.NFTA_OBJ_TYPE:
+				is = len(value) == 4 && binary.BigEndian.Uint32(value) == unix.NFT_OBJECT_COUNTER
+			case unix.NFTA_OBJ_DATA:
+				count = countOf(value)
+			}
+		}
+		if is && of == table {
+			counters[name] = count
+		}
+	}
+	return counters, nil
+}
+
+// countOf reads the attributes of a counter.
+func countOf(b []byte) (c Count) {
+	for kind, value := range Attributes(b) {
+		if len(value) != 8 {
+			continue
+		}
+		switch kind {
+		case unix.NFTA_COUNTER_PACKETS:
+			c.Packets = binary.BigEndian.Uint64(value)
+		case unix.NFTA_COUNTER_BYTES:
+			c.Bytes = binary.BigEndian.Uint64(value)
+		}
+	}
+	return c
 }
