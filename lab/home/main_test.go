@@ -193,13 +193,3 @@ func shell(t *testing.T, host, line string) string {
 	}
 	return strings.TrimSpace(out)
 }
-
-// podOf is a pod of a controller, as Exec wants it.
-func podOf(t *testing.T, namespace string) string {
-	t.Helper()
-	name, err := lab.Kubectl(t.Context(), "get", "pods", "-n", namespace, "-o", "jsonpath={.items[0].metadata.name}")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return namespace + "/" + name
-}
