@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -73,8 +74,8 @@ func (c *cluster) use(ctx context.Context, conf *config.Config) {
 		return
 	}
 	options := kube.Options{Kubeconfig: block.Kubeconfig, UserAgent: userAgent, Logger: c.log}
-	options.Namespaces = asksForNamespaces(conf)
-	key := fmt.Sprintf("kubeconfig:%s namespaces:%t", block.Kubeconfig, options.Namespaces)
+	options.Namespaces, options.Routes = asksForNamespaces(conf), conf.DNS != nil
+	key := fmt.Sprintf("kubeconfig:%s namespaces:%t routes:%t", block.Kubeconfig, options.Namespaces, options.Routes)
 	c.mu.Lock()
 	if c.block != nil && c.block.Kubeconfig != block.Kubeconfig {
 		c.guard = guard{} // of another cluster nothing is expected
@@ -95,6 +96,9 @@ func (c *cluster) use(ctx context.Context, conf *config.Config) {
 // their namespaces.
 func asksForNamespaces(c *config.Config) bool {
 	if slices.ContainsFunc(c.Pools, func(p config.Pool) bool { return p.NamespaceLabels != "" }) {
+		return true
+	}
+	if c.DNS != nil && slices.ContainsFunc(slices.Collect(maps.Values(c.DNS.Allow)), func(a config.Allow) bool { return a.NamespaceLabels != "" }) {
 		return true
 	}
 	for _, allow := range c.Kubernetes.Allow {

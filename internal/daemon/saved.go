@@ -181,7 +181,7 @@ func differ(x, y *laststate.State) (changed, endpoints bool) {
 	}
 	a, b := x.Cluster, y.Cluster
 	nodes := !same(a.Nodes, b.Nodes) && !reflect.DeepEqual(a.Nodes, b.Nodes)
-	if nodes || !slices.Equal(a.APIServers, b.APIServers) || !reflect.DeepEqual(a.Namespaces, b.Namespaces) {
+	if nodes || !slices.Equal(a.APIServers, b.APIServers) || !reflect.DeepEqual(a.Namespaces, b.Namespaces) || !slices.Equal(a.Hosts, b.Hosts) {
 		return true, false
 	}
 	if same(a.Services, b.Services) {

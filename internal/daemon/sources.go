@@ -51,7 +51,7 @@ func Look(ctx context.Context, c *config.Config, log *slog.Logger) (desired.Inpu
 		in.Hosts = n.Snapshot()
 	}
 	if c.Kubernetes != nil {
-		client, err := kube.New(kube.Options{Kubeconfig: c.Kubernetes.Kubeconfig, UserAgent: userAgent, Logger: log, Namespaces: asksForNamespaces(c)})
+		client, err := kube.New(kube.Options{Kubeconfig: c.Kubernetes.Kubeconfig, UserAgent: userAgent, Logger: log, Namespaces: asksForNamespaces(c), Routes: c.DNS != nil})
 		if err != nil {
 			return in, err
 		}

@@ -44,6 +44,7 @@ func newScheme() *runtime.Scheme {
 	utilruntime.Must(metav1.AddMetaToScheme(s))
 	utilruntime.Must(corev1.AddToScheme(s))
 	utilruntime.Must(discoveryv1.AddToScheme(s))
+	addRoutesToScheme(s)
 	return s
 }
 
@@ -57,6 +58,7 @@ type source struct {
 type connection struct {
 	source
 	core, discovery rest.Interface
+	routes          map[schema.GroupVersion]rest.Interface
 }
 
 // loadSource finds the API server: the file if there is one, else the cluster
@@ -208,6 +210,14 @@ func (s source) connect(userAgent string, requests *requestCounter) (*connection
 	}
 	if conn.discovery, err = groupClient(c, http, "/apis", discoveryv1.SchemeGroupVersion); err != nil {
 		return nil, fmt.Errorf("kube: %s: %w", s.name(), err)
+	}
+	plain := rest.CopyConfig(c)
+	plain.ContentType, plain.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
+	conn.routes = make(map[schema.GroupVersion]rest.Interface)
+	for _, gv := range routeVersions() {
+		if conn.routes[gv], err = groupClient(plain, http, "/apis", gv); err != nil {
+			return nil, fmt.Errorf("kube: %s: %w", s.name(), err)
+		}
 	}
 	return conn, nil
 }

@@ -130,7 +130,7 @@ func convertWritten(in *corev1.Service, out *edge.Service) {
 func readAnnotations(in map[string]string) map[string]string {
 	var out map[string]string
 	for k, v := range in {
-		if strings.HasPrefix(k, edge.AnnotationPrefix) || k == edge.OldHealthInterval {
+		if strings.HasPrefix(k, edge.AnnotationPrefix) || k == edge.OldHealthInterval || k == edge.ExternalDNSHostname {
 			if out == nil {
 				out = make(map[string]string)
 			}

@@ -58,6 +58,7 @@ type Options struct {
 	UserAgent  string // empty: "gatehouse"
 	Logger     *slog.Logger
 	Namespaces bool // read the labels of namespaces
+	Routes     bool // read the names of Ingresses and Gateways' routes
 }
 
 // Client reads and writes one cluster.
@@ -75,8 +76,10 @@ type Client struct {
 
 	mu       sync.Mutex
 	problems map[string][]edge.Problem // by what was tried
+	refusals map[string]error          // by the optional resource
 
-	shortestWatch time.Duration // by the clock of tests
+	shortestWatch  time.Duration // by the clock of tests
+	servedInterval time.Duration // likewise
 
 	// allServices is set when the API server cannot select Services by type
 	// (Kubernetes before 1.31): all are read, and most of them dropped.
@@ -94,13 +97,15 @@ func New(o Options) (*Client, error) {
 		events:    newEventQueue(),
 		requests:  newRequestCounter(),
 		problems:  make(map[string][]edge.Problem),
+		refusals:  make(map[string]error),
 
-		shortestWatch: shortestWatch,
+		shortestWatch: shortestWatch, servedInterval: servedInterval,
 	}
 	c.state = newState(c.notify)
 	c.fresh = newFreshness(c.notify)
 	c.writer = newWriter()
 	c.state.withNamespaces(o.Namespaces)
+	c.state.withRoutes(o.Routes)
 	c.state.released = c.writer.wakeUp
 	source, err := loadSource(c.file)
 	if err != nil {
@@ -121,6 +126,12 @@ func (c *Client) Run(ctx context.Context) error {
 	for _, k := range c.kinds(c.state) {
 		g.Go(func() error {
 			c.follow(ctx, k)
+			return nil
+		})
+	}
+	if c.state.routes != nil {
+		g.Go(func() error {
+			c.followRoutes(ctx)
 			return nil
 		})
 	}
@@ -254,6 +265,10 @@ type kind struct {
 	store    cache.ReflectorStore
 	client   func() rest.Interface
 	restrict func(*metav1.ListOptions)
+	// optional is what may not be there, or not be given: all else goes on. gone is
+	// called if it is not there.
+	optional bool
+	gone     func()
 }
 
 type listObject interface {
@@ -320,11 +335,19 @@ func (c *Client) follow(ctx context.Context, k kind) {
 	reflector := cache.NewReflectorWithOptions(lw, k.example, k.store, cache.ReflectorOptions{
 		Name:            k.resource,
 		TypeDescription: k.resource,
-		// At most 2 s between attempts (client-go's own limit is a minute):
-		// what changed while the API server was away is wanted at once.
-		Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Cap: 1300 * time.Millisecond, Steps: 5, Jitter: 0.5},
+		Backoff:         k.backoff(),
 	})
 	reflector.RunWithContext(ctx)
+}
+
+// backoff is at most 2 s between attempts (client-go's own limit is a minute):
+// what changed while the API server was away is wanted at once. What is not given
+// is asked for less often.
+func (k kind) backoff() *wait.Backoff {
+	if k.optional {
+		return &wait.Backoff{Duration: time.Second, Factor: 2, Cap: 20 * time.Second, Steps: 6, Jitter: 0.5}
+	}
+	return &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Cap: 1300 * time.Millisecond, Steps: 5, Jitter: 0.5}
 }
 
 func (c *Client) listPage(ctx context.Context, k kind, o metav1.ListOptions) (listObject, error) {
@@ -335,8 +358,7 @@ func (c *Client) listPage(ctx context.Context, k kind, o metav1.ListOptions) (li
 		o.FieldSelector = ""
 		err = k.client().Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(list)
 	}
-	c.observe(ctx, "list "+k.resource, err)
-	c.noteRead(ctx, k, err)
+	c.noteOutcome(ctx, k, "list ", err)
 	if err != nil {
 		return nil, err
 	}
@@ -357,12 +379,21 @@ func (c *Client) watch(ctx context.Context, k kind, o metav1.ListOptions) (watch
 		return nil, err // Kubernetes before 1.32 does not stream lists; the reflector lists then
 	}
 	failure := cmp.Or(err, *outcome)
-	c.observe(ctx, "watch "+k.resource, failure)
-	c.noteRead(ctx, k, failure)
+	c.noteOutcome(ctx, k, "watch ", failure)
 	if failure == nil {
 		c.report("list " + k.resource) // a stream is a list as well
 	}
 	return w, err
+}
+
+// noteOutcome notes how reading a kind went.
+func (c *Client) noteOutcome(ctx context.Context, k kind, verb string, err error) {
+	if k.optional {
+		c.observeOptional(ctx, k, verb+k.resource, err)
+		return
+	}
+	c.observe(ctx, verb+k.resource, err)
+	c.noteRead(ctx, k, err)
 }
 
 // selectorRefused notes that the API server cannot select Services by type.
@@ -379,11 +410,12 @@ func (c *Client) selectorRefused(k kind, o metav1.ListOptions, err error) bool {
 func (c *Client) List(ctx context.Context) (edge.Cluster, error) {
 	s := newState(func() {})
 	s.withNamespaces(c.state.namespaces != nil)
-	g, ctx := errgroup.WithContext(ctx)
+	s.withRoutes(c.state.routes != nil)
+	g, all := errgroup.WithContext(ctx)
 	for _, k := range c.kinds(s) {
 		g.Go(func() error {
-			if err := c.listAll(ctx, k); err != nil {
-				if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			if err := c.listAll(all, k); err != nil {
+				if all.Err() != nil && errors.Is(err, context.Canceled) {
 					return err
 				}
 				p := c.conn.Load().explain("list "+k.resource, err)
@@ -394,6 +426,9 @@ func (c *Client) List(ctx context.Context) (edge.Cluster, error) {
 	}
 	if err := g.Wait(); err != nil {
 		return edge.Cluster{}, err
+	}
+	if s.routes != nil {
+		c.listRoutes(ctx, s)
 	}
 	cluster, _ := s.snapshot()
 	return cluster, nil
@@ -433,6 +468,10 @@ func eachItem(list listObject, f func(obj any) error) error {
 			errs = append(errs, f(&list.Items[i]))
 		}
 	case *corev1.NodeList:
+		for i := range list.Items {
+			errs = append(errs, f(&list.Items[i]))
+		}
+	case *routeObjectList:
 		for i := range list.Items {
 			errs = append(errs, f(&list.Items[i]))
 		}

@@ -31,6 +31,10 @@ type state struct {
 	ownNamespaces bool // no snapshot has them
 	synced        struct{ services, slices, nodes, namespaces bool }
 	lists         int // see edge.Cluster
+	// routes are Ingresses, Gateways and routes by resource and key; nil: they are
+	// not read. asked are the resources of which it is known whether they can be.
+	routes map[string]map[string]*route
+	asked  map[string]bool
 
 	// left are Services that had gatehouse's finalizer when they were last seen,
 	// and are of another type since, or gone: their UIDs, by when that was. done are the UIDs of
@@ -48,6 +52,7 @@ type state struct {
 	stale      bool
 	staleNodes bool
 	staleAPI   bool
+	staleHosts bool
 	staleKeys  map[string]struct{}
 	whole      map[string]*edge.Service // with Endpoints
 	order      []*edge.Service          // those of whole, in order; nil: to be made
@@ -91,7 +96,7 @@ func (s *state) withNamespaces(read bool) {
 func (s *state) snapshot() (edge.Cluster, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	synced := s.synced.services && s.synced.slices && s.synced.nodes && (s.synced.namespaces || s.namespaces == nil)
+	synced := s.synced.services && s.synced.slices && s.synced.nodes && (s.synced.namespaces || s.namespaces == nil) && s.routesReadLocked()
 	if !s.stale {
 		return s.last, synced
 	}
@@ -114,13 +119,14 @@ func (s *state) snapshot() (edge.Cluster, bool) {
 		s.whole[key] = &svc
 		s.order = nil
 	}
+	s.staleHosts = s.routes != nil && (s.staleHosts || len(s.staleKeys) > 0) // they follow from the status of Services, too
 	clear(s.staleKeys)
 	if s.order == nil {
 		s.orderLocked()
 	}
 	out := edge.Cluster{
 		Services: make([]edge.Service, 0, len(s.order)), Nodes: s.last.Nodes,
-		APIServers: s.last.APIServers, Namespaces: s.namespaces, Lists: s.lists,
+		APIServers: s.last.APIServers, Namespaces: s.namespaces, Hosts: s.last.Hosts, Lists: s.lists,
 	}
 	for _, svc := range s.order {
 		out.Services = append(out.Services, *svc)
@@ -139,8 +145,11 @@ func (s *state) snapshot() (edge.Cluster, bool) {
 		}
 		out.APIServers = apiServersOf(mergeEndpoints(all))
 	}
+	if s.staleHosts {
+		out.Hosts = hostsOf(s.routes, out.Services)
+	}
 	s.ownNamespaces = false
-	s.stale, s.staleNodes, s.staleAPI, s.last = false, false, false, out
+	s.stale, s.staleNodes, s.staleAPI, s.staleHosts, s.last = false, false, false, false, out
 	return out, synced
 }
 
