@@ -82,8 +82,11 @@ func (s *stage) awaitMasquerade(ctx context.Context, proxy *process) error {
 		if err == nil && bytes.Contains(rules.Bytes(), []byte("masquerade")) {
 			return nil
 		}
-		if err != nil || time.Now().After(deadline) {
-			return fmt.Errorf("no rules that masquerade after 10 s: %w; it said: %s", err, proxy.stderr.String())
+		if err == nil && time.Now().After(deadline) {
+			err = fmt.Errorf("no rules that masquerade after 10 s; it said: %s", strings.ReplaceAll(proxy.stderr.String(), "\n", "; "))
+		}
+		if err != nil {
+			return err
 		}
 		if err := pause(ctx, 10*time.Millisecond); err != nil {
 			return err
