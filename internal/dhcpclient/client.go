@@ -20,7 +20,7 @@ type Options struct {
 	Hostname string // empty: the machine's
 	File     string // where the last lease is kept; empty: nowhere
 	Log      *slog.Logger
-	Changed  func() // the lease is another, or none
+	Changed  func() // the lease is another, or none; or the problem is. It is called with locks held, and must not call back.
 }
 
 // Client asks for an address of one interface.
@@ -36,6 +36,7 @@ type Client struct {
 	socket  *packets
 	unicast net.PacketConn // for as long as an answer is waited for
 	failure string         // why it cannot ask
+	told    string         // the problem that Changed was called for
 	ended   bool
 	tasks   sync.WaitGroup
 }
@@ -192,6 +193,9 @@ func (c *Client) doLocked(actions []action) {
 	}
 	if changed {
 		c.keepLocked()
+	}
+	if changed || c.machine.problem != c.told {
+		c.told = c.machine.problem
 		c.options.Changed()
 	}
 }

@@ -185,3 +185,12 @@ func Remove() (removed []string, err error) {
 	}
 	return removed, nil
 }
+
+// Devices are the interfaces of the machine.
+func (a *Applier) Devices() ([]Device, error) {
+	have, err := a.read()
+	if err != nil {
+		return nil, err
+	}
+	return have.devices, nil
+}

@@ -158,7 +158,9 @@ func (a *Applier) set(all []setting) (problems []edge.Problem, changed []string)
 
 // dotted is a setting as sysctl(8) calls it, which writes a dot in the name of an
 // interface as a slash.
-func dotted(name string) string { return "net." + strings.NewReplacer("/", ".", ".", "/").Replace(name) }
+func dotted(name string) string {
+	return "net." + strings.NewReplacer("/", ".", ".", "/").Replace(name)
+}
 
 func readSetting(name string) (string, error) {
 	text, err := os.ReadFile(sysctlRoot + name) //nolint:gosec // the name of an interface that the kernel has
