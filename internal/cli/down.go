@@ -17,8 +17,9 @@ func newDown() *cobra.Command {
 		Use:   "down",
 		Short: "Remove everything that gatehouse has left in this machine's kernel",
 		Long: `down removes the rules, routes and connections that gatehouse has left in the kernel:
-the nat data plane goes on when gatehouse is stopped, and ends here. It does nothing
-while a gatehouse runs, and touches nothing of anybody else.`,
+the nat data plane and the firewall go on when gatehouse is stopped, and end here.
+Without the firewall everything may pass that nobody else keeps from it. It does
+nothing while a gatehouse runs, and touches nothing of anybody else.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !administersNetwork() {
 				return errors.New("down takes CAP_NET_ADMIN: run it as root")

@@ -79,7 +79,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	}
 	// Before a door opens that it would keep shut, and after the kernel's doors are
 	// known.
-	filterProblems := d.router.filter.apply(ctx, now)
+	filterProblems := d.router.filter.apply(ctx, now, held)
 	d.prober.Apply(now.state.Probes)
 	probes := probesAt(now.state)
 	d.probesAt.Store(&probes)
@@ -97,6 +97,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 		// so that nobody is told that a door is open which is not.
 		now.in.Doors = doors
 		now.build()
+		filterProblems = d.router.filter.apply(ctx, now, held)
 	}
 	if kept := d.kernel.forwarded(); whole && d.addresses.differs(now.state, doors, kept) {
 		d.addresses.apply(ctx, now.state, doors, kept)
@@ -107,7 +108,7 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	routing := slices.Concat(linkProblems, filterProblems, d.router.serve(ctx, now))
 	unwalled := d.addresses.problems()
 	beside := d.others.problem(time.Now(), d.alone(), now.state.NAT || now.state.Transparent || len(c.Pools) > 0)
-	now.problems = slices.Concat(now.problems, admin, lacking, routing, unwalled, beside, d.journal.problems(), d.cluster.problems())
+	now.problems = slices.Concat(now.problems, admin, lacking, routing, unwalled, beside, d.journal.problems(), d.cluster.problems(), d.router.filter.notes())
 	slices.SortStableFunc(now.problems, desired.ComparePositions)
 	d.told.tell(now.problems)
 	d.publish(now, cluster, len(doors))

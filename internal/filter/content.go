@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"sigs.k8s.io/knftables"
 
@@ -57,6 +58,20 @@ func (c *content) add(set string, e element) {
 		c.elements[set] = map[string]element{}
 	}
 	c.elements[set][e.id()] = e
+}
+
+// keep takes over what is open.
+func (c *content) keep(have *found) {
+	for set, elements := range have.elements {
+		if !strings.HasPrefix(set, doors) && !strings.HasPrefix(set, translated) && !strings.HasPrefix(set, own) {
+			continue
+		}
+		for id, e := range elements {
+			if _, there := c.elements[set][id]; !there {
+				c.add(set, e)
+			}
+		}
+	}
 }
 
 // addPinhole adds what finds it, in one of the sets that fixed describes.

@@ -143,8 +143,8 @@ func (s *steps) change(have *found, want *content) {
 			s.elements = append(s.elements, step{remove, &knftables.Element{Set: set, Key: before[id].text}})
 		}
 		var come []string
-		for id := range after {
-			if _, there := before[id]; !there {
+		for id, e := range after {
+			if _, there := before[id]; !there && e.text != nil { // else it was kept, and is lost
 				come = append(come, id)
 			}
 		}

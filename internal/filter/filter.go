@@ -3,7 +3,7 @@
 // their own.
 //
 //	a := filter.New()
-//	changed, err := a.Apply(ctx, &rules)
+//	changed, err := a.Apply(ctx, &rules, false)
 //
 // The rules of the table are those that are in every Ruleset, and one or a few for
 // each policy; what is open is in elements of sets, so that a packet looks at as
@@ -45,6 +45,7 @@ type Applier struct {
 	want  *content            // of the last Apply; nil: there was none
 	have  found               // of the kernel
 	known bool                // whether have is so
+	keep  bool                // what is open stays so
 	past  map[dropKey]uint64  // what was counted in tables that were replaced since
 }
 
@@ -63,9 +64,9 @@ func Render(r *firewall.Ruleset) []knftables.Object {
 
 // Apply makes the table be what the rules say, and says whether that took a
 // change. It believes that the kernel has what it had after the last Apply; the
-// first one looks.
-func (a *Applier) Apply(ctx context.Context, r *firewall.Ruleset) (changed bool, err error) {
-	a.want = contentOf(r)
+// first one looks. With keep, what else is open in the kernel stays so.
+func (a *Applier) Apply(ctx context.Context, r *firewall.Ruleset, keep bool) (changed bool, err error) {
+	a.want, a.keep = contentOf(r), keep
 	began := time.Now()
 	changed, err = a.reconcile(ctx)
 	if err != nil && ctx.Err() == nil && time.Since(began) < patience {
@@ -141,6 +142,9 @@ func (a *Applier) reconcile(ctx context.Context) (changed bool, err error) {
 			s.structure = slices.Concat([]step{{add, &knftables.Table{}}, {remove, &knftables.Table{}}}, s.structure)
 		}
 	} else {
+		if a.keep {
+			a.want.keep(&a.have)
+		}
 		s = difference(&a.have, a.want)
 	}
 	if changed = s.size() > 0; changed {

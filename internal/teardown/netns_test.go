@@ -18,8 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/conntrack"
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/filter"
+	"e13.dev/gatehouse/internal/firewall"
 	"e13.dev/gatehouse/internal/host"
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/netnstest"
@@ -177,10 +180,15 @@ func TestNetnsNothingIsLeft(t *testing.T) {
 		}
 
 		haveAddresses(t, "10.11.12.70", "fd12::70")
+		rules := firewall.Compile(firewall.Inputs{Config: &config.Config{Zones: []edge.Zone{{Name: "home", Interfaces: []string{"eth1"}}}}})
+		if changed, err := filter.New().Apply(t.Context(), &rules, false); err != nil || !changed {
+			t.Fatalf("the firewall: %t, %v", changed, err)
+		}
 
 		removed, err := Run(t.Context(), delivery)
 		want := []string{
 			"nftables table inet gatehouse, which had UDP @eth1:53, TCP @eth1:80", "3 connections that the kernel followed",
+			"nftables table inet gatehouse-firewall: what it kept out may come in now",
 			"addresses of pools, and nftables tables inet and arp gatehouse-addresses", "routes to pods",
 			"nftables table inet gatehouse-transparent", "rules and routes of transparent relaying",
 		}

@@ -1,5 +1,5 @@
 // Package teardown takes out of the kernel what gatehouse has left there: the
-// nat data plane and addresses of pools outlive the process, and go only when
+// nat data plane, the firewall and addresses of pools outlive the process, and go only when
 // they are told to.
 //
 //	removed, err := teardown.Run(ctx, delivery)
@@ -18,6 +18,7 @@ import (
 
 	"e13.dev/gatehouse/internal/conntrack"
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/filter"
 	"e13.dev/gatehouse/internal/host"
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/nft"
@@ -67,6 +68,9 @@ func Run(ctx context.Context, delivery host.Delivery) (removed []string, err err
 		}
 		note(followed, n > 0, err)
 	}
+
+	was, err = filter.New().Remove(ctx)
+	note(tableOf(filter.Table)+": what it kept out may come in now", was, err)
 
 	// Before the wall around them, which goes with them.
 	was, err = vip.Remove(ctx)
