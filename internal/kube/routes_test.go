@@ -62,19 +62,23 @@ func TestHosts(t *testing.T) {
 		want           []string
 	}{
 		"by the address of its status": {
-			ingress, "", []edge.Service{balancer("in/nginx", web, "10.0.0.7", "192.0.2.7"), balancer("other/web", web, "10.0.0.9")},
+			ingress, "",
+			[]edge.Service{balancer("in/nginx", web, "10.0.0.7", "192.0.2.7"), balancer("other/web", web, "10.0.0.9")},
 			[]string{"*.shop.example in/nginx public ingress/shop/web", "www.shop.example in/nginx public ingress/shop/web"},
 		},
 		"the one that has a port of the web": {
-			ingress, "", []edge.Service{balancer("in/nginx", web, "10.0.0.7"), balancer("other/db", []uint16{5432}, "10.0.0.7")},
+			ingress, "",
+			[]edge.Service{balancer("in/nginx", web, "10.0.0.7"), balancer("other/db", []uint16{5432}, "10.0.0.7")},
 			[]string{"*.shop.example in/nginx public ingress/shop/web", "www.shop.example in/nginx public ingress/shop/web"},
 		},
 		"the one that has no other address": {
-			ingress, "", []edge.Service{balancer("in/nginx", web, "10.0.0.7"), balancer("other/web", web, "10.0.0.7", "10.0.0.9")},
+			ingress, "",
+			[]edge.Service{balancer("in/nginx", web, "10.0.0.7"), balancer("other/web", web, "10.0.0.7", "10.0.0.9")},
 			[]string{"*.shop.example in/nginx public ingress/shop/web", "www.shop.example in/nginx public ingress/shop/web"},
 		},
 		"two that may be meant": {
-			ingress, "", []edge.Service{balancer("in/nginx", web, "10.0.0.7"), balancer("other/web", web, "10.0.0.7")},
+			ingress, "",
+			[]edge.Service{balancer("in/nginx", web, "10.0.0.7"), balancer("other/web", web, "10.0.0.7")},
 			[]string{"*.shop.example  public ingress/shop/web", "www.shop.example  public ingress/shop/web"},
 		},
 		"an old class, and no address": {
@@ -82,15 +86,18 @@ func TestHosts(t *testing.T) {
 			[]string{"a.example  old ingress/shop/web"},
 		},
 		"a route at all listeners of a Gateway": {
-			"", httpRoute(`["a.shop.example","b.example"]`, "", "True"), []edge.Service{balancer("gw/envoy", web, "10.0.0.8")},
+			"", httpRoute(`["a.shop.example","b.example"]`, "", "True"),
+			[]edge.Service{balancer("gw/envoy", web, "10.0.0.8")},
 			[]string{"a.shop.example gw/envoy envoy httproute/shop/web", "b.example gw/envoy envoy httproute/shop/web"},
 		},
 		"a route at one listener, whose names are wider": {
-			"", httpRoute(`["a.shop.example","b.example","shop.example"]`, "shop", "True"), []edge.Service{balancer("gw/envoy", web, "10.0.0.8")},
+			"", httpRoute(`["a.shop.example","b.example","shop.example"]`, "shop", "True"),
+			[]edge.Service{balancer("gw/envoy", web, "10.0.0.8")},
 			[]string{"a.shop.example gw/envoy envoy httproute/shop/web"},
 		},
 		"a route without names has those of the listener": {
-			"", httpRoute(`[]`, "", "True"), []edge.Service{balancer("gw/envoy", web, "10.0.0.8")},
+			"", httpRoute(`[]`, "", "True"),
+			[]edge.Service{balancer("gw/envoy", web, "10.0.0.8")},
 			[]string{"*.shop.example gw/envoy envoy httproute/shop/web"},
 		},
 		"a route that no Gateway has accepted": {"", httpRoute(`["a.shop.example"]`, "", "False"), []edge.Service{balancer("gw/envoy", web, "10.0.0.8")}, nil},

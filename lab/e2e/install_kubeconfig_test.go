@@ -100,7 +100,7 @@ func TestKubeconfigForTheBox(t *testing.T) {
 		t.Errorf("applied:\n%s", said)
 	}
 	for _, want := range []string{
-		"get, list, watch services, nodes, namespaces, endpointslices\n", "patch services/status\n", "create, patch events\n",
+		"get, list, watch services, nodes, namespaces, endpointslices, ingresses, gateways, httproutes, grpcroutes, tlsroutes\n", "patch services/status\n", "create, patch events\n",
 		"create, update, patch, delete services\n", "get, list secrets\n",
 	} {
 		if !strings.Contains(said, want) {
