@@ -183,34 +183,6 @@ func serveClients(t *testing.T) {
 	t.Cleanup(func() { _ = server.Close() })
 }
 
-// The provider gives the home another address: what is public is public there, and the way out goes on.
-func TestThePublicAddressMoves(t *testing.T) {
-	serveClients(t)
-	old, moved := netip.MustParseAddr(site.PublicAddress), netip.MustParseAddr("203.0.113.77")
-	if err := lab.MovePublicAddress(t.Context(), old, moved); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.MovePublicAddress(context.WithoutCancel(t.Context()), moved, old); err != nil {
-			t.Error(err)
-		}
-	})
-	eventually(t, 10*time.Second, "the public controller answers there", func() error {
-		a, err := get("inet", "203.0.113.77:80")
-		if err == nil && !strings.HasPrefix(a.Client, site.InternetClient+":") {
-			err = fmt.Errorf("it sees %s", a.Client)
-		}
-		return err
-	})
-	eventually(t, 10*time.Second, "the way out goes on", func() error {
-		out, err := lab.Exec(t.Context(), "nas", "curl", "-sS", "-m", "2", "http://203.0.113.10:7777/")
-		if err == nil && out != moved.String() {
-			err = fmt.Errorf("the server sees %q", out)
-		}
-		return err
-	})
-}
-
 // A power cut takes the box and the control plane: the box comes back alone, from its disk, and a worker that is
 // switched on then gets the address and the name that it had; what was open is open.
 func TestAfterAPowerCut(t *testing.T) {

@@ -291,6 +291,36 @@ func (s *Site) MovePublicAddress(ctx context.Context, from, to netip.Addr) error
 	return tool(ctx, "", "ip", "-n", nsName(s.name, "inet"), "route", "replace", "default", "via", to.String())
 }
 
+// MoveExposed has the home router give veth0 another address at home from the next time that it is asked, and forward
+// what comes from the Internet there: what somebody does who clicks through its menus, or a new router. from is
+// EdgeExposed at first.
+func (s *Site) MoveExposed(ctx context.Context, from, to netip.Addr) error {
+	file := s.path("config", "dnsmasq.conf")
+	config, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	changed := strings.ReplaceAll(string(config), exposedMAC+",set:edge,"+from.String()+"\n", exposedMAC+",set:edge,"+to.String()+"\n")
+	if changed == string(config) {
+		return fmt.Errorf("the home router does not give %s to veth0", from)
+	}
+	if err := os.WriteFile(file, []byte(changed), 0o644); err != nil {
+		return err
+	}
+	router := nsName(s.name, "router")
+	rules := "flush chain ip site pre\nadd rule ip site pre iifname { wan, lan } ip daddr @public meta l4proto { tcp, udp } dnat to " + to.String() + "\n"
+	if err := tool(ctx, rules, "ip", "netns", "exec", router, "nft", "-f", "-"); err != nil {
+		return err
+	}
+	if err := tool(ctx, "", "ip", "-n", router, "route", "replace", "default", "via", to.String(), "dev", "lan", "table", "100"); err != nil {
+		return err
+	}
+	if err := s.Stop(ctx, "dnsmasq"); err != nil {
+		return err
+	}
+	return s.Start(ctx, "dnsmasq")
+}
+
 // checkBare says what a bare lab needs that others do not.
 func checkBare(o Options) error {
 	if !o.Bare {
