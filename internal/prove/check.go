@@ -119,6 +119,9 @@ func (s *Site) parts(st Statement, zone string, t Target) (all []part, sure bool
 			add(config.Self, []span{at})
 		}
 	}
+	if known && len(zones) == 0 && st.Verb != Cannot {
+		return nil, true, at.String() + " is in a network of this machine that is in no zone: nothing new passes there"
+	}
 	if i := slices.Index(zones, zone); i >= 0 && len(s.devices(zone)) == 1 {
 		// What comes in there does not leave there again.
 		if zones = slices.Delete(slices.Clone(zones), i, i+1); len(zones) == 0 && known {
