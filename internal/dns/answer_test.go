@@ -143,7 +143,7 @@ func TestReverseZones(t *testing.T) {
 		"10.0.0.0/8": "10.in-addr.arpa", "10.1.0.0/16": "1.10.in-addr.arpa", "10.1.2.0/23": "2.1.10.in-addr.arpa 3.1.10.in-addr.arpa",
 		"192.0.2.4/31": "4.2.0.192.in-addr.arpa 5.2.0.192.in-addr.arpa", "fd00::/8": "d.f.ip6.arpa",
 		"2001:db8:0:12::/63": "2.1.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa 3.1.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
-		"fe80::/10": "8.e.f.ip6.arpa 9.e.f.ip6.arpa a.e.f.ip6.arpa b.e.f.ip6.arpa",
+		"fe80::/10":          "8.e.f.ip6.arpa 9.e.f.ip6.arpa a.e.f.ip6.arpa b.e.f.ip6.arpa",
 	} {
 		if got := strings.Join(reverseZones(netip.MustParsePrefix(network)), " "); got != want {
 			t.Errorf("%s: %s, want %s", network, got, want)

@@ -111,7 +111,7 @@ func (u *stub) upstream() Upstream { return Upstream{Addr: u.addr} }
 // newStub starts an upstream by UDP and TCP.
 func newStub(t *testing.T, answer func(w dns.ResponseWriter, q *dns.Msg)) *stub {
 	t.Helper()
-	u := &stub{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))}
+	u := &stub{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), freePort(t))} // not that of clients
 	handle := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		u.mu.Lock()
 		u.asked = append(u.asked, q)
@@ -142,7 +142,7 @@ func runStub(t *testing.T, server *dns.Server) {
 // newTLSStub starts an upstream by TLS.
 func newTLSStub(t *testing.T, cert tls.Certificate, answer dns.HandlerFunc) *stub {
 	t.Helper()
-	u := &stub{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))}
+	u := &stub{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), freePort(t))} // not that of clients
 	runStub(t, &dns.Server{
 		Addr: u.addr.String(), Net: "tcp-tls", TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
 		Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
