@@ -331,10 +331,21 @@ func (b *Book) request(r *request) Result {
 		}
 		return Result{Why: "is for an address that is not given here"}
 	}
+	if !selecting && !known && b.holds(r) {
+		return r.refuse("another address is its own")
+	}
 	// An address of a pool that nobody has is granted to whoever has it by another
 	// server's word, or by that of this one before all was lost: only this server
 	// gives these.
 	return b.grant(r, a)
+}
+
+// holds says whether the client has a lease in one of its networks.
+func (b *Book) holds(r *request) bool {
+	return slices.ContainsFunc(b.addrs[r.client], func(a netip.Addr) bool {
+		l, ok := b.leases[a]
+		return ok && clientOf(&l) == r.client && l.Expires.After(r.now) && r.networkOf(a) != nil
+	})
 }
 
 // grant gives a lease, or more time of it.
