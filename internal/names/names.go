@@ -33,7 +33,7 @@ type Inputs struct {
 	Names      []desired.Name // of Services, beside SERVICE.NAMESPACE
 	Cluster    *edge.Cluster  // nil: none, or not read yet
 	Leases     []edge.Lease   // that have not expired
-	// Reaches says whether machines of a zone can send something to an address of another; nil: they all can.
+	// Reaches says whether machines of a zone can send something to an address of another; nil: Reach of Config.
 	Reaches func(zone string, addr netip.Addr) bool
 }
 
@@ -85,6 +85,9 @@ func Build(in Inputs) []edge.Records {
 	b := &builder{
 		in: in, dns: in.Config.DNS, ttl: uint32(in.Config.DNS.TTL.Seconds()),
 		owners: map[string]rank{}, open: map[place][]netip.Addr{}, zone: map[string]ground{},
+	}
+	if in.Reaches == nil {
+		b.in.Reaches = Reach(in.Config, in.Interfaces)
 	}
 	b.survey()
 	b.ofFile()
@@ -205,7 +208,7 @@ func (b *builder) records(zone string, srv []service) edge.Records {
 			if a.Is6() {
 				typ = "AAAA"
 			}
-			if s.add(h.name, typ, a.String(), why) && !named[a] && !strings.HasPrefix(h.name, "*.") {
+			if s.add(h.name, typ, a.String(), why) && !named[a] && ofMachine(a) && !strings.HasPrefix(h.name, "*.") {
 				named[a] = true
 				s.add(Reverse(a), "PTR", h.name, why)
 			}
@@ -219,12 +222,16 @@ func (b *builder) records(zone string, srv []service) edge.Records {
 	return edge.Records{Zone: zone, Sets: s.sorted()}
 }
 
+// ofMachine says whether an address is one of a machine, which can have a name:
+// records that lead nowhere have others.
+func ofMachine(a netip.Addr) bool { return !a.IsUnspecified() && !a.IsLoopback() }
+
 // known says whether a zone is told an address that somebody has wherever he is.
 func (b *builder) known(h *host, zone string, a netip.Addr) bool {
 	if h.zones != nil {
 		return slices.Contains(h.zones, zone)
 	}
-	if b.in.Reaches == nil || slices.ContainsFunc(b.zone[zone].networks, func(p netip.Prefix) bool { return p.Contains(a) }) {
+	if slices.ContainsFunc(b.zone[zone].networks, func(p netip.Prefix) bool { return p.Contains(a) }) {
 		return true
 	}
 	return b.in.Reaches(zone, a)

@@ -204,6 +204,22 @@ func TestBuild(t *testing.T) {
 				"internet": nil,
 			},
 		},
+		"the firewall says what can be reached": {
+			func(in *names.Inputs) {
+				in.Config.Firewall = &config.Firewall{Policies: []config.Policy{{From: "home", To: "cluster", Allow: true}}}
+				in.Cluster.Nodes = []edge.Node{{Name: "w1", Addrs: []netip.Addr{addr("10.0.0.11")}}}
+			},
+			map[string][]string{
+				"home":     {"11.0.0.10.in-addr.arpa PTR w1.home.example (node/w1)", "w1.home.example A 10.0.0.11 (node/w1)"},
+				"internet": nil,
+			},
+		},
+		"what leads nowhere is no machine's address": {
+			func(in *names.Inputs) {
+				in.Config.DNS.Records = []config.Record{{Name: "ads.home.example", Addresses: []netip.Addr{addr("0.0.0.0"), addr("::1")}, Zones: []string{"home"}, Pos: pos(9)}}
+			},
+			map[string][]string{"home": {"ads.home.example A 0.0.0.0 (gatehouse.yaml:9)", "ads.home.example AAAA ::1 (gatehouse.yaml:9)"}},
+		},
 		"the other records of a file": {
 			func(in *names.Inputs) {
 				in.Config.DNS.Records = []config.Record{
