@@ -74,7 +74,7 @@ func (d *Daemon) Explain(q explain.Question) (explain.Answer, error) {
 	}
 	stopping, relay := d.stopping, d.relay
 	d.mu.Unlock()
-	facts.Bans = bansOf(relay.Stats())
+	facts.Bans, facts.Firewall = bansOf(relay.Stats()), d.router.filter.ruleset()
 	if stopping {
 		return explain.Answer{Question: q}, errStopping
 	}

@@ -15,6 +15,7 @@ import (
 	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/filewatch"
+	"e13.dev/gatehouse/internal/firewall"
 	"e13.dev/gatehouse/internal/status"
 	"e13.dev/gatehouse/internal/trial"
 )
@@ -272,4 +273,11 @@ func (d *Daemon) Trial() trial.State {
 	s.Decided = d.config == c
 	s.Problems = append(s.Problems, d.decided...)
 	return s
+}
+
+// ruleset are the rules of the firewall as decided last; nil: there is none.
+func (x *filter) ruleset() *firewall.Ruleset {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.rules
 }

@@ -18,6 +18,7 @@ import (
 	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/firewall"
 )
 
 // Question is what somebody asks, in his own words.
@@ -45,6 +46,8 @@ type Facts struct {
 	// Leaves says whether there is a way to an address for who is bound to an
 	// interface; nil: nobody has asked.
 	Leaves func(to netip.Addr, device string) bool
+	// Firewall are the rules that the kernel was given; nil: there are none.
+	Firewall *firewall.Ruleset
 	// Bans are of clients that the relay turns away now; where there are many, some
 	// of them.
 	Bans []Ban
@@ -95,7 +98,7 @@ type Way struct {
 // Step is one link of the chain of reasons.
 type Step struct {
 	// Check is what was looked at: "zone", "address", "class", "allow", "request",
-	// "port", "listener", "hostname", "source range", "rate limit", "data plane", "backend",
+	// "port", "listener", "firewall", "hostname", "source range", "rate limit", "data plane", "backend",
 	// "health", "share", "client address".
 	Check  string `json:"check"`
 	OK     bool   `json:"ok"`

@@ -40,7 +40,7 @@ func (e *engine) adminAt(c *chain, p packet) bool {
 
 // nobody says why no door of gatehouse is where a packet comes to. What is said
 // last decides.
-func (e *engine) nobody(c *chain, p packet, kernel *edge.Frontend) {
+func (e *engine) nobody(c *chain, o *origin, p packet, kernel *edge.Frontend) {
 	zone := e.zoneOf[p.device]
 	if kernel != nil {
 		c.stop("data plane", kernel.Why, "data plane proxy takes connections from this machine, too",
@@ -64,8 +64,11 @@ func (e *engine) nobody(c *chain, p packet, kernel *edge.Frontend) {
 	if zone != "" {
 		where = "in zone " + zone
 	}
-	c.stop("port", "", remedy, "gatehouse has nothing at %s port %d %s; what programs of this machine itself listen there is no business of gatehouse's",
-		p.protocol, p.to.Port(), where)
+	nothing := fmt.Sprintf("gatehouse has nothing at %s port %d %s", p.protocol, p.to.Port(), where)
+	if e.unlistened(c, o, p, nothing, remedy) {
+		return
+	}
+	c.stop("port", "", remedy, "%s; what programs of this machine itself listen there is no business of gatehouse's", nothing)
 }
 
 // adminElsewhere is for who looks for the status page.

@@ -306,7 +306,7 @@ func (e *engine) toRow(c *chain, o *origin, row *desired.Exposure) {
 			}
 			e.through(&way, o, behind[i], p.to.Addr())
 		case kernel != nil:
-			e.nobody(&way, p, kernel)
+			e.nobody(&way, o, p, kernel)
 		default:
 			if e.sayAddress(&way, p); !way.over {
 				way.stop("listener", row.Why, "see the problems that gatehouse status prints", "it is not open at %s by %s", p.to, p.device)

@@ -79,6 +79,9 @@ func (e *engine) toAddress(origins []origin, to netip.AddrPort, protocol edge.Pr
 	case addr.IsUnspecified() || addr.IsMulticast():
 		return nil, fmt.Errorf("%s is not an address to connect to; ask for one of this machine: %s", addr, e.ownAddresses())
 	case !addr.IsLoopback() && e.holder[addr] == "" && !e.pooled[addr]:
+		if ways, ok := e.toOther(origins, to, protocol); ok {
+			return ways, nil
+		}
 		return nil, fmt.Errorf("%s is no address of this machine%s; ask for one of its own: %s", addr, e.whose(addr), e.ownAddresses())
 	case addr.IsLoopback() && e.everybody:
 		origins = append([]origin{e.itself(netip.Addr{})}, slices.DeleteFunc(slices.Clone(origins), func(o origin) bool { return o.local })...)
@@ -195,7 +198,7 @@ func (e *engine) follow(o *origin, p packet, label, name string) Way {
 	door, behind, kernel := e.find(p)
 	if len(behind) == 0 {
 		if !e.adminAt(c, p) {
-			e.nobody(c, p, kernel)
+			e.nobody(c, o, p, kernel)
 		}
 		return c.done()
 	}
@@ -314,6 +317,7 @@ func (e *engine) through(c *chain, o *origin, f *edge.Frontend, to netip.Addr) {
 	}
 	c.ok("listener", f.Why, "%s is open on this machine", door)
 	e.wayBack(c, o, f, to)
+	e.admitted(c, o, f, to)
 	e.sources(c, o, f, to)
 	e.bans(c, o, f, to)
 	e.plane(c, f, row)
