@@ -108,10 +108,10 @@ func lifetime(m *dns.Msg, qtype uint16) time.Duration {
 // holdBack takes the addresses out of an answer that no outside name should
 // stand for, and says whether there were any: who has a browser look at a page
 // could have it talk to the router's own (DNS rebinding).
-func holdBack(m *dns.Msg, inner []netip.Prefix) bool {
+func holdBack(m *dns.Msg) bool {
 	bad := func(raw []byte) bool {
 		addr, ok := netip.AddrFromSlice(raw)
-		return ok && inside(addr, inner)
+		return ok && inside(addr)
 	}
 	before := len(m.Answer)
 	m.Answer = slices.DeleteFunc(m.Answer, func(rr dns.RR) bool {

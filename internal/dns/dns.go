@@ -34,10 +34,7 @@ type Config struct {
 	Forwards  []Forward
 	// Rebinding are domains whose names may have inside addresses though an
 	// upstream says so.
-	Rebinding []string
-	// Inside are networks of this site that are not private by themselves: no
-	// name from outside has an address in them.
-	Inside        []netip.Prefix
+	Rebinding     []string
 	TTL           time.Duration // of what this server says of its own: SOA, NS, negative answers
 	CacheSize     int           // how many answers are kept, of all zones; 0: none
 	RatePerClient int           // questions a second; 0: any number

@@ -164,7 +164,7 @@ func (s *Server) ask(ctx context.Context, v *view, q *query, reply Reply, from *
 		return s.refused(v, q, from, now, m.Rcode)
 	}
 	ttl := clean(m, reply.Ask, q.qtype, q.do)
-	held := !from.trusts && !v.exempt(q.name()) && holdBack(m, v.inside)
+	held := !from.trusts && !v.exempt(q.name()) && holdBack(m)
 	m.Rcode = min(m.Rcode, dns.RcodeNameError)
 	name := q.name()
 	out := message(q, name)

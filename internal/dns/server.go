@@ -64,7 +64,6 @@ type view struct {
 	forwards  map[string]*pool
 	upstreams *pool
 	own       []string // domains whose names may have inside addresses
-	inside    []netip.Prefix
 	rate      int
 	counters  *counters
 	records   Zone // that it was made of
@@ -174,7 +173,7 @@ func (s *Server) usePools(c, before Config) (same bool) {
 	make1 := func(domain string, servers []Upstream) {
 		p := &pool{domain: domain, trusts: domain != ""}
 		for _, u := range servers {
-			if !usable(u, c.Self, c.Port) {
+			if !u.Usable(c.Self, c.Port) {
 				continue
 			}
 			up := upstreams[u]
@@ -199,8 +198,8 @@ func (s *Server) usePools(c, before Config) (same bool) {
 	}
 	same = maps.Equal(pools, s.pools) && c.Domain == before.Domain && c.ServiceDomain == before.ServiceDomain && c.NameServer == before.NameServer &&
 		c.TTL == before.TTL && c.RatePerClient == before.RatePerClient && slices.Equal(c.Reverse, before.Reverse) &&
-		slices.Equal(c.Rebinding, before.Rebinding) && slices.Equal(c.Inside, before.Inside) && slices.Equal(c.Self, before.Self)
-	if !slices.Equal(c.Rebinding, before.Rebinding) || !slices.Equal(c.Inside, before.Inside) || c.Domain != before.Domain || c.ServiceDomain != before.ServiceDomain {
+		slices.Equal(c.Rebinding, before.Rebinding) && slices.Equal(c.Self, before.Self)
+	if !slices.Equal(c.Rebinding, before.Rebinding) || c.Domain != before.Domain || c.ServiceDomain != before.ServiceDomain {
 		s.cache.clear() // what is held back is another thing now
 	}
 	for u, up := range s.upstreams {
@@ -224,7 +223,7 @@ func (s *Server) useView(c Config, from Zone, same bool) {
 	}
 	v := &view{
 		name: from.Name, clients: from.Clients, upstreams: s.pools[""], forwards: map[string]*pool{}, records: from,
-		own: slices.Concat([]string{c.Domain, c.ServiceDomain}, c.Rebinding), inside: c.Inside, rate: c.RatePerClient, counters: z.counters,
+		own: slices.Concat([]string{c.Domain, c.ServiceDomain}, c.Rebinding), rate: c.RatePerClient, counters: z.counters,
 	}
 	v.own = slices.DeleteFunc(v.own, func(domain string) bool { return domain == "" })
 	var forwards []string

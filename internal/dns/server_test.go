@@ -351,7 +351,7 @@ func TestRebindingIsHeldBack(t *testing.T) {
 		case dns.TypeHTTPS:
 			say(name+" 60 IN HTTPS 1 . alpn=h2 ipv4hint=10.0.0.1")(w, q)
 		case dns.TypeAAAA:
-			say(name+" 60 IN AAAA ::ffff:10.0.0.1", name+" 60 IN AAAA 2001:db8:7::5", name+" 60 IN AAAA 2001:db8:8::5")(w, q)
+			say(name+" 60 IN AAAA ::ffff:10.0.0.1", name+" 60 IN AAAA fd00:7::5", name+" 60 IN AAAA 2001:db8:8::5")(w, q)
 		default:
 			say(name+" 60 IN A 10.0.0.1", name+" 60 IN A 9.9.9.9")(w, q)
 		}
@@ -360,7 +360,6 @@ func TestRebindingIsHeldBack(t *testing.T) {
 	c.Upstreams = []Upstream{up.upstream()}
 	c.Forwards = []Forward{{"corp.example", []Upstream{up.upstream()}}}
 	c.Rebinding = []string{"lab.example.net"}
-	c.Inside = prefixes("2001:db8:7::/48")
 	s, at := serve(t, c)
 	for _, q := range []struct {
 		name, qtype string

@@ -51,23 +51,19 @@ func reverseName(addr netip.Addr) string {
 	return reverseZones(netip.PrefixFrom(addr, addr.BitLen()))[0]
 }
 
-// inside says that an address is nobody's outside of a site, or is this
-// machine's own: no name from outside should stand for it.
-func inside(addr netip.Addr, networks []netip.Prefix) bool {
+// inside says that an address is nobody's outside of a site: no name from
+// outside should stand for it. Those of IPv6 that are not private may: who has
+// them gives them names in public, and nobody guesses them.
+func inside(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
 	for _, p := range innerNetworks {
 		if p.Contains(addr) {
 			return true
 		}
 	}
-	for _, p := range networks {
-		if p.Contains(addr) {
-			return true
-		}
-	}
 	if nat64.Contains(addr) {
 		raw := addr.As16()
-		return inside(netip.AddrFrom4([4]byte(raw[12:])), networks)
+		return inside(netip.AddrFrom4([4]byte(raw[12:])))
 	}
 	return false
 }

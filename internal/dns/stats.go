@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // Stats are what was asked and answered.
@@ -126,3 +128,6 @@ func (v *view) names() int {
 	}
 	return n
 }
+
+// Rcode is what a code of an answer is called: "NXDOMAIN".
+func Rcode(code int) string { return dns.RcodeToString[code] }

@@ -306,8 +306,9 @@ func (u *upstream) byStream(ctx context.Context, wireName []byte, qtype uint16, 
 // trusted says that nobody between here and it can have changed what it says.
 func (u *upstream) trusted() bool { return u.TLS != "" || u.Addr.Addr().IsLoopback() }
 
-// usable says that asking it is not asking this machine.
-func usable(u Upstream, self []netip.Addr, port uint16) bool {
+// Usable says that asking it, at this server's port, is not asking this server,
+// which has self's addresses.
+func (u Upstream) Usable(self []netip.Addr, port uint16) bool {
 	if u.Addr.Port() != port || u.TLS != "" {
 		return true
 	}
