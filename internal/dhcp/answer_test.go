@@ -55,7 +55,7 @@ func site(change func(*config.Config)) Zone {
 
 // play is a server and the machines of its zone.
 type play struct {
-	t     *testing.T
+	t     testing.TB
 	book  *Book
 	zone  Zone
 	now   time.Time
@@ -64,7 +64,7 @@ type play struct {
 	last  *dhcpv4.DHCPv4 // the last reply
 }
 
-func newPlay(t *testing.T, zone Zone) *play {
+func newPlay(t testing.TB, zone Zone) *play {
 	return &play{t: t, book: NewBook(nil), zone: zone, now: begin, taken: map[netip.Addr]string{}}
 }
 
