@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"e13.dev/gatehouse/internal/config"
-	server "e13.dev/gatehouse/internal/dns"
+	dnsserver "e13.dev/gatehouse/internal/dns"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/names"
 	"e13.dev/gatehouse/internal/status"
@@ -31,18 +31,18 @@ const (
 type dns struct {
 	log        *slog.Logger
 	changed    func() // asks for a new decision
-	server     *server.Server
+	server     *dnsserver.Server
 	resolvConf string
 
 	mu       sync.Mutex
 	resolv   []byte // as it was last read
 	followed bool   // something follows from it
-	failures []server.Failure
+	failures []dnsserver.Failure
 	absent   map[string]bool // zones none of whose interfaces is there
 }
 
 func newDNS(log *slog.Logger, changed func()) *dns {
-	return &dns{log: log, changed: changed, server: server.New(log, server.Options{}), resolvConf: resolvConf}
+	return &dns{log: log, changed: changed, server: dnsserver.New(log, dnsserver.Options{}), resolvConf: resolvConf}
 }
 
 // run looks after it until ctx ends.
@@ -76,7 +76,7 @@ func (x *dns) retire(bool) {}
 func (x *dns) apply(_ context.Context, now decision, leases []edge.Lease, told []edge.LinkLease) []edge.Problem {
 	c := now.in.Config
 	if c.DNS == nil {
-		x.server.Apply(server.Config{})
+		x.server.Apply(dnsserver.Config{})
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.failures, x.absent, x.followed = nil, nil, false
@@ -90,7 +90,7 @@ func (x *dns) apply(_ context.Context, now decision, leases []edge.Lease, told [
 	upstreams, problems := x.upstreams(c.DNS, told)
 	want.Upstreams = upstreams
 	for _, f := range c.DNS.Forwards {
-		want.Forwards = append(want.Forwards, server.Forward{Domain: f.Domain, Upstreams: known(f.Upstreams, told)})
+		want.Forwards = append(want.Forwards, dnsserver.Forward{Domain: f.Domain, Upstreams: known(f.Upstreams, told)})
 	}
 	for _, u := range want.Upstreams {
 		if !u.Usable(want.Self, dnsPort) {
@@ -108,7 +108,7 @@ func (x *dns) apply(_ context.Context, now decision, leases []edge.Lease, told [
 		})
 	}
 	for _, u := range x.server.Stats().Upstreams {
-		if u.Error == server.Loop {
+		if u.Error == dnsserver.Loop {
 			problems = append(problems, edge.Problem{
 				Pos: c.DNS.Pos, Path: "dns.upstreams", What: fmt.Sprintf("the upstream %s: %s", u.Server, u.Error),
 				Remedy: "have one of the two ask somebody else",
@@ -123,9 +123,9 @@ func (x *dns) apply(_ context.Context, now decision, leases []edge.Lease, told [
 
 // dnsZones is where the server answers, and with which names; and the zones of
 // which there is no interface.
-func dnsZones(c *config.Config, now decision, records []edge.Records) (server.Config, map[string]bool) {
+func dnsZones(c *config.Config, now decision, records []edge.Records) (dnsserver.Config, map[string]bool) {
 	d := c.DNS
-	want := server.Config{
+	want := dnsserver.Config{
 		Domain: d.Domain, ServiceDomain: d.ServiceDomain, NameServer: names.Own + "." + d.Domain, Rebinding: d.Rebinding,
 		TTL: d.TTL, CacheSize: d.CacheSize, RatePerClient: d.RatePerClient,
 	}
@@ -136,9 +136,9 @@ func dnsZones(c *config.Config, now decision, records []edge.Records) (server.Co
 		}
 	}
 	for _, r := range records {
-		z := server.Zone{Name: r.Zone, Records: r}
+		z := dnsserver.Zone{Name: r.Zone, Records: r}
 		for _, i := range interfacesOf(c, now.in.Interfaces, r.Zone) {
-			z.Devices = append(z.Devices, server.Device{Name: i.Name, Index: i.Index})
+			z.Devices = append(z.Devices, dnsserver.Device{Name: i.Name, Index: i.Index})
 		}
 		networks := networksOf(c, now.in.Interfaces, r.Zone)
 		want.Reverse = append(want.Reverse, networks...)
@@ -250,7 +250,7 @@ func reaches(c *config.Config, interfaces []edge.Interface) func(string, netip.A
 
 // upstreams are the servers of the configuration, or without any those of
 // resolv.conf.
-func (x *dns) upstreams(d *config.DNS, told []edge.LinkLease) ([]server.Upstream, []edge.Problem) {
+func (x *dns) upstreams(d *config.DNS, told []edge.LinkLease) ([]dnsserver.Upstream, []edge.Problem) {
 	x.mu.Lock()
 	x.followed = d.Upstreams == nil
 	x.mu.Unlock()
@@ -273,17 +273,17 @@ func (x *dns) upstreams(d *config.DNS, told []edge.LinkLease) ([]server.Upstream
 
 // known are the addresses of upstreams, as far as they are known: those of an
 // interface only once it has a lease.
-func known(upstreams []config.Upstream, told []edge.LinkLease) []server.Upstream {
-	var list []server.Upstream
+func known(upstreams []config.Upstream, told []edge.LinkLease) []dnsserver.Upstream {
+	var list []dnsserver.Upstream
 	for _, u := range upstreams {
 		if u.Link == "" {
-			list = append(list, server.Upstream{Addr: u.Addr, TLS: u.TLS})
+			list = append(list, dnsserver.Upstream{Addr: u.Addr, TLS: u.TLS})
 			continue
 		}
 		for _, l := range told {
 			for _, a := range l.DNS {
 				if l.Link == u.Link {
-					list = append(list, server.Upstream{Addr: netip.AddrPortFrom(a, dnsPort)})
+					list = append(list, dnsserver.Upstream{Addr: netip.AddrPortFrom(a, dnsPort)})
 				}
 			}
 		}
@@ -300,15 +300,15 @@ func (x *dns) read() []byte {
 }
 
 // nameservers reads what resolv.conf(5) says of servers.
-func nameservers(text string) []server.Upstream {
-	var list []server.Upstream
+func nameservers(text string) []dnsserver.Upstream {
+	var list []dnsserver.Upstream
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
 		if len(fields) < 2 || fields[0] != "nameserver" {
 			continue
 		}
 		if a, err := netip.ParseAddr(fields[1]); err == nil {
-			list = append(list, server.Upstream{Addr: netip.AddrPortFrom(a.Unmap(), dnsPort)})
+			list = append(list, dnsserver.Upstream{Addr: netip.AddrPortFrom(a.Unmap(), dnsPort)})
 		}
 	}
 	return list
@@ -330,7 +330,7 @@ func (x *dns) status(c *config.Config) *status.DNS {
 				count(one.Queries, "UDP", z.UDP)
 				count(one.Queries, "TCP", z.TCP)
 				for code, n := range z.Answers {
-					count(one.Answers, server.Rcode(code), n)
+					count(one.Answers, dnsserver.Rcode(code), n)
 				}
 			}
 		}
