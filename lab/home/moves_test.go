@@ -2,7 +2,10 @@ package home
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -39,6 +42,35 @@ func TestThePublicAddressMoves(t *testing.T) {
 	})
 }
 
+// running says whether gatehouse takes an interface for one that passes packets.
+func running(t *testing.T, name string) bool {
+	t.Helper()
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: lab.Dialer("edge")}}
+	resp, err := client.Get("http://127.0.0.1:9180/status.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var s struct {
+		Router struct {
+			Links []struct {
+				Name string `json:"name"`
+				Up   bool   `json:"up"`
+			} `json:"links"`
+		} `json:"router"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range s.Router.Links {
+		if l.Name == name {
+			return l.Up
+		}
+	}
+	t.Fatalf("the status does not know %s", name)
+	return false
+}
+
 // The cable to the home LAN is pulled and put back, and the home router gives another address for what comes from the
 // Internet: doors, rules, status and the way out are there, and what home has is as it was.
 func TestTheLeaseMoves(t *testing.T) {
@@ -51,6 +83,12 @@ func TestTheLeaseMoves(t *testing.T) {
 		if err := lab.LinkDown("edge", "eth1"); err != nil {
 			return err
 		}
+		eventually(t, 10*time.Second, "the cable is seen to be pulled", func() error {
+			if running(t, "veth0") {
+				return errors.New("it is not")
+			}
+			return nil
+		})
 		return lab.LinkUp("edge", "eth1")
 	}
 	settled := func(addr netip.Addr) {
