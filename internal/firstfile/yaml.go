@@ -144,6 +144,37 @@ func (f File) examples(b *strings.Builder) {
 #    backends:
 #      - address: "10.0.0.101:443"
 `, scalar(zone))
+	f.router(b)
+}
+
+// router is what this machine can be for the cluster's, if there is another zone
+// to keep it apart from.
+func (f File) router(b *strings.Builder) {
+	has := func(name string) bool {
+		return slices.ContainsFunc(f.Zones, func(z Zone) bool { return z.Name == name })
+	}
+	out, from := internet, home
+	switch {
+	case !has(cluster) || !has(home) && !has(internet):
+		return
+	case !has(internet):
+		out = home
+	case !has(home):
+		from = cluster
+	}
+	fmt.Fprintf(b, `
+# This machine as the router of the cluster, block by block; docs/guides/home.md has
+# all of them. With a firewall nothing passes between zones, and nothing reaches this
+# machine, but what policies say and gatehouse opens. So that you do not lock yourself
+# out: gatehouse apply --confirm 60s NEW-FILE goes back by itself unless you confirm.
+#firewall:
+#  policies:
+#    - {from: %[1]s, to: %[2]s, allow: true, masquerade: true}
+#    - {from: %[3]s, to: self, ports: [ssh, ping]}
+#dns:
+#  zones: [%[1]s]
+#  domain: home.example
+`, cluster, out, from)
 }
 
 // pool is eight addresses at the end of a private network, where few DHCP servers
