@@ -77,6 +77,7 @@ type Client struct {
 	mu       sync.Mutex
 	problems map[string][]edge.Problem // by what was tried
 	refusals map[string]error          // by the optional resource
+	stumbles map[string]int            // how often in a row it was not given
 
 	shortestWatch  time.Duration // by the clock of tests
 	servedInterval time.Duration // likewise
@@ -98,6 +99,7 @@ func New(o Options) (*Client, error) {
 		requests:  newRequestCounter(),
 		problems:  make(map[string][]edge.Problem),
 		refusals:  make(map[string]error),
+		stumbles:  make(map[string]int),
 
 		shortestWatch: shortestWatch, servedInterval: servedInterval,
 	}

@@ -332,10 +332,21 @@ func (c *Client) observeOptional(ctx context.Context, k kind, doing string, err 
 		return
 	default:
 		c.log.Debug("kubernetes_request_failed", "request", doing, "err", err)
-		c.refused(k.resource, err)
+		if c.lasts(k.resource, err) {
+			c.refused(k.resource, err)
+		}
 		c.reconnect()
 	}
 	c.state.routeAsked(k.resource)
+}
+
+// lasts says whether an answer is more than that of an API server which has just
+// learned of a kind: it says 429 for a moment then, "storage is (re)initializing".
+func (c *Client) lasts(resource string, err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stumbles[resource]++
+	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) || c.stumbles[resource] > 3
 }
 
 // refused notes which kinds the API server does not give. That is one problem,
@@ -344,6 +355,7 @@ func (c *Client) refused(resource string, err error) {
 	c.mu.Lock()
 	if err == nil {
 		delete(c.refusals, resource)
+		delete(c.stumbles, resource)
 	} else {
 		c.refusals[resource] = err
 	}

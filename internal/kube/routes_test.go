@@ -129,6 +129,7 @@ func TestHosts(t *testing.T) {
 type routesAPI struct {
 	mu       sync.Mutex
 	forbid   bool // Ingresses and routes
+	young    int  // how many requests are answered as by one that has just learned of them
 	gateways bool // the Gateway API is there
 	cut      chan struct{}
 }
@@ -144,6 +145,10 @@ func (a *routesAPI) set(forbid, gateways bool) {
 func (a *routesAPI) serve(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	forbid, gateways, cut := a.forbid, a.gateways, a.cut
+	young := a.young > 0 && strings.HasSuffix(r.URL.Path, "routes")
+	if young {
+		a.young--
+	}
 	a.mu.Unlock()
 	group := strings.Contains(r.URL.Path, gatewayGroup)
 	resource := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
@@ -157,6 +162,8 @@ func (a *routesAPI) serve(w http.ResponseWriter, r *http.Request) {
 		status(404, metav1.StatusReasonNotFound, "the server could not find the requested resource")(w, r)
 	case !group && resource != "ingresses":
 		emptyLists(w, r)
+	case young:
+		status(429, metav1.StatusReasonTooManyRequests, "storage is (re)initializing")(w, r)
 	case forbid:
 		status(403, metav1.StatusReasonForbidden, resource+` is forbidden: User "gatehouse" cannot list it`)(w, r)
 	case r.URL.Query().Get("watch") != "":
@@ -212,8 +219,14 @@ func TestRoutesMayBeMissing(t *testing.T) {
 
 	api.set(false, false)
 	until(t, c, "the host of the Ingress", func() bool { return cmp.Equal(hosts(), []string{"www.example"}) && len(c.Problems()) == 0 })
+	api.young = 2
 	api.set(false, true)
-	until(t, c, "the host of the route", func() bool { return cmp.Equal(hosts(), []string{"route.example", "www.example"}) })
+	until(t, c, "the host of the route", func() bool {
+		if p := c.Problems(); len(p) > 0 {
+			t.Errorf("the API server has just learned of it: %v", p)
+		}
+		return cmp.Equal(hosts(), []string{"route.example", "www.example"})
+	})
 	api.set(false, false)
 	until(t, c, "the Gateway API gone again", func() bool { return cmp.Equal(hosts(), []string{"www.example"}) })
 	if p := c.Problems(); len(p) > 0 {

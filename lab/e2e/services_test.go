@@ -251,7 +251,7 @@ func serviceWith300Ports(t *testing.T, plane string) {
 // The rights of gatehouse are those that it needs, and no more.
 func TestRights(t *testing.T) {
 	as := []string{"--as", "system:serviceaccount:gatehouse:gatehouse"}
-	for _, may := range []string{"list services", "watch endpointslices.discovery.k8s.io", "get nodes", "watch ingresses.networking.k8s.io", "list httproutes.gateway.networking.k8s.io", "patch services --subresource=status", "create events", "patch events"} {
+	for _, may := range []string{"list services", "watch endpointslices.discovery.k8s.io", "get nodes", "watch ingresses.networking.k8s.io", "patch services --subresource=status", "create events", "patch events"} {
 		if out, err := lab.Kubectl(t.Context(), append(append([]string{"auth", "can-i", "-A"}, strings.Fields(may)...), as...)...); err != nil {
 			t.Errorf("gatehouse may not %s: %s %v", may, out, err)
 		}
