@@ -84,7 +84,7 @@ func (x *dns) apply(_ context.Context, now decision, leases []edge.Lease, told [
 	}
 	records := names.Build(names.Inputs{
 		Config: c, Interfaces: now.in.Interfaces, Exposures: now.state.Exposures, Names: now.state.Names, Cluster: now.in.Cluster,
-		Leases: leases, Reaches: reaches(c, now.in.Interfaces),
+		Leases: leases,
 	})
 	want, absent := dnsZones(c, now, records)
 	upstreams, problems := x.upstreams(c.DNS, told)
@@ -207,45 +207,6 @@ func behind(c *config.Config, now decision, networks []netip.Prefix) []netip.Pre
 		}
 	}
 	return list
-}
-
-// reaches says whether the firewall lets something of a zone pass to an address
-// in another; nil: there is none.
-func reaches(c *config.Config, interfaces []edge.Interface) func(string, netip.Addr) bool {
-	if c.Firewall == nil {
-		return nil
-	}
-	at := map[string][]netip.Prefix{}
-	for _, z := range c.Zones {
-		at[z.Name] = networksOf(c, interfaces, z.Name)
-	}
-	self := map[netip.Addr]bool{}
-	for _, i := range interfaces {
-		for _, p := range i.Addrs {
-			self[p.Addr()] = true
-		}
-	}
-	return func(zone string, addr netip.Addr) bool {
-		in := func(p netip.Prefix) bool { return p.Contains(addr) }
-		if self[addr] || slices.ContainsFunc(at[zone], in) {
-			return true
-		}
-		for _, p := range c.Firewall.Policies {
-			if p.From != "" && p.From != zone || p.To == config.Self || p.Destinations != nil && !slices.ContainsFunc(p.Destinations, in) {
-				continue
-			}
-			if p.To != "" && !slices.ContainsFunc(at[p.To], in) {
-				continue
-			}
-			if p.Allow {
-				return true
-			}
-			if p.Services == nil && p.Sources == nil {
-				return false // whatever comes after it
-			}
-		}
-		return false
-	}
 }
 
 // upstreams are the servers of the configuration, or without any those of

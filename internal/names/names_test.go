@@ -350,7 +350,7 @@ func FuzzBuild(f *testing.F) {
 		in.Names = []desired.Name{{Name: asked, By: []desired.NamedBy{{Service: key, Why: "service/" + key}}}}
 		if config.IsDomainName(record) { // config.Parse takes no other
 			in.Config.DNS.Records = []config.Record{
-				{Name: record, CNAME: "nas.home.example", Zones: []string{"home"}}, {Name: record, TXT: []string{"x"}}, {Name: record, Addresses: []netip.Addr{addr("10.0.0.7")}},
+				{Name: record, TXT: []string{"x"}}, {Name: record, CNAME: "nas.home.example", Zones: []string{"home"}}, {Name: record, TXT: []string{"y"}}, {Name: record, Addresses: []netip.Addr{addr("10.0.0.7")}},
 			}
 		}
 		for _, r := range names.Build(in) {

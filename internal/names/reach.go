@@ -35,6 +35,13 @@ func Reach(c *config.Config, interfaces []edge.Interface) func(zone string, addr
 				}
 			}
 		}
+		for _, d := range c.DHCP {
+			for _, r := range d.Relayed {
+				if !known && r.Network.Contains(addr) {
+					return d.Zone, true
+				}
+			}
+		}
 		return zone, known
 	}
 	return func(zone string, addr netip.Addr) bool {

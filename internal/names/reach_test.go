@@ -22,6 +22,7 @@ func TestReach(t *testing.T) {
 		{From: "cluster", To: "home", Services: ssh}, // not all of it
 		{From: "cluster", To: "home", Allow: true},
 	}
+	in.Config.DHCP = []config.DHCP{{Zone: "cluster", Relayed: []config.RelayedNetwork{{Network: netip.MustParsePrefix("10.2.0.0/24")}}}}
 	for _, tc := range []struct {
 		zone, addr string
 		want       bool
@@ -35,6 +36,7 @@ func TestReach(t *testing.T) {
 		{"internet", "10.0.0.10", false},
 		{"home", "192.0.2.1", true}, // behind some router, of the Internet for one
 		{"internet", "fd00:10::9", false},
+		{"home", "10.2.0.9", false}, // behind a relay agent in zone cluster
 	} {
 		in.Config.Firewall = &config.Firewall{Policies: policies}
 		if got := names.Reach(in.Config, in.Interfaces)(tc.zone, addr(tc.addr)); got != tc.want {
