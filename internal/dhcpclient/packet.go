@@ -184,10 +184,10 @@ func (l *Lease) times(m *dhcpv4.DHCPv4, asked time.Time) {
 	d = max(d, leastLease)
 	renew, rebind := m.IPAddressRenewalTime(0), m.IPAddressRebindingTime(0)
 	if rebind <= 0 || rebind >= d {
-		rebind = d * 7 / 8
+		rebind = d - d/8
 	}
 	if renew <= 0 || renew >= rebind {
-		renew = min(d/2, rebind*4/7)
+		renew = min(d/2, rebind/7*4)
 	}
 	l.Expires, l.Renew, l.Rebind = asked.Add(d), asked.Add(renew), asked.Add(rebind)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -127,13 +128,9 @@ func parseDevice(m []byte) (Device, bool) {
 		Index: int(int32(binary.NativeEndian.Uint32(m[4:]))), Kind: "device",
 		Up: flags&unix.IFF_UP != 0, Running: flags&unix.IFF_UP != 0 && flags&unix.IFF_RUNNING != 0,
 	}
-	attributes, err := nl.ParseRouteAttr(m[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return Device{}, false
-	}
 	elsewhere := false
-	for _, a := range attributes {
-		switch v := a.Value; a.Attr.Type & attributeMask {
+	for kind, v := range attributes(m[unix.SizeofIfInfomsg:]) {
+		switch kind {
 		case unix.IFLA_IFNAME:
 			d.Name = text(v)
 		case unix.IFLA_IFALIAS:
@@ -162,31 +159,40 @@ func parseDevice(m []byte) (Device, bool) {
 }
 
 func (d *Device) parseKind(info []byte) {
-	attributes, err := nl.ParseRouteAttr(info)
-	if err != nil {
-		return
-	}
 	var data []byte
-	for _, a := range attributes {
-		switch a.Attr.Type & attributeMask {
+	for kind, v := range attributes(info) {
+		switch kind {
 		case infoKind:
-			d.Kind = text(a.Value)
+			d.Kind = text(v)
 		case infoData:
-			data = a.Value
+			data = v
 		}
 	}
-	details, err := nl.ParseRouteAttr(data)
-	if err != nil {
-		return
-	}
-	for _, a := range details {
-		switch kind := a.Attr.Type & attributeMask; {
+	for kind, v := range attributes(data) {
+		switch {
 		case d.Kind == kindMacvlan && kind == macvlanMode:
-			d.mode = modes[number(a.Value)]
-		case d.Kind == kindVLAN && kind == vlanID && len(a.Value) >= 2:
-			d.vlan = int(binary.NativeEndian.Uint16(a.Value))
+			d.mode = modes[number(v)]
+		case d.Kind == kindVLAN && kind == vlanID && len(v) >= 2:
+			d.vlan = int(binary.NativeEndian.Uint16(v))
 		case d.Kind == kindBridge && kind == bridgeSTP:
-			d.stp = number(a.Value) != 0
+			d.stp = number(v) != 0
+		}
+	}
+}
+
+// attributes are those of a message, by their kinds; what is not whole ends them.
+// (netlink(7))
+func attributes(b []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(uint16, []byte) bool) {
+		for len(b) >= unix.SizeofRtAttr {
+			length := int(binary.NativeEndian.Uint16(b))
+			if length < unix.SizeofRtAttr || length > len(b) {
+				return
+			}
+			if !yield(binary.NativeEndian.Uint16(b[2:])&attributeMask, b[unix.SizeofRtAttr:length]) {
+				return
+			}
+			b = b[min((length+3)&^3, len(b)):]
 		}
 	}
 }
@@ -225,14 +231,10 @@ func parseAddress(m []byte) (address, bool) {
 		return address{}, false
 	}
 	head := nl.DeserializeIfAddrmsg(m)
-	attributes, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
-	if err != nil {
-		return address{}, false
-	}
 	a := address{mark: mark{index: int(head.Index)}, valid: forever, failed: head.Flags&unix.IFA_F_DADFAILED != 0}
 	var local, other netip.Addr
-	for _, attribute := range attributes {
-		switch v := attribute.Value; attribute.Attr.Type {
+	for kind, v := range attributes(m[unix.SizeofIfAddrmsg:]) {
+		switch kind {
 		case unix.IFA_LOCAL:
 			local, _ = netip.AddrFromSlice(v)
 		case unix.IFA_ADDRESS: // of a point-to-point link it is the other end
