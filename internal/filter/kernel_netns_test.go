@@ -208,6 +208,9 @@ func (c *crossing) newFile() string {
 		}
 		b.WriteString("}\n")
 	}
+	if c.random.IntN(3) == 0 { // what others before let pass, too
+		b.WriteString("    - {from: any, to: any, allow: true, masquerade: true}\n")
+	}
 	if strings.HasSuffix(b.String(), "policies:\n") {
 		b.WriteString("    []\n")
 	}
@@ -351,6 +354,14 @@ func (c *crossing) natAddresses() []netip.Addr {
 	return addrs
 }
 
+// farAddress is one of a machine far away.
+func farAddress(version int) netip.Addr {
+	if version == 4 {
+		return netip.MustParseAddr("198.51.100.7")
+	}
+	return netip.MustParseAddr("2001:db8::7")
+}
+
 // newPacket makes one that the kernel itself has nothing against.
 func (c *crossing) newPacket() (in string, p sent, state firewall.State) {
 	n := c.random.IntN(devices)
@@ -360,7 +371,7 @@ func (c *crossing) newPacket() (in string, p sent, state firewall.State) {
 			return in, p, firewall.New
 		}
 	}
-	far := map[int]netip.Addr{4: netip.MustParseAddr("198.51.100.7"), 6: netip.MustParseAddr("2001:db8::7")}[version]
+	far := farAddress(version)
 	c.next++
 	p = sent{id: 0x67680000 + c.next, hops: 64, sport: uint16(20000 + c.next%40000)}
 	p.src = pick(c, address(version, n, 2+c.random.IntN(4)), address(version, n, 5), address(version, c.random.IntN(devices), 2+c.random.IntN(4)), far)
@@ -440,6 +451,9 @@ func (c *crossing) aimedPacket(version int) (in string, p sent, ok bool) {
 	}
 	from, m = by(fits.From), by(fits.To)
 	p.src, p.dst = address(version, from, 2+c.random.IntN(4)), address(version, m, 2+c.random.IntN(4))
+	if c.random.IntN(4) == 0 {
+		p.src = farAddress(version)
+	}
 	if fits.To == (firewall.ZoneMatch{}) {
 		p.dst = address(version, m, 1)
 	}
