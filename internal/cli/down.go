@@ -18,7 +18,8 @@ func newDown() *cobra.Command {
 		Short: "Remove everything that gatehouse has left in this machine's kernel",
 		Long: `down removes the rules, routes and connections that gatehouse has left in the kernel:
 the nat data plane and the firewall go on when gatehouse is stopped, and end here.
-Without the firewall everything may pass that nobody else keeps from it. It does
+Without the firewall everything may pass that nobody else keeps from it. Interfaces
+and addresses of links go too: whoever has come in by one is cut off. It does
 nothing while a gatehouse runs, and touches nothing of anybody else.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !administersNetwork() {

@@ -24,6 +24,7 @@ import (
 	"e13.dev/gatehouse/internal/filter"
 	"e13.dev/gatehouse/internal/firewall"
 	"e13.dev/gatehouse/internal/host"
+	"e13.dev/gatehouse/internal/links"
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/netnstest"
 	"e13.dev/gatehouse/internal/nft"
@@ -185,11 +186,20 @@ func TestNetnsNothingIsLeft(t *testing.T) {
 			t.Fatalf("the firewall: %t, %v", changed, err)
 		}
 
+		// The interface that gatehouse makes, and an address on one of somebody else's.
+		_, problems = links.New(slog.New(slog.DiscardHandler)).Apply(links.Want{Links: []links.Link{
+			{Link: config.Link{Name: "m0", Macvlan: &config.Macvlan{Parent: "eth1", Mode: "bridge"}, Metric: 100}},
+			{Link: config.Link{Name: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}, Metric: 101}},
+		}}, time.Now())
+		if len(problems) > 0 {
+			t.Fatalf("links: %v", problems)
+		}
+
 		removed, err := Run(t.Context(), delivery)
 		want := []string{
 			"nftables table inet gatehouse, which had UDP @eth1:53, TCP @eth1:80", "3 connections that the kernel followed",
 			"nftables table inet gatehouse-firewall: what it kept out may come in now",
-			"addresses of pools, and nftables tables inet and arp gatehouse-addresses", "routes to pods",
+			"addresses of pools, and nftables tables inet and arp gatehouse-addresses", "links: interface m0, 192.0.2.1/24 on eth1", "routes to pods",
 			"nftables table inet gatehouse-transparent", "rules and routes of transparent relaying",
 		}
 		if err != nil || !slices.Equal(removed, want) {

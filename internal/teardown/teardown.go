@@ -20,6 +20,7 @@ import (
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/filter"
 	"e13.dev/gatehouse/internal/host"
+	"e13.dev/gatehouse/internal/links"
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/nft"
 	"e13.dev/gatehouse/internal/vip"
@@ -75,6 +76,9 @@ func Run(ctx context.Context, delivery host.Delivery) (removed []string, err err
 	// Before the wall around them, which goes with them.
 	was, err = vip.Remove(ctx)
 	note("addresses of pools, and nftables tables inet and arp "+vip.Table, was, err)
+
+	own, err := links.Remove()
+	note("links: "+strings.Join(own, ", "), len(own) > 0, err)
 
 	var routes host.Routes
 	was, err = routes.Remove()

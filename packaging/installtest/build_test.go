@@ -181,6 +181,8 @@ func TestUnitIsAsTheDocsSay(t *testing.T) {
 	for _, tt := range []struct{ name, before string }{
 		{"the unit alone", "true"},
 		{"with net-admin.conf", `sed -n '/^[A-Z]/p' "` + root + `/deploy/gatehouse.service.d/net-admin.conf" > more; sed -i '/^SystemCallArchitectures/r more' gatehouse.service`},
+		// What is said last counts, as with a file beside the unit.
+		{"with links.conf, too", `sed -n '/^[A-Z]/p' "` + root + `/deploy/gatehouse.service.d/links.conf" > more; sed -i '/^SystemCallArchitectures/r more' gatehouse.service`},
 	} {
 		said := command(t, dir, nil, tt.before+`; systemd-analyze security --offline=true --no-pager ./gatehouse.service`)
 		m := score.FindStringSubmatch(said)

@@ -84,8 +84,10 @@ func (b *Built) deployed() (map[string][]byte, error) {
 		files[name], err = fs.ReadFile(root, name)
 		return err
 	})
-	if err == nil {
-		files["net-admin.conf"], err = fs.ReadFile(root, "gatehouse.service.d/net-admin.conf")
+	for _, name := range []string{"net-admin.conf", "links.conf"} {
+		if err == nil {
+			files[name], err = fs.ReadFile(root, "gatehouse.service.d/"+name)
+		}
 	}
 	return files, err
 }
