@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -17,6 +19,8 @@ import (
 // The provider gives the home another address: what is public is public there, and the way out goes on.
 func TestThePublicAddressMoves(t *testing.T) {
 	serveClients(t)
+	lives(t, "home1", "10.11.12.32:80")
+	open(t, "home1", "10.11.12.32:80")
 	old, moved := netip.MustParseAddr(site.PublicAddress), netip.MustParseAddr("203.0.113.77")
 	if err := lab.MovePublicAddress(t.Context(), old, moved); err != nil {
 		t.Fatal(err)
@@ -73,6 +77,9 @@ func running(t *testing.T, name string) bool {
 // Internet: doors, rules, status and the way out are there, and what home has is as it was.
 func TestTheLeaseMoves(t *testing.T) {
 	serveClients(t)
+	lives(t, "home1", "10.11.12.32:80")
+	lives(t, "nas", "10.0.0.1:80")
+	open(t, "nas", "10.0.0.1:80")
 	old, moved := netip.MustParseAddr(site.EdgeExposed), netip.MustParseAddr("10.11.12.61")
 	move := func(from, to netip.Addr) error {
 		if err := lab.MoveExposed(t.Context(), from, to); err != nil {
@@ -133,4 +140,113 @@ func TestTheLeaseMoves(t *testing.T) {
 		}
 		settled(way[1])
 	}
+}
+
+// The provider gives the home another IPv6 prefix: what the box opens to the Internet goes by it.
+func TestThePrefixMoves(t *testing.T) {
+	serveClients(t)
+	lives(t, "home1", "[fd00:11:12::32]:80")
+	open(t, "home1", "10.11.12.32:80")
+	old, moved := netip.MustParsePrefix(site.HomePrefix6), netip.MustParsePrefix("2001:db8:11:99::/64")
+	for _, way := range [][2]netip.Prefix{{old, moved}, {moved, old}} {
+		if err := lab.MovePrefix(t.Context(), way[0], way[1]); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 20*time.Second, "the way out goes by "+way[1].String(), func() error {
+			out, err := lab.Exec(t.Context(), "nas", "curl", "-sS", "-m", "2", "http://[2001:db8:113::10]:7777/")
+			if err != nil {
+				return err
+			}
+			if addr, err := netip.ParseAddr(out); err != nil || !way[1].Contains(addr) {
+				return fmt.Errorf("the server sees %q", out)
+			}
+			return nil
+		})
+		eventually(t, 10*time.Second, "the public controller answers there", func() error {
+			for field := range strings.FieldsSeq(shell(t, "edge", "ip -6 -br addr show dev veth0 scope global -deprecated")) {
+				if addr, err := netip.ParsePrefix(field); err == nil && way[1].Contains(addr.Addr()) {
+					a, err := get("inet", "["+addr.Addr().String()+"]:80")
+					if err == nil && !strings.HasPrefix(a.Client, "["+site.InternetClient6+"]:") {
+						err = fmt.Errorf("it sees %s", a.Client)
+					}
+					return err
+				}
+			}
+			return errors.New("veth0 has no address of the prefix")
+		})
+		if open, err := passes("inet", "[fd00:10::10]:6443"); open || err != nil {
+			t.Errorf("the Internet reaches the API server: %v %v", open, err)
+		}
+	}
+}
+
+// lives has a host keep one connection, and ask over it, until the test ends: no answer may be missing, and there may be
+// no second connection.
+func lives(t *testing.T, host, address string) {
+	t.Helper()
+	dials := 0
+	dial := lab.Dialer(host)
+	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		dials++
+		return dial(ctx, network, address)
+	}}
+	client := http.Client{Timeout: 15 * time.Second, Transport: transport}
+	until(t, func() error {
+		resp, err := client.Get("http://" + address + "/")
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		return errors.Join(err, resp.Body.Close())
+	}, func(asked int, err error) {
+		transport.CloseIdleConnections()
+		if err != nil || dials != 1 || asked < 2 {
+			t.Errorf("a connection of %s to %s: %d answers over %d connections, then %v", host, address, asked, dials, err)
+		}
+	})
+}
+
+// open has a host make connections one after the other until the test ends: none may fail.
+func open(t *testing.T, host, address string) {
+	t.Helper()
+	until(t, func() error {
+		_, err := get(host, address)
+		return err
+	}, func(asked int, err error) {
+		if err != nil || asked < 2 {
+			t.Errorf("connections of %s to %s: %d succeed, then %v", host, address, asked, err)
+		}
+	})
+}
+
+// until does something again and again in the background, until the test ends or it fails.
+func until(t *testing.T, do func() error, end func(done int, err error)) {
+	t.Helper()
+	if err := do(); err != nil {
+		t.Fatal(err)
+	}
+	stop, ended := make(chan struct{}), make(chan struct{})
+	done := 1
+	var failed error
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			if failed = do(); failed != nil {
+				return
+			}
+			done++
+		}
+	}()
+	t.Cleanup(func() {
+		close(stop)
+		<-ended
+		end(done, failed)
+	})
 }

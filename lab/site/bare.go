@@ -321,6 +321,18 @@ func (s *Site) MoveExposed(ctx context.Context, from, to netip.Addr) error {
 	return s.Start(ctx, "dnsmasq")
 }
 
+// MovePrefix has the provider give the home another IPv6 prefix: the home router advertises it, and no longer the other
+// one, which leads nowhere any more. from is HomePrefix6 at first.
+func (s *Site) MovePrefix(ctx context.Context, from, to netip.Prefix) error {
+	router := func(p netip.Prefix) string { return netip.PrefixFrom(p.Masked().Addr().Next(), p.Bits()).String() }
+	lines := fmt.Sprintf("addr del %s dev lan\naddr add %s dev lan nodad\n", router(from), router(to))
+	if err := tool(ctx, lines, "ip", "-n", nsName(s.name, "router"), "-batch", "-"); err != nil {
+		return err
+	}
+	lines = fmt.Sprintf("route del %s via %s\nroute add %s via %s\n", from, internetRouter6, to, internetRouter6)
+	return tool(ctx, lines, "ip", "-n", nsName(s.name, "inet"), "-batch", "-")
+}
+
 // checkBare says what a bare lab needs that others do not.
 func checkBare(o Options) error {
 	if !o.Bare {
