@@ -144,9 +144,15 @@ func (s *served) messages() map[string]uint64 { return s.Status(time.Now())[0].M
 // nobody else's.
 func private(t *testing.T, ns *netnstest.NS, script string, args ...string) *exec.Cmd {
 	t.Helper()
-	const mounts = `set -e
-for d in /var/lib/dhcpcd /run /var/lib/dhcp /etc/systemd/network; do [ -d $d ] && mount -t tmpfs none $d; done
-set +e
+	// A user namespace of one user has none to become; a /sys that cannot be written
+	// says that there is no udev to wait for.
+	const mounts = `d=$(mktemp -d)
+grep -v _dhcpcd /etc/passwd | sed 's/^systemd-network:.*/systemd-network:x:0:0::\/:\/bin\/sh/' >$d/passwd
+sed 's/^systemd-network:.*/systemd-network:x:0:/' /etc/group >$d/group
+mount --bind $d/passwd /etc/passwd && mount --bind $d/group /etc/group
+mount -t sysfs -o ro none /sys
+for d in /var/lib/dhcpcd /run /etc/systemd/network; do [ -d $d ] && mount -t tmpfs none $d; done
+mkdir -p /run/dhcpcd /run/systemd/network
 `
 	cmd := exec.Command("unshare", append([]string{"-m", "sh", "-c", mounts + script, "sh"}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -281,5 +287,140 @@ func TestNetnsDhclient(t *testing.T) {
 		}
 		dhclient("-r")
 		eventually(t, "released", func() bool { _, ok := s.lease(8); return !ok })
+	})
+}
+
+func TestNetnsDhcpcd(t *testing.T) {
+	need(t, "dhcpcd")
+	netnstest.Run(t, func() {
+		bridge(t)
+		s := serve(t, noProbe) // it looks by itself
+		ns := plug(t, 9)
+		script := hook(t, `echo "reason $reason"; env | grep ^new_; exit 0`)
+		out := in(t, ns, `dhcpcd -1 -4 -B -d -h phone -c "$1" -o domain_search,ntp_servers,interface_mtu -f /dev/null eth0; ip -4 -o addr show eth0
+			echo AGAIN; ip addr flush eth0; dhcpcd -1 -4 -B -d -h phone -c "$1" -f /dev/null eth0`, script)
+		l, ok := s.lease(9)
+		if !ok || l.Hostname != "phone" {
+			t.Fatalf("the lease is %v, %v", l, ok)
+		}
+		has(t, out, "new_ip_address="+l.Addr.String(), "new_domain_search=home.example cluster.home.example", "new_ntp_servers=10.0.0.2", "new_interface_mtu=1400", "new_dhcp_lease_time=43200")
+		_, again, _ := strings.Cut(out, "AGAIN")
+		has(t, again, "new_ip_address="+l.Addr.String())
+		if got := s.messages(); got["DISCOVER"] != 1 || got["REQUEST"] != 2 || got["ACK"] != 2 || got["NAK"] != 0 {
+			t.Errorf("messages: %v, want one INIT-REBOOT", got)
+		}
+		out = in(t, ns, `ip addr flush eth0; ip addr add 10.0.0.200/24 dev eth0; dhcpcd -1 -4 -B -d -o domain_name_servers -s 10.0.0.200/24 -c "$1" -f /dev/null eth0`, script)
+		has(t, out, "reason INFORM", "new_domain_name_servers=10.0.0.1", "new_routers=10.0.0.1")
+	})
+}
+
+// TestNetnsAConflictIsDeclined has somebody on the cable who took the address that
+// a machine is about to get. The server does not look here; the client does.
+func TestNetnsAConflictIsDeclined(t *testing.T) {
+	need(t, "dhcpcd")
+	netnstest.Run(t, func() {
+		bridge(t)
+		s := serve(t, func(c *config.Config) {
+			noProbe(c)
+			c.DHCP[0].Pools = []edge.Range{span("10.0.0.100-10.0.0.101")}
+		})
+		squatter, ns := plug(t, 0xee), plug(t, 9)
+		netnstest.Addr(t, squatter, "eth0", "10.0.0.100/24")
+		in(t, ns, `exec dhcpcd -1 -4 -B -d -r 10.0.0.100 -c /bin/true -f /dev/null -t 25 eth0`)
+		eventually(t, "the other address is its", func() bool { l, ok := s.lease(9); return ok && l.Addr == addr("10.0.0.101") })
+		if got := s.messages(); got["DECLINE"] == 0 {
+			t.Errorf("messages: %v, want a DECLINE", got)
+		}
+		all := s.Leases(time.Now())
+		if len(all) != 2 || !all[0].Declined || all[0].Addr != addr("10.0.0.100") {
+			t.Errorf("leases: %v", all)
+		}
+	})
+}
+
+// TestNetnsAnAddressInUseIsNotOffered: the server looks first, and finds it.
+func TestNetnsAnAddressInUseIsNotOffered(t *testing.T) {
+	need(t, "udhcpc")
+	netnstest.Run(t, func() {
+		bridge(t)
+		s := serve(t, func(c *config.Config) { c.DHCP[0].Pools = []edge.Range{span("10.0.0.100-10.0.0.101")} })
+		squatter, ns := plug(t, 0xee), plug(t, 9)
+		netnstest.Addr(t, squatter, "eth0", "10.0.0.100/24")
+		in(t, ns, `exec udhcpc -f -i eth0 -q -n -t 5 -T 3 -s /bin/true -r 10.0.0.100`)
+		if l, ok := s.lease(9); !ok || l.Addr != addr("10.0.0.101") {
+			t.Errorf("the lease is %v, %v", l, ok)
+		}
+		all := s.Leases(time.Now())
+		if len(all) != 2 || !all[0].Declined || all[0].MAC != "02:00:00:00:00:ee" {
+			t.Errorf("leases: %v", all)
+		}
+	})
+}
+
+func TestNetnsNetworkd(t *testing.T) {
+	const networkd = "/usr/lib/systemd/systemd-networkd"
+	need(t, networkd)
+	netnstest.Run(t, func() {
+		bridge(t)
+		s := serve(t, nil)
+		ns := plug(t, 10)
+		background(t, ns, `printf "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n[DHCPv4]\nHostname=worker-1\nUseMTU=yes\n" >/run/systemd/network/a.network
+			exec `+networkd)
+		eventually(t, "it has its address", func() bool {
+			found := false
+			ns.Do(t, func() {
+				l, err := netlink.LinkByName("eth0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				addrs, _ := netlink.AddrList(l, netlink.FAMILY_V4)
+				found = len(addrs) == 1 && addrs[0].IPNet.String() == "10.0.0.12/24" && l.Attrs().MTU == 1400
+			})
+			return found
+		})
+		if l, ok := s.lease(10); !ok || l.Addr != addr("10.0.0.12") || l.ClientID == "" {
+			t.Errorf("the lease is %v, %v", l, ok)
+		}
+	})
+}
+
+// TestNetnsRelayAgent has a machine two cables away, behind dnsmasq.
+func TestNetnsRelayAgent(t *testing.T) {
+	need(t, "udhcpc", "dnsmasq")
+	netnstest.Run(t, func() {
+		bridge(t)
+		agent, ns := plug(t, 2), netnstest.New(t)
+		netnstest.Cable(t, agent, "eth1", ns, "eth0")
+		netnstest.Addr(t, agent, "eth0", "10.0.0.2/24")
+		netnstest.Addr(t, agent, "eth1", "10.2.0.1/24")
+		netnstest.Route(t, nil, "10.2.0.0/24", "10.0.0.2")
+		netnstest.Route(t, agent, "default", "10.0.0.1")
+		agent.Do(t, func() {
+			if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil { // of the thread's namespace
+				t.Fatal(err)
+			}
+		})
+		s := serve(t, func(c *config.Config) {
+			c.DHCP[0].Relayed = []config.RelayedNetwork{{Network: netip.MustParsePrefix("10.2.0.0/24"), Pools: []edge.Range{span("10.2.0.50-10.2.0.51")}}}
+		})
+		background(t, agent, `exec dnsmasq -C /dev/null -d -p 0 --user=root --pid-file --dhcp-relay=10.2.0.1,10.0.0.1`)
+		// Somebody behind the relay agent has one of the addresses.
+		netnstest.Addr(t, agent, "eth1", "10.2.0.50/24")
+		script := hook(t, `[ "$1" = deconfig ] || env | sort; [ -z "$ip" ] || ip addr replace $ip/$mask dev eth0; [ -z "$router" ] || ip route replace default via $router; exit 0`)
+		out := in(t, ns, `for i in 1 2 3 4 5; do udhcpc -f -i eth0 -q -n -t 5 -T 3 -s "$1" -r 10.2.0.50 && break; done`, script)
+		has(t, out, "ip=10.2.0.51", "router=10.2.0.1", "dns=10.0.0.1", "serverid=10.0.0.1", "mask=24")
+		all := s.Leases(time.Now())
+		if len(all) != 2 || !all[0].Declined || all[1].Addr != addr("10.2.0.51") {
+			t.Errorf("leases: %v", all)
+		}
+		// Renewed by unicast, past the relay agent.
+		before := s.messages()["ACK"]
+		cmd := background(t, ns, `exec udhcpc -f -i eth0 -s "$1" -r 10.2.0.51`, script)
+		eventually(t, "bound", func() bool { return s.messages()["ACK"] == before+1 })
+		eventually(t, "renewed", func() bool {
+			_ = cmd.Process.Signal(syscall.SIGUSR1)
+			time.Sleep(50 * time.Millisecond) // the client takes one signal for several
+			return s.messages()["ACK"] > before+1
+		})
 	})
 }

@@ -88,7 +88,13 @@ func (p *prober) asking(a netip.Addr, by *port, relayed bool) (func() error, err
 			return err
 		}, nil
 	}
-	if len(by.mac) != 6 { // no Ethernet, no ARP
+	// Each time: a bridge has another one whenever it gets a port.
+	i, err := net.InterfaceByIndex(by.device.Index)
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", by.device.Name, err)
+	}
+	mac := i.HardwareAddr
+	if len(mac) != 6 { // no Ethernet, no ARP
 		return func() error { return nil }, nil
 	}
 	if p.sockets[by.device.Name] == nil {
@@ -100,7 +106,7 @@ func (p *prober) asking(a netip.Addr, by *port, relayed bool) (func() error, err
 		go p.hearARP(f)
 	}
 	return func() error {
-		return by.frame(unix.ETH_P_ARP, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, arpProbe(a, by.mac))
+		return by.frame(unix.ETH_P_ARP, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, arpProbe(a, mac))
 	}, nil
 }
 

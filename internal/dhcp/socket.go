@@ -17,8 +17,7 @@ import (
 // port is where machines are heard on one interface, and answered.
 type port struct {
 	device Device
-	mac    net.HardwareAddr // empty: the interface has none
-	udp    *net.UDPConn     // hears, and sends what has a way
+	udp    *net.UDPConn // hears, and sends what has a way
 
 	closing sync.RWMutex // against a descriptor that is somebody else's by now
 	frames  int          // a packet socket that only sends; -1: it is closed
@@ -27,11 +26,7 @@ type port struct {
 // openPort listens on an interface, and on nothing else. Another process may have
 // the port there at the same time, which is what takes this one's place.
 func openPort(d Device) (*port, error) {
-	i, err := net.InterfaceByIndex(d.Index)
-	if err != nil {
-		return nil, fmt.Errorf("find interface %s: %w", d.Name, err)
-	}
-	p := &port{device: d, mac: i.HardwareAddr, frames: -1}
+	p := &port{device: d, frames: -1}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) {
