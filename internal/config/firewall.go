@@ -32,7 +32,7 @@ var policyBlock = block{
 	path: "firewall.policies[]", format: APIVersion, example: "{from: home, to: self, ports: [ssh]}",
 	fields: []field{
 		{"from", "zone name, or `any`", required, "home", "Where it comes from: what comes in by an interface of that zone; `any`: of any zone. An interface of no zone is in none of them."},
-		{"to", "zone name, `any` or `self`", required, "cluster", "Where it goes: out by an interface of that zone, or of any zone; `self`: to this machine, at whichever of its addresses."},
+		{"to", "zone name, `any` or `self`", required, "self", "Where it goes: out by an interface of that zone, or of any zone; `self`: to this machine, at whichever of its addresses."},
 		{"allow", "true or false", "`true` with `ports`", "true", "Whether what fits may pass. One of `allow` and `ports` has to be there: `allow: true` alone lets pass everything."},
 		{"ports", "list of ports and names", "everything", "[6443, 53/UDP, 8000-8010/TCP, ssh, ping]", "What it is about: `6443` or `6443/TCP`, `53/UDP`, `8000-8010/TCP`, `2905/SCTP`, or one of the names `ssh` (22/TCP), `dns` (53/UDP, 53/TCP), `dhcp` (67/UDP, 547/UDP), `ntp` (123/UDP), `http` (80/TCP), `https` (443/TCP) and `ping` (echo requests of ICMP and ICMPv6)."},
 		{"sources", "list of addresses and networks", "all", "[10.11.12.7, fd00:11::/64]", "Only what comes from these addresses. Addresses can be forged by whoever shares a cable; the interface cannot."},
@@ -223,6 +223,9 @@ func ParseServices(s string) ([]PortRange, *Fault) {
 		}
 	}
 	first, last, isRange := strings.Cut(ports, "-")
+	if first == "" || isRange && (last == "" || strings.Contains(last, "-")) {
+		return nil, &Fault{quote(ports) + " is not a range of ports", "write FIRST-LAST, such as 8000-8010"}
+	}
 	var flt *Fault
 	if r.First, flt = parsePort(first); flt != nil {
 		return nil, flt

@@ -258,6 +258,13 @@ func dump(c *Config) string {
 			line("  advertised: %s for %s, dns %s, search %q, mtu %d (%s)", r.Prefixes, r.Lifetime, allOr(r.DNS == nil, r.DNS), r.Search, r.MTU, at(r.Pos))
 		}
 	}
+	if f := c.Firewall; f != nil {
+		line("firewall (%s)", at(f.Pos))
+		for _, p := range f.Policies {
+			line("  from %q to %q: allow %t, services %s, sources %s, destinations %s, masquerade %t (%s)", p.From, p.To, p.Allow,
+				allOr(p.Services == nil, p.Services), allOr(p.Sources == nil, p.Sources), allOr(p.Destinations == nil, p.Destinations), p.Masquerade, at(p.Pos))
+		}
+	}
 	if d := c.DNS; d != nil {
 		line("dns in %s: %s, Services in %s, ttl %s, cache %d, rate %d (%s)", d.Zones, d.Domain, d.ServiceDomain, d.TTL, d.CacheSize, d.RatePerClient, at(d.Pos))
 		for _, r := range d.Records {
