@@ -34,6 +34,7 @@ type served struct {
 	store *leases.Store
 	stop  func()
 	dir   string
+	quiet bool
 }
 
 // bridge makes br0 with this machine's address.
@@ -112,6 +113,9 @@ func (s *served) start() {
 		s.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	if s.quiet {
+		log = slog.New(slog.DiscardHandler)
+	}
 	s.store, s.Server = store, NewServer(log, all, store, func() {})
 	zones, problems := Plan(s.in)
 	if problems = append(problems, s.Apply(zones)...); len(problems) > 0 {
