@@ -8,11 +8,12 @@ LDFLAGS := -s -w -X e13.dev/gatehouse/internal/cli.Version=$(VERSION)
 KUBE_VERSION := v1.36.1
 KUBE_LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(KUBE_VERSION) -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36
 GOLANGCI_VERSION := v2.15.0
+COREDNS_VERSION := v1.12.4
 say = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: package image image-lock test-package
-.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-parts soak fairness upstream gen lint chart vulncheck check deps labs clean
+.PHONY: help build demo test test-unit test-netns test-e2e test-race numbers lab lab-down fuzz bench bench-dns bench-parts soak fairness upstream gen lint chart vulncheck check deps labs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,7 +33,7 @@ test-unit: ## unit tests: no root, seconds
 
 test-netns: deps ## tests that need network namespaces
 	$(say) "network namespace tests"
-	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/cli ./internal/conntrack ./internal/relay ./internal/host ./internal/nat ./internal/nft ./internal/ports ./internal/proxyproto ./internal/daemon ./internal/netnstest ./internal/teardown ./internal/vip ./internal/ra ./internal/dhcp6
+	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/cli ./internal/conntrack ./internal/dns ./internal/relay ./internal/host ./internal/nat ./internal/nft ./internal/ports ./internal/proxyproto ./internal/daemon ./internal/netnstest ./internal/teardown ./internal/vip ./internal/ra ./internal/dhcp6
 
 test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 	$(say) "end-to-end tests in the lab (about 12 minutes, and 2 to compile them the first time)"
@@ -86,6 +87,17 @@ bench: build ## compare with HAProxy, nginx and the kernel alone (half an hour, 
 	@scripts/deps
 	@cd lab && $(GO) build -trimpath -o ../bin/bench ./cmd/bench
 	@bin/bench $(or $(BENCH),--write docs/benchmarks.md)
+	@[ -n "$(BENCH)" ] || $(MAKE) bench-dns
+
+bench-dns: build .tools/coredns-$(COREDNS_VERSION) ## its DNS server next to dnsmasq and CoreDNS (ten minutes, root); BENCHDNS="--repeat 1" or other flags
+	@scripts/deps
+	@cd lab && $(GO) build -trimpath -o ../bin/dnsbench ./cmd/dnsbench
+	@bin/dnsbench --coredns .tools/coredns-$(COREDNS_VERSION) $(or $(BENCHDNS),--write docs/benchmarks.md)
+
+.tools/coredns-$(COREDNS_VERSION):
+	$(say) "building CoreDNS $(COREDNS_VERSION) (once, some minutes)"
+	@GOBIN=$(CURDIR)/.tools $(GO) install github.com/coredns/coredns@$(COREDNS_VERSION)
+	@mv .tools/coredns $@
 
 soak: build ## an hour of every kind of load: nothing may be left behind (root); SOAK="--duration 5m" or other flags
 	@cd lab && $(GO) build -trimpath -o ../bin/soak ./cmd/soak
@@ -114,7 +126,7 @@ lint: .tools/golangci-lint-$(GOLANGCI_VERSION) ## lint
 	$(say) "lint"
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) config verify
 	@.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
-	@cd lab && $(GO) vet ./site/... ./e2e/... ./home/... ./guides/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
+	@cd lab && $(GO) vet ./site/... ./e2e/... ./home/... ./guides/... ./internal/... ./cmd/lab ./cmd/bench ./cmd/dnsbench ./cmd/soak ./cmd/measure ./cmd/fairness ./cmd/upstream
 	@cd packaging && ../.tools/golangci-lint-$(GOLANGCI_VERSION) run ./...
 	@test -z "$$(gofmt -l lab cmd internal packaging | tee -a /dev/stderr)"
 

@@ -83,8 +83,10 @@ func FuzzAnswer(f *testing.F) {
 	name := wireOf("www.example.net")
 	q := question(name, dns.TypeA, false, false, false, false)
 	for _, records := range [][]string{
-		{"www.example.net. 60 IN A 198.51.100.1", "www.example.net. 60 IN A 10.0.0.1"}, {"www.example.net. 60 IN CNAME a.example.net.", "a.example.net. 60 IN A 198.51.100.1"},
-		{"--", "example.net. 60 IN SOA a. b. 1 2 3 4 5"}, {"example.net. 60 IN DNAME example.org.", "www.example.net. 60 IN CNAME www.example.org."},
+		{"www.example.net. 60 IN A 198.51.100.1", "www.example.net. 60 IN A 10.0.0.1"},
+		{"www.example.net. 60 IN CNAME a.example.net.", "a.example.net. 60 IN A 198.51.100.1"},
+		{"--", "example.net. 60 IN SOA a. b. 1 2 3 4 5"},
+		{"example.net. 60 IN DNAME example.org.", "www.example.net. 60 IN CNAME www.example.org."},
 	} {
 		asked := new(dns.Msg)
 		if err := asked.Unpack(q); err != nil {

@@ -32,8 +32,14 @@ func netnsSite(t *testing.T, change func(*Config)) (s *Server, home, guests *net
 		ns         *netnstest.NS
 		name, addr string
 	}{
-		{nil, "eth0", "10.0.0.1/24"}, {nil, "eth0", "10.0.0.51/24"}, {nil, "eth0", "fd00::1/64"}, {nil, "eth1", "10.1.0.1/24"},
-		{home, "eth0", "10.0.0.2/24"}, {home, "eth0", "10.7.0.2/24"}, {home, "eth0", "fd00::2/64"}, {guests, "eth0", "10.1.0.2/24"},
+		{nil, "eth0", "10.0.0.1/24"},
+		{nil, "eth0", "10.0.0.51/24"},
+		{nil, "eth0", "fd00::1/64"},
+		{nil, "eth1", "10.1.0.1/24"},
+		{home, "eth0", "10.0.0.2/24"},
+		{home, "eth0", "10.7.0.2/24"},
+		{home, "eth0", "fd00::2/64"},
+		{guests, "eth0", "10.1.0.2/24"},
 	} {
 		netnstest.Addr(t, a.ns, a.name, a.addr)
 	}

@@ -76,8 +76,6 @@ func skipName(wire []byte, at int) int {
 	}
 }
 
-func (p *packed) rcode() int { return int(p.wire[3] & 0xf) }
-
 // appendTo appends the answer to q, which is msg, in at most limit bytes. An
 // answer that does not fit is cut to nothing: who asks comes again by TCP.
 func (p *packed) appendTo(out, msg []byte, q *query, now time.Duration, limit int) []byte {
@@ -132,7 +130,7 @@ func (p *packed) appendTo(out, msg []byte, q *query, now time.Duration, limit in
 }
 
 // appendFailure appends an answer that is only a code.
-func appendFailure(out, msg []byte, q *query, rcode int, ede uint16) []byte {
+func appendFailure(out, msg []byte, q *query, rcode int) []byte {
 	start := len(out)
 	end := headerSize
 	if q.hasQuestion {
@@ -146,7 +144,7 @@ func appendFailure(out, msg []byte, q *query, rcode int, ede uint16) []byte {
 		out[start+5] = 1
 	}
 	if q.edns {
-		out = appendOPT(out, start, q, rcode>>4, ede)
+		out = appendOPT(out, start, q, rcode>>4, 0)
 	}
 	return out
 }
@@ -154,7 +152,7 @@ func appendFailure(out, msg []byte, q *query, rcode int, ede uint16) []byte {
 // appendTruncated asks a client to come by TCP.
 func appendTruncated(out, msg []byte, q *query) []byte {
 	start := len(out)
-	out = appendFailure(out, msg, q, dns.RcodeSuccess, 0)
+	out = appendFailure(out, msg, q, dns.RcodeSuccess)
 	out[start+2] |= bitTC >> 8
 	return out
 }

@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -172,7 +173,7 @@ func (s *Server) ask(ctx context.Context, v *view, q *query, reply Reply, from *
 	// Nobody here has looked at signatures: what an upstream says of them is as
 	// good as the way to it.
 	out.AuthenticatedData = m.AuthenticatedData && u.trusted() && len(reply.Answer) == 0 && !held
-	out.Answer, out.Ns = append(reply.Answer[:len(reply.Answer):len(reply.Answer)], m.Answer...), m.Ns
+	out.Answer, out.Ns = append(slices.Clip(reply.Answer), m.Answer...), m.Ns
 	for _, rr := range reply.Answer {
 		ttl = min(ttl, time.Duration(rr.Header().Ttl)*time.Second)
 	}

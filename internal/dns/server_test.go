@@ -365,8 +365,13 @@ func TestRebindingIsHeldBack(t *testing.T) {
 		name, qtype string
 		want        int
 	}{
-		{"evil.example", "A", 1}, {"evil.example", "AAAA", 1}, {"evil.example", "HTTPS", 0},
-		{"x.lab.example.net", "A", 2}, {"x.corp.example", "A", 2}, {"x.corp.example", "HTTPS", 1}, {"notlab.example.net", "A", 1},
+		{"evil.example", "A", 1},
+		{"evil.example", "AAAA", 1},
+		{"evil.example", "HTTPS", 0},
+		{"x.lab.example.net", "A", 2},
+		{"x.corp.example", "A", 2},
+		{"x.corp.example", "HTTPS", 1},
+		{"notlab.example.net", "A", 1},
 		{"ours.home.example", "A", 3}, // an alias that the site itself has made
 	} {
 		r := ask(t, "udp", at, q.name, dns.StringToType[q.qtype])

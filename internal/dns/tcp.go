@@ -172,7 +172,7 @@ func (l *tcpLoop) answer(ctx context.Context, client netip.Addr, msg, out []byte
 		return out
 	}
 	refuse := func(rcode int) []byte {
-		out = appendFailure(out, msg, &q, rcode, 0)
+		out = appendFailure(out, msg, &q, rcode)
 		return out
 	}
 	switch {

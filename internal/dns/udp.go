@@ -143,9 +143,9 @@ func (l *udpLoop) one(v *view, client netip.Addr, msg, out []byte, now time.Dura
 	case what == drop:
 		return out, reply, false
 	case !may:
-		return appendFailure(out, msg, q, dns.RcodeRefused, 0), reply, false
+		return appendFailure(out, msg, q, dns.RcodeRefused), reply, false
 	case what == fail:
-		return appendFailure(out, msg, q, rcode, 0), reply, false
+		return appendFailure(out, msg, q, rcode), reply, false
 	case limited:
 		return appendTruncated(out, msg, q), reply, false
 	}
@@ -161,7 +161,7 @@ func (l *udpLoop) one(v *view, client netip.Addr, msg, out []byte, now time.Dura
 	case reply.Asks && rcode == 0:
 		return out, reply, true
 	}
-	return appendFailure(out, msg, q, rcode, 0), reply, false
+	return appendFailure(out, msg, q, rcode), reply, false
 }
 
 // ask has a question answered that others have to be asked for.

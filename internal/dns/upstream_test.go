@@ -194,17 +194,23 @@ func TestOnlyWhatWasAskedFor(t *testing.T) {
 		want   string
 		ttl    time.Duration
 	}{
-		{[]string{"www.example.net. 60 IN A 198.51.100.1", "www.bank.example. 60 IN A 198.51.100.6", "--", "bank.example. 60 IN NS ns.evil.example."},
-			"NOERROR\nwww.example.net. 60 IN A 198.51.100.1", time.Minute},
-		{[]string{"a.example.net. 50 IN A 198.51.100.1", "WWW.example.net. 60 IN CNAME A.example.net."},
-			"NOERROR\nwww.example.net. 60 IN CNAME A.example.net.\na.example.net. 50 IN A 198.51.100.1", 50 * time.Second},
+		{
+			[]string{"www.example.net. 60 IN A 198.51.100.1", "www.bank.example. 60 IN A 198.51.100.6", "--", "bank.example. 60 IN NS ns.evil.example."},
+			"NOERROR\nwww.example.net. 60 IN A 198.51.100.1", time.Minute,
+		},
+		{
+			[]string{"a.example.net. 50 IN A 198.51.100.1", "WWW.example.net. 60 IN CNAME A.example.net."},
+			"NOERROR\nwww.example.net. 60 IN CNAME A.example.net.\na.example.net. 50 IN A 198.51.100.1", 50 * time.Second,
+		},
 		{[]string{"www.example.net. 60 IN CNAME www.example.net."}, "NOERROR\nwww.example.net. 60 IN CNAME www.example.net.", 0},
 		{[]string{"www.example.net. 60 IN MX 1 mail.example.net."}, "NOERROR", 0},
 		{[]string{"--", "example.com. 60 IN SOA a. b. 1 2 3 4 5"}, "NOERROR", 0},
 		{[]string{"--", "net. 6000000 IN SOA a. b. 1 2 3 4 600000"}, "NOERROR\nauthority net. 10800 IN SOA a. b. 1 2 3 4 600000", 3 * time.Hour},
 		{[]string{"www.example.net. 2147483647 IN A 198.51.100.1"}, "NOERROR\nwww.example.net. 86400 IN A 198.51.100.1", 24 * time.Hour},
-		{[]string{"example.net. 60 IN DNAME example.org.", "www.example.net. 60 IN CNAME www.example.org.", "www.example.org. 60 IN A 198.51.100.1"},
-			"NOERROR\nexample.net. 60 IN DNAME example.org.\nwww.example.net. 60 IN CNAME www.example.org.\nwww.example.org. 60 IN A 198.51.100.1", time.Minute},
+		{
+			[]string{"example.net. 60 IN DNAME example.org.", "www.example.net. 60 IN CNAME www.example.org.", "www.example.org. 60 IN A 198.51.100.1"},
+			"NOERROR\nexample.net. 60 IN DNAME example.org.\nwww.example.net. 60 IN CNAME www.example.org.\nwww.example.org. 60 IN A 198.51.100.1", time.Minute,
+		},
 	} {
 		m := reply(q, c.answer...)
 		ttl := clean(m, "www.example.net", dns.TypeA, false)

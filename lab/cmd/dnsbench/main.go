@@ -236,7 +236,7 @@ func number(text, pattern string) float64 {
 func (s *stage) measure(ctx context.Context, pid int, l load, duration time.Duration) (measured, error) {
 	seconds := strconv.Itoa(max(1, int(duration.Seconds())))
 	before := cpuTime(pid)
-	out, err := s.in(ctx, s.client, "dnsperf", "-s", serverAddr, "-d", s.questions(l), "-l", seconds, "-c", "16", "-q", "256", "-t", "1").CombinedOutput()
+	out, err := s.in(ctx, s.client, "dnsperf", "-s", serverAddr, "-d", s.questions(l), "-l", seconds, "-c", "16", "-q", "100", "-t", "1").CombinedOutput()
 	if err != nil {
 		return measured{}, fmt.Errorf("dnsperf: %w: %s", err, out)
 	}
