@@ -81,12 +81,11 @@ var linkRouteBlock = block{
 
 // A linkValue is a link with where its parts are written.
 type linkValue struct {
-	name, parent    value
-	ports           []text
-	addresses       []text
-	mac             value
-	routes          []fields
-	isPort, isTaken bool
+	name, parent value
+	ports        []text
+	addresses    []text
+	mac          value
+	routes       []fields
 }
 
 // link reads one of links.

@@ -27,7 +27,6 @@ type Options struct {
 type Client struct {
 	options Options
 	timer   *time.Timer
-	running chan struct{} // closed by Run
 
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil: it does not run

@@ -158,7 +158,7 @@ func (m *machine) discover(now time.Time) []action {
 // message completes a question, and says when it is asked again.
 func (m *machine) message(now time.Time, a ask) action {
 	a.xid, a.mac, a.hostname = m.xid, m.mac, m.hostname
-	a.secs = uint16(min(now.Sub(m.began)/time.Second, 0xffff)) //nolint:gosec // between 0 and that
+	a.secs = uint16(min(now.Sub(m.began)/time.Second, 0xffff))
 	m.asked = now
 	wait := min(firstRetry<<min(m.tries, 6), lastRetry)
 	m.tries++
@@ -170,7 +170,7 @@ func (m *machine) message(now time.Time, a ask) action {
 // request asks for the address that was offered, or was had before.
 func (m *machine) request(now time.Time) action {
 	a := ask{kind: dhcpv4.MessageTypeRequest}
-	switch m.state { //nolint:exhaustive // in others nothing is asked
+	switch m.state {
 	case requesting:
 		a.requested, a.server = m.offer.addr, m.offer.server
 	case rebooting:

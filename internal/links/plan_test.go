@@ -87,11 +87,15 @@ func TestPlanOfAddressesAndRoutes(t *testing.T) {
 		{"of another metric", []address{ownAddr}, []Route{route(1, 99, "10.2.0.0/16", "10.0.0.9", true)}, "route add 10.2.0.0/16 via 10.0.0.9 dev eth0 metric 100\nroute delete 10.2.0.0/16 via 10.0.0.9 dev eth0 metric 99\n"},
 		{"on another interface", []address{at(2, "10.0.0.1/24", true, 100)}, []Route{good}, "addr add 10.0.0.1/24 dev eth0 metric 100\naddr delete 10.0.0.1/24 dev eth1\n"},
 		{
-			"somebody has it elsewhere", []address{at(2, "10.0.0.1/24", false, 0)}, []Route{good},
+			"somebody has it elsewhere",
+			[]address{at(2, "10.0.0.1/24", false, 0)},
+			[]Route{good},
 			"g.yaml:2:9: link/eth0: its address 10.0.0.1 is on interface eth1, where somebody else has put it; take it from there, or out of addresses\n",
 		},
 		{
-			"somebody's route", []address{ownAddr}, []Route{route(2, 100, "10.2.0.0/16", "10.9.0.9", false)},
+			"somebody's route",
+			[]address{ownAddr},
+			[]Route{route(2, 100, "10.2.0.0/16", "10.9.0.9", false)},
 			"g.yaml:2:9: link/eth0: somebody else has a route to 10.2.0.0/16 with metric 100, by eth1; remove that, or give this one another metric\n",
 		},
 	} {

@@ -244,14 +244,14 @@ func (a *Applier) runAddr(s step, d *Device) error {
 // them goes (ip-sysctl.rst, promote_secondaries), until what it returns is called.
 func (a *Applier) promote(device string) func() {
 	name := sysctlRoot + "ipv4/conf/" + device + "/promote_secondaries"
-	before, err := os.ReadFile(name) //nolint:gosec // the name of an interface that the kernel has
+	before, err := os.ReadFile(name)
 	if err != nil || strings.TrimSpace(string(before)) != "0" {
 		return func() {}
 	}
 	if err := os.WriteFile(name, []byte("1"), 0); err != nil {
 		return func() {}
 	}
-	return func() { _ = os.WriteFile(name, before, 0) }
+	return func() { _ = os.WriteFile(name, []byte("0"), 0) }
 }
 
 func changeAddress(kind, flags int, s step, index int) error {

@@ -163,7 +163,7 @@ func dotted(name string) string {
 }
 
 func readSetting(name string) (string, error) {
-	text, err := os.ReadFile(sysctlRoot + name) //nolint:gosec // the name of an interface that the kernel has
+	text, err := os.ReadFile(sysctlRoot + name)
 	return strings.TrimSpace(string(text)), err
 }
 
