@@ -713,10 +713,12 @@ func TestNetnsAdopt(t *testing.T) {
 		if got := table(); sorted(got) != sorted(made) {
 			t.Errorf("once cleared up the table is\n%s", got)
 		}
+		nftCommand(t, "table inet gatehouse-firewall { chain forward { type filter hook forward priority filter; policy drop; }; }")
 		obstacles, err := Obstacles(t.Context())
 		if err != nil || !slices.Equal(obstacles, []string{"chain FORWARD of table ip filter"}) {
 			t.Errorf("Obstacles = %v, %v", obstacles, err)
 		}
+		nftCommand(t, "delete table inet gatehouse-firewall")
 		apply(t, a, State{}, true)
 		apply(t, New(), State{}, false)
 		if removed, err := New().Remove(t.Context()); !removed || err != nil {
