@@ -185,7 +185,16 @@ func (e *element) append(text string, key []byte) *element {
 func (e *element) name(device string) *element {
 	key := make([]byte, nameBytes)
 	copy(key, device)
-	return e.append(strconv.Quote(device), key)
+	return e.append(quoted(device), key)
+}
+
+// quoted is a name as nft takes it: there are no escapes between the quotes, but
+// for the asterisk that would otherwise stand for the rest of a name.
+func quoted(name string) string {
+	if before, ok := strings.CutSuffix(name, "*"); ok {
+		name = before + `\*`
+	}
+	return `"` + name + `"`
 }
 
 func (e *element) addr(a netip.Addr) *element { return e.append(a.String(), a.AsSlice()) }
