@@ -82,7 +82,7 @@ that they ask for, and spreads connections evenly over their pods.`,
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.DisableDefaultCmd = true // newCompletion is it
-	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newProve(), newApply(), newConfirm(), newStatus(), newExplain(), newInit(), newKubeconfig(), newAnnounce(), newDemo(), newDown(), newUninstall(), newCompletion(), newVersion()} {
+	for _, cmd := range []*cobra.Command{newRun(), newCheck(), newPlan(), newProve(), newApply(), newConfirm(), newStatus(), newExplain(), newLeases(), newInit(), newKubeconfig(), newAnnounce(), newDemo(), newDown(), newUninstall(), newCompletion(), newVersion()} {
 		if cmd.Args == nil {
 			cmd.Args = noArgs
 		}

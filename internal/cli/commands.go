@@ -43,7 +43,7 @@ func Commands() (root Command, all []Command) {
 // The commands in the order in which somebody meets them; what is not listed
 // comes last.
 var ordered = []string{
-	"init", "kubeconfig", "check", "plan", "prove", "run", "apply", "confirm", "status", "explain", "announce", "demo", "down", "uninstall", "completion", "version",
+	"init", "kubeconfig", "check", "plan", "prove", "run", "apply", "confirm", "status", "explain", "leases", "announce", "demo", "down", "uninstall", "completion", "version",
 }
 
 func compare(a, b string) int {
