@@ -336,6 +336,7 @@ var runElsewhere = map[string]string{
 	"docs/commands.md":   "internal/cli/testdata has what they print",
 	"docs/helm.md":       "lab/e2e installs, upgrades and uninstalls both modes of the chart",
 	"docs/install.md":    "packaging/installtest installs what it shows",
+	"docs/prove.md":      "internal/cli/testdata/prove.txtar and apply.txtar have what they print, TestNetnsOperatorIsLetInAgain what they do",
 }
 
 // maxNotRun is how many blocks may have a reason for not being run. More is a
