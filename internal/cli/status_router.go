@@ -39,6 +39,13 @@ func (p picture) router(r status.Router) []string {
 		}
 		return fmt.Sprintf("zone %s: %s", z.Zone, text)
 	})...)
+	lines = append(lines, titled("ipv6", r.Advertised, func(a status.Advertised) string {
+		text := a.Says()
+		if a.Error != "" {
+			text = p.in(bad, text)
+		}
+		return fmt.Sprintf("zone %s, %s: %s", a.Zone, a.Interface, text)
+	})...)
 	if d := r.DNS; d != nil {
 		lines = append(lines, titled("dns", d.Zones, func(z status.DNSZone) string {
 			text := z.Says()

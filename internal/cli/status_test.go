@@ -155,6 +155,10 @@ func TestStatusSaysWhatTheRouterDoes(t *testing.T) {
 		},
 		Firewall: &status.Firewall{Applied: true, Pinholes: 1, Policies: []status.Policy{{}, {}}, Dropped: []status.Dropped{{To: "self", Packets: 1}, {From: "home", To: "cluster"}}},
 		DHCP:     []status.DHCPZone{{Zone: "cluster", Size: 100, Free: 97, Leases: []edge.Lease{{}, {}, {Declined: true}}}},
+		Advertised: []status.Advertised{{
+			Zone: "cluster", Interface: "eth0", Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00:10::/64")}, Deprecated: []netip.Prefix{netip.MustParsePrefix("fd00:9::/64")},
+			Sent: 7, Answered: 5, Replies: 1,
+		}},
 		DNS: &status.DNS{
 			Zones:     []status.DNSZone{{Zone: "home", Names: 12, Queries: map[string]uint64{"UDP": 9, "TCP": 1}, Own: 2, CacheHits: 7, Forwarded: 1}},
 			Upstreams: []status.Upstream{{Server: "10.11.12.1:53", Queries: 4, Failed: 4, Error: "no answer within 2s"}},
@@ -170,6 +174,7 @@ func TestStatusSaysWhatTheRouterDoes(t *testing.T) {
 		"firewall       2 policies, 1 pinhole, 1 packet dropped",
 		"               dropped (no zone) -> self: 1 packet",
 		"dhcp           zone cluster: 2 leases, 97 of 100 addresses free, 1 taken by somebody who was not given it",
+		"ipv6           zone cluster, eth0: fd00:10::/64, fd00:9::/64 (not any more); 12 advertisements, 1 answer by DHCPv6",
 		"dns            zone home: 12 names, 10 questions: 2 about them, 7 from the cache, 1 asked further",
 		"dns asks       10.11.12.1:53: 4 questions, 4 without an answer, down: no answer within 2s",
 	} {

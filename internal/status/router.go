@@ -13,6 +13,8 @@ type Router struct {
 	Links    []Link     `json:"links,omitempty"` // in file order
 	DHCP     []DHCPZone `json:"dhcp,omitempty"`  // in file order
 	DNS      *DNS       `json:"dns,omitempty"`
+	// Advertised is what machines are told of IPv6, in file order.
+	Advertised []Advertised `json:"advertised,omitempty"`
 }
 
 // Firewall is what the packet filter has done since its rules were last loaded.
@@ -61,6 +63,20 @@ type DHCPZone struct {
 	Leases   []edge.Lease      `json:"leases"`             // sorted by address
 	Messages map[string]uint64 `json:"messages,omitempty"` // by type: "DISCOVER", "OFFER", ...; what came and what went
 	Error    string            `json:"error,omitempty"`    // why it does not serve
+}
+
+// Advertised is what the machines of an interface are told by router advertisements and stateless DHCPv6.
+type Advertised struct {
+	Zone      string         `json:"zone"`
+	Interface string         `json:"interface"`
+	Prefixes  []netip.Prefix `json:"prefixes,omitempty"` // that machines make themselves addresses of
+	// Deprecated prefixes were advertised before: nobody is to open new connections from addresses in them.
+	Deprecated []netip.Prefix `json:"deprecated,omitempty"`
+	Sent       uint64         `json:"sent"`            // advertisements to everybody
+	Answered   uint64         `json:"answered"`        // to those who asked
+	Requests   uint64         `json:"requests"`        // of DHCPv6
+	Replies    uint64         `json:"replies"`         // likewise
+	Error      string         `json:"error,omitempty"` // why they are not told
 }
 
 // DNS is what was asked and answered.

@@ -85,6 +85,24 @@ func (z DHCPZone) Declined() int { _, n := z.count(); return n }
 // Full says that the next machine gets no address.
 func (z DHCPZone) Full() bool { return z.Size > 0 && z.Free == 0 }
 
+// Says what is told: "fd00:10::/64, 12 advertisements, 3 answers by DHCPv6".
+func (a Advertised) Says() string {
+	if a.Error != "" {
+		return a.Error
+	}
+	var words []string
+	for _, p := range a.Prefixes {
+		words = append(words, p.String())
+	}
+	for _, p := range a.Deprecated {
+		words = append(words, p.String()+" (not any more)")
+	}
+	if len(words) == 0 {
+		words = append(words, "no prefix")
+	}
+	return fmt.Sprintf("%s; %s, %s by DHCPv6", strings.Join(words, ", "), several(a.Sent+a.Answered, "advertisement"), several(a.Replies, "answer"))
+}
+
 // Says what was asked: "1200 questions, 900 from the cache, 12 of its 40 names".
 func (z DNSZone) Says() string {
 	if z.Error != "" {

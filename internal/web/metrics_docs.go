@@ -25,7 +25,7 @@ var sections = []struct {
 	{"What is open", []string{"exposure"}},
 	{"Addresses of pools", []string{"pool_", "service_"}},
 	{"Kubernetes", []string{"kubernetes_"}},
-	{"The router", []string{"link_", "firewall_", "dhcp_", "dns_"}},
+	{"The router", []string{"link_", "firewall_", "dhcp", "router_", "dns_"}},
 	{"The kernel", []string{"conntrack_", "nat_"}},
 	{"The process", []string{""}},
 }

@@ -36,8 +36,24 @@ func (out output) router(r status.Router) {
 			out.count(dhcpMessages, n, z.Zone, kind)
 		}
 	}
+	out.advertised(r.Advertised)
 	if d := r.DNS; d != nil {
 		out.dns(*d)
+	}
+}
+
+// advertised adds up the interfaces of each zone.
+func (out output) advertised(all []status.Advertised) {
+	type counts struct{ sent, answered, replies uint64 }
+	zones := map[string]counts{}
+	for _, a := range all {
+		c := zones[a.Zone]
+		zones[a.Zone] = counts{c.sent + a.Sent, c.answered + a.Answered, c.replies + a.Replies}
+	}
+	for zone, c := range zones {
+		out.count(adverts, c.sent, zone, "periodic")
+		out.count(adverts, c.answered, zone, "solicited")
+		out.count(dhcp6Replies, c.replies, zone)
 	}
 }
 

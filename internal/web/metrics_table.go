@@ -84,6 +84,8 @@ var (
 	dhcpUp         = gauge("dhcp_up", "1 when DHCP is served in the zone.", "zone")
 	dhcpAddresses  = gauge("dhcp_addresses", "Addresses of the zone's pools and reservations: leased, free, or declined (taken by somebody who was not given them).", "zone", "state")
 	dhcpMessages   = counter("dhcp_messages_total", "DHCP messages that came and went, by type.", "zone", "type")
+	adverts        = counter("router_advertisements_total", "Router advertisements, to everybody (periodic) or to those who asked (solicited).", "zone", "kind")
+	dhcp6Replies   = counter("dhcpv6_replies_total", "Answers to those who asked by DHCPv6.", "zone")
 	dnsUp          = gauge("dns_up", "1 when questions are answered in the zone.", "zone")
 	dnsNames       = gauge("dns_names", "Names of this site that machines of the zone can ask for.", "zone")
 	dnsQueries     = counter("dns_queries_total", "Questions by protocol.", "zone", "protocol")

@@ -340,6 +340,7 @@ func TestPageShowsWhatTheRouterDoes(t *testing.T) {
 		"internet -> cluster: 204 packets",
 		"DHCP in cluster 2 leases, 98 of 100 addresses free, 1 taken by somebody who was not given it",
 		"DHCP in lab interface eth2 has no IPv4 address",
+		"IPv6 in cluster, eth0 fd00:10::/64; 9 advertisements, 2 answers by DHCPv6",
 		"DNS in home 12 names, 208 questions: 20 about them, 180 from the cache, 8 asked further, 3 too many, 2 answers held back",
 		"DNS asks 10.11.12.1:53: 4 questions, 4 without an answer, down: no answer within 2s",
 		"10.0.0.11 worker-1 cluster 02:00:00:00:00:11 11h",

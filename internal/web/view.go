@@ -231,7 +231,7 @@ func viewOf(s status.Status, w wish, now time.Time) view {
 	v.Held = firstOf(s.Addresses, rowsShown, func(a status.Address) bool {
 		return w.has(append([]string{a.Addr.String(), a.Pool, a.Zone, string(a.State)}, a.Services...)...)
 	})
-	v.Routing = s.Firewall != nil || len(s.Links) > 0 || len(s.DHCP) > 0 || s.DNS != nil
+	v.Routing = s.Firewall != nil || len(s.Links) > 0 || len(s.DHCP) > 0 || len(s.Advertised) > 0 || s.DNS != nil
 	var leases []edge.Lease
 	for _, z := range s.DHCP {
 		leases = append(leases, z.Leases...)

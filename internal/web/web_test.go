@@ -141,6 +141,7 @@ func sampleRouter() status.Router {
 				{Zone: "cluster", Addr: netip.MustParseAddr("10.0.0.101"), Declined: true, Expires: time.Now().Add(time.Hour)},
 			},
 		}, {Zone: "lab", Error: "interface eth2 has no IPv4 address"}},
+		Advertised: []status.Advertised{{Zone: "cluster", Interface: "eth0", Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00:10::/64")}, Sent: 5, Answered: 4, Requests: 3, Replies: 2}},
 		DNS: &status.DNS{
 			Zones:     []status.DNSZone{{Zone: "home", Names: 12, Queries: map[string]uint64{"UDP": 207, "TCP": 1}, Answers: map[string]uint64{"NOERROR": 200, "NXDOMAIN": 8}, Own: 20, CacheHits: 180, Forwarded: 8, Limited: 3, Rebinding: 2}},
 			Upstreams: []status.Upstream{{Server: "9.9.9.9:853 (dns.quad9.net)", Up: true, Queries: 8}, {Server: "10.11.12.1:53", Queries: 4, Failed: 4, Error: "no answer within 2s"}},
