@@ -138,7 +138,11 @@ func dnsZones(c *config.Config, now decision, records []edge.Records) (dnsserver
 	for _, r := range records {
 		z := dnsserver.Zone{Name: r.Zone, Records: r}
 		for _, i := range interfacesOf(c, now.in.Interfaces, r.Zone) {
-			z.Devices = append(z.Devices, dnsserver.Device{Name: i.Name, Index: i.Index})
+			device := dnsserver.Device{Name: i.Name, Index: i.Index}
+			for _, p := range i.Addrs {
+				device.Addrs = append(device.Addrs, p.Addr())
+			}
+			z.Devices = append(z.Devices, device)
 		}
 		networks := networksOf(c, now.in.Interfaces, r.Zone)
 		want.Reverse = append(want.Reverse, networks...)

@@ -53,11 +53,16 @@ type Zone struct {
 	Records edge.Records
 }
 
-// Device is a network interface. It is comparable: one that was taken away and
-// made anew has the name, not the index.
+// Device is a network interface. One that was taken away and made anew has the
+// name, not the index.
 type Device struct {
 	Name  string // empty: all interfaces
 	Index int
+	// Addrs are where it answers if another server has an address of another
+	// interface, so that it cannot have all of them: the kernel takes a socket for
+	// all addresses of an interface and one for an address of any interface to be
+	// in each other's way.
+	Addrs []netip.Addr
 }
 
 // Upstream is a server that is asked. It is comparable.

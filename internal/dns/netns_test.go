@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -297,6 +298,47 @@ func TestNetnsUpgrade(t *testing.T) {
 		// One may have been in a socket that was closed.
 		if n := <-lost; n > 1 {
 			t.Errorf("%d questions were not answered", n)
+		}
+	})
+}
+
+// Another server has an address of another interface.
+func TestNetnsBesideAnotherServer(t *testing.T) {
+	netnstest.Run(t, func() {
+		netnstest.Cable(t, nil, "virbr0", nil, "virbr0-port")
+		netnstest.Addr(t, nil, "virbr0", "192.168.122.1/24")
+		background(t, "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--interface=virbr0", "--except-interface=lo", "--bind-interfaces")
+		until(t, func() bool { return strings.Contains(dig(t, nil, "@192.168.122.1", "x.example"), "status: ") })
+		s, home, guests := netnsSite(t, func(c *Config) {
+			c.Zones[0].Devices[0].Addrs = []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
+			c.Zones[1].Devices[0].Addrs = []netip.Addr{netip.MustParseAddr("10.1.0.1")}
+		})
+		check := func() {
+			t.Helper()
+			for _, c := range []struct {
+				ns       *netnstest.NS
+				at, want string
+			}{{home, "10.0.0.1", "10.0.0.51"}, {home, "fd00::1", "10.0.0.51"}, {guests, "10.1.0.1", "10.1.0.51"}} {
+				for _, how := range []string{"+notcp", "+tcp"} {
+					if got := dig(t, c.ns, "+short", how, "@"+c.at, "web.home.example"); got != c.want {
+						t.Errorf("@%s %s: %s, want %s", c.at, how, got, c.want)
+					}
+				}
+			}
+		}
+		check()
+		again(t, s, func(*Config) {})
+		check()
+		// An address that comes is served, one that goes is not any more.
+		again(t, s, func(c *Config) {
+			c.Zones = slices.Clone(c.Zones)
+			c.Zones[0].Devices = []Device{{Name: "eth0", Index: 2, Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.51")}}}
+		})
+		if got := dig(t, home, "+short", "@10.0.0.51", "web.home.example"); got != "10.0.0.51" {
+			t.Error(got)
+		}
+		if got := dig(t, home, "+short", "@fd00::1", "web.home.example"); strings.Contains(got, "10.0.0.51") {
+			t.Error(got)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -94,7 +95,9 @@ func (v *view) may(client netip.Addr) bool {
 // door is where a zone's sockets are. It is comparable.
 type door struct {
 	zone   string
-	device Device
+	device string
+	index  int
+	addr   netip.Addr // zero: all addresses
 	port   uint16
 }
 
@@ -147,12 +150,7 @@ func (s *Server) Apply(c Config) []Failure {
 		seen[z.Name] = true
 		s.useView(c, z, same)
 		for _, device := range z.Devices {
-			at := door{z.Name, device, c.Port}
-			wanted[at] = true
-			if s.doors[at] != nil {
-				continue
-			}
-			if err := s.open(at); err != nil {
+			if err := s.serve(z.Name, device, c.Port, wanted); err != nil {
 				failures = append(failures, Failure{z.Name, device.Name, err})
 			}
 		}
@@ -250,6 +248,38 @@ func sameRecords(a, b Zone) bool {
 	return true
 }
 
+// serve opens what is not open yet of a device: all its addresses, or if these
+// cannot be had, each.
+func (s *Server) serve(zone string, device Device, port uint16, wanted map[door]bool) error {
+	all := door{zone: zone, device: device.Name, index: device.Index, port: port}
+	each := make([]door, 0, len(device.Addrs))
+	single := false
+	for _, addr := range device.Addrs {
+		one := all
+		one.addr = addr
+		each = append(each, one)
+		single = single || s.doors[one] != nil
+	}
+	if !single {
+		wanted[all] = true
+		if s.doors[all] != nil {
+			return nil
+		}
+		err := s.open(all)
+		if !errors.Is(err, errTaken) || len(each) == 0 {
+			return err
+		}
+	}
+	var errs []error
+	for _, one := range each {
+		wanted[one] = true
+		if s.doors[one] == nil {
+			errs = append(errs, s.open(one))
+		}
+	}
+	return cmp.Or(errs...)
+}
+
 // open opens the sockets of a door: a UDP socket for each processor, up to four,
 // among which the kernel spreads clients, and one for TCP.
 func (s *Server) open(at door) (err error) {
@@ -261,13 +291,13 @@ func (s *Server) open(at door) (err error) {
 		}
 	}()
 	for range min(runtime.GOMAXPROCS(0), 4) {
-		l, err := s.newUDPLoop(z, at.device.Name, at.port)
+		l, err := s.newUDPLoop(z, at)
 		if err != nil {
 			return fmt.Errorf("UDP: %w", reason(err))
 		}
 		d.udp = append(d.udp, l)
 	}
-	if d.tcp, err = s.newTCPLoop(z, at.device.Name, at.port); err != nil {
+	if d.tcp, err = s.newTCPLoop(z, at); err != nil {
 		return fmt.Errorf("TCP: %w", reason(err))
 	}
 	var ctx context.Context
@@ -277,15 +307,17 @@ func (s *Server) open(at door) (err error) {
 	}
 	d.loops.Go(func() { d.tcp.run(ctx) })
 	s.doors[at] = d
-	s.log.Info("dns open", "zone", at.zone, "interface", at.device.Name)
+	s.log.Info("dns open", "zone", at.zone, "interface", at.device, "address", at.addr)
 	return nil
 }
+
+var errTaken = errors.New("another server has the port")
 
 // reason is what an operator understands of an error.
 func reason(err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return errors.New("another server has the port")
+		return errTaken
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		return errors.New("no permission to open the port")
 	case errors.Is(err, syscall.ENODEV):
@@ -298,7 +330,7 @@ func (s *Server) shut(at door) {
 	d := s.doors[at]
 	delete(s.doors, at)
 	d.close()
-	s.log.Info("dns closed", "zone", at.zone, "interface", at.device.Name)
+	s.log.Info("dns closed", "zone", at.zone, "interface", at.device, "address", at.addr)
 }
 
 // close ends the loops. Questions that wait for upstreams are not answered any more.

@@ -73,15 +73,26 @@ func (e *envelope) client(nameLength uint32) (netip.Addr, bool) {
 // port of who has sent it. One that is 0 cannot be answered.
 func (e *envelope) port() uint16 { return binary.BigEndian.Uint16(e.name[2:]) }
 
-// openUDP makes a socket for all addresses of a device, with others beside it
-// that share its port.
-func openUDP(device string, port uint16) (file *os.File, err error) {
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	var at unix.Sockaddr = &unix.SockaddrInet6{Port: int(port)}
+// openUDP makes a socket for one address of a device, or all of them, with
+// others beside it that share its port.
+func openUDP(d door) (file *os.File, err error) {
+	const kind = unix.SOCK_DGRAM | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC
+	fd, err := -1, error(unix.EAFNOSUPPORT)
+	v6 := &unix.SockaddrInet6{Port: int(d.port)}
+	v4 := &unix.SockaddrInet4{Port: int(d.port)}
+	var at unix.Sockaddr = v6
 	level, option := unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO // also of IPv4, by mapped addresses
-	if errors.Is(err, unix.EAFNOSUPPORT) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-		at, level, option = &unix.SockaddrInet4{Port: int(port)}, unix.IPPROTO_IP, unix.IP_PKTINFO
+	if d.addr.Is4() {
+		v4.Addr = d.addr.As4()
+	} else {
+		if d.addr.IsValid() {
+			v6.Addr = d.addr.As16()
+		}
+		fd, err = unix.Socket(unix.AF_INET6, kind, 0)
+	}
+	if errors.Is(err, unix.EAFNOSUPPORT) && !d.addr.Is6() {
+		fd, err = unix.Socket(unix.AF_INET, kind, 0)
+		at, level, option = v4, unix.IPPROTO_IP, unix.IP_PKTINFO
 	}
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
@@ -91,7 +102,7 @@ func openUDP(device string, port uint16) (file *os.File, err error) {
 			_ = unix.Close(fd)
 		}
 	}()
-	if err := setUp(fd, device); err != nil {
+	if err := setUp(fd, d.device); err != nil {
 		return nil, err
 	}
 	if level == unix.IPPROTO_IPV6 {

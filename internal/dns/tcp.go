@@ -35,12 +35,16 @@ type tcpLoop struct {
 	perClient map[netip.Addr]int
 }
 
-func (s *Server) newTCPLoop(z *zone, device string, port uint16) (*tcpLoop, error) {
-	config := net.ListenConfig{Control: control(device)}
+func (s *Server) newTCPLoop(z *zone, at door) (*tcpLoop, error) {
+	config := net.ListenConfig{Control: control(at.device)}
 	config.SetMultipathTCP(false)
-	listener, err := config.Listen(context.Background(), "tcp", netip.AddrPortFrom(netip.IPv6Unspecified(), port).String())
-	if err != nil { // a machine without IPv6
-		if again, err4 := config.Listen(context.Background(), "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String()); err4 == nil {
+	addr := at.addr
+	if !addr.IsValid() {
+		addr = netip.IPv6Unspecified() // with IPv4
+	}
+	listener, err := config.Listen(context.Background(), "tcp", netip.AddrPortFrom(addr, at.port).String())
+	if err != nil && !at.addr.IsValid() { // a machine without IPv6
+		if again, err4 := config.Listen(context.Background(), "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), at.port).String()); err4 == nil {
 			listener, err = again, nil
 		}
 	}

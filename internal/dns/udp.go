@@ -31,8 +31,8 @@ type udpLoop struct {
 	slips     uint
 }
 
-func (s *Server) newUDPLoop(z *zone, device string, port uint16) (*udpLoop, error) {
-	file, err := openUDP(device, port)
+func (s *Server) newUDPLoop(z *zone, at door) (*udpLoop, error) {
+	file, err := openUDP(at)
 	if err != nil {
 		return nil, err
 	}
