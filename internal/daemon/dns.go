@@ -33,6 +33,7 @@ type dns struct {
 	changed    func() // asks for a new decision
 	server     *dnsserver.Server
 	resolvConf string
+	lookEvery  time.Duration // at resolvConf
 
 	mu       sync.Mutex
 	resolv   []byte // as it was last read
@@ -42,14 +43,14 @@ type dns struct {
 }
 
 func newDNS(log *slog.Logger, changed func()) *dns {
-	return &dns{log: log, changed: changed, server: dnsserver.New(log, dnsserver.Options{}), resolvConf: resolvConf}
+	return &dns{log: log, changed: changed, server: dnsserver.New(log, dnsserver.Options{}), resolvConf: resolvConf, lookEvery: resolvInterval}
 }
 
 // run looks after it until ctx ends.
 func (x *dns) run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- x.server.Run(ctx) }()
-	look := time.NewTicker(resolvInterval)
+	look := time.NewTicker(x.lookEvery)
 	defer look.Stop()
 	for {
 		select {
