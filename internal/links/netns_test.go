@@ -2,12 +2,15 @@ package links
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -511,5 +514,47 @@ func TestNetnsALeaseIsPutThereWithItsRoutes(t *testing.T) {
 		out = ip(t, "route", "show", "dev", "eth1")
 		has(t, out, "10.7.0.0/16 via 192.168.1.1", "192.168.1.1 proto 92 scope link", "10.8.0.0/16 proto 92 scope link")
 		hasNot(t, out, "default", "10.11.12.9")
+	})
+}
+
+// Not every kernel has VLANs (module 8021q): then that is what it says.
+func TestNetnsVLANs(t *testing.T) {
+	netnstest.Run(t, func() {
+		other := site(t)
+		const file = `links:
+  - {name: eth0, addresses: [10.0.0.1/24]}
+  - {name: eth0.20, vlan: {parent: eth0, id: 20}, addresses: [10.0.20.1/24], mtu: 1400}
+  - {name: eth0.21, vlan: {parent: eth0, id: 21}, addresses: [10.0.21.1/24]}
+  - {name: m0, macvlan: {parent: eth0.21}, addresses: [10.0.22.1/24]}
+`
+		a := New(logger(t))
+		want := parse(t, file)
+		if _, problems := a.Apply(want, time.Now()); len(problems) > 0 {
+			has(t, texts(problems), "g.yaml:4:5: link/eth0.20: the kernel makes no interface of kind vlan; modprobe 8021q, or a kernel that has it")
+			t.Log("this kernel has no VLANs")
+			return
+		}
+		has(t, ip(t, "-d", "addr"), "eth0.20@eth0", "vlan protocol 802.1Q id 20", "inet 10.0.20.1/24", "m0@eth0.21", "alias gatehouse")
+		if changes := changesDuring(t, func() { apply(t, a, want) }); len(changes) > 0 {
+			t.Errorf("twice changes %v", changes)
+		}
+		other.Do(t, func() {
+			ip(t, "link", "add", "link", "eth0", "name", "tagged", "type", "vlan", "id", "20")
+			ip(t, "link", "set", "tagged", "up")
+			ip(t, "addr", "add", "10.0.20.2/24", "dev", "tagged")
+		})
+		netnstest.Eventually(t, 10*time.Second, "a neighbour of the VLAN", func() bool {
+			_, err := net.DialTimeout("tcp", "10.0.20.2:9", time.Second)
+			return errors.Is(err, syscall.ECONNREFUSED) // nobody listens, and it has answered
+		})
+		// Another tag is another interface, and what is on it comes back.
+		apply(t, a, parse(t, strings.ReplaceAll(file, "id: 21", "id: 22")))
+		has(t, ip(t, "-d", "addr"), "vlan protocol 802.1Q id 22", "m0@eth0.21", "inet 10.0.22.1/24", "inet 10.0.21.1/24")
+		apply(t, a, Want{})
+		hasNot(t, ip(t, "link"), "eth0.2", "m0")
+		// Somebody else's, of the same tag.
+		ip(t, "link", "add", "link", "eth0", "name", "theirs", "type", "vlan", "id", "20")
+		_, problems := a.Apply(want, time.Now())
+		has(t, texts(problems), "g.yaml:4:5: link/eth0.20: there is an interface of VLAN 20 on eth0 already; ip link delete it, or give this link its name")
 	})
 }
