@@ -3,6 +3,7 @@ package filter
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"sigs.k8s.io/knftables"
 
@@ -37,7 +38,17 @@ func (s step) addTo(tx *knftables.Transaction) {
 
 // steps are those of one transaction. Should it have to be taken apart, the
 // structure is together.
-type steps struct{ structure, elements []step }
+type steps struct {
+	structure, elements []step
+	// dear is how many elements the kernel looks at for those that are deleted from
+	// sets of intervals: all that are there, for each of them.
+	dear int
+}
+
+// tooDear is more than it takes to make the table anew: an element that the kernel
+// looks at takes about 10 us, since it copies the set for each that it deletes
+// (6.18), and a whole table of ten thousand doors half a second.
+const tooDear = 40_000
 
 func (s *steps) size() int { return len(s.structure) + len(s.elements) }
 
@@ -135,8 +146,14 @@ func (s *steps) change(have *found, want *content) {
 			}
 		}
 		if unread {
+			if strings.Contains(set, from) {
+				s.dear += len(before) * len(before)
+			}
 			s.elements = append(s.elements, step{flush, &knftables.Set{Name: set}})
 			before, gone = nil, nil
+		}
+		if strings.Contains(set, from) {
+			s.dear += len(gone) * len(before)
 		}
 		slices.Sort(gone)
 		for _, id := range gone {

@@ -132,20 +132,22 @@ func (a *Applier) reconcile(ctx context.Context) (changed bool, err error) {
 		}
 	}
 	a.known = false // until all has gone well
+	anew := !a.have.exists || !slices.Equal(a.have.fixed, outline(a.want.fixed))
 	var s steps
-	if !a.have.exists || !slices.Equal(a.have.fixed, outline(a.want.fixed)) {
-		counts := a.keepCounts()
-		s = *replacement(a.want, counts)
+	if !anew {
+		if a.keep {
+			a.want.keep(&a.have)
+		}
+		s = difference(&a.have, a.want)
+		anew = s.dear > tooDear && !a.keep
+	}
+	if anew {
+		s = *replacement(a.want, a.keepCounts())
 		if a.have.exists {
 			// Added before it is deleted: somebody else may have done that, and not
 			// every nft knows "destroy" (1.0.6 does not).
 			s.structure = slices.Concat([]step{{add, &knftables.Table{}}, {remove, &knftables.Table{}}}, s.structure)
 		}
-	} else {
-		if a.keep {
-			a.want.keep(&a.have)
-		}
-		s = difference(&a.have, a.want)
 	}
 	if changed = s.size() > 0; changed {
 		if err := a.take(ctx, s); err != nil {

@@ -158,10 +158,6 @@ func (r *Ruleset) open(in Inputs) {
 	}
 	slices.SortFunc(r.Pinholes, comparePinholes)
 	r.Pinholes = slices.CompactFunc(r.Pinholes, func(x, y Pinhole) bool { return comparePinholes(x, y) == 0 })
-	r.index = make(map[pinholeKey][]int, len(r.Pinholes))
-	for i, p := range r.Pinholes {
-		r.index[p.key()] = append(r.index[p.key()], i)
-	}
 }
 
 // openInZone opens something at the interfaces of a zone.
@@ -221,35 +217,42 @@ func (r *Ruleset) openAdmin(a config.Admin) {
 	}
 }
 
-// pinholeKey is what a pinhole is found by.
-type pinholeKey struct {
-	translated bool
-	protocol   edge.Protocol
-	device     string
-	at         netip.AddrPort // with the zero Addr: whatever address
-}
-
-func (p Pinhole) key() pinholeKey {
-	return pinholeKey{p.Translated, p.Protocol, p.Device, netip.AddrPortFrom(p.Addr, p.Port)}
-}
-
 func comparePinholes(x, y Pinhole) int {
-	translated := func(p Pinhole) int {
-		if p.Translated {
-			return 1
-		}
-		return 0
+	if c := comparePlaces(&x, &y); c != 0 {
+		return c
 	}
-	all := func(p Pinhole) int {
-		if p.Sources == nil {
-			return 0
-		}
-		return 1
+	if (x.Sources == nil) != (y.Sources == nil) {
+		return less(x.Sources == nil)
 	}
-	return cmp.Or(
-		cmp.Compare(translated(x), translated(y)), cmp.Compare(x.Device, y.Device), x.Addr.Compare(y.Addr), cmp.Compare(x.Port, y.Port),
-		cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(all(x), all(y)), cmp.Compare(x.Why, y.Why), slices.CompareFunc(x.Sources, y.Sources, ComparePrefixes),
-	)
+	return cmp.Or(cmp.Compare(x.Why, y.Why), slices.CompareFunc(x.Sources, y.Sources, ComparePrefixes))
+}
+
+// comparePlaces compares what a pinhole is found by. It looks at what differs most
+// first: there can be many.
+func comparePlaces(x, y *Pinhole) int {
+	if c := cmp.Compare(x.Device, y.Device); c != 0 {
+		return c
+	}
+	if c := x.Addr.Compare(y.Addr); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(x.Port, y.Port); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(x.Protocol, y.Protocol); c != 0 {
+		return c
+	}
+	if x.Translated != y.Translated {
+		return less(y.Translated)
+	}
+	return 0
+}
+
+func less(yes bool) int {
+	if yes {
+		return -1
+	}
+	return 1
 }
 
 // outermost returns the prefixes sorted, without those that are inside another:

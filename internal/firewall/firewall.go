@@ -47,8 +47,7 @@ type Ruleset struct {
 	Unzoned []string
 
 	own   map[netip.Addr]bool
-	index map[pinholeKey][]int // of Pinholes
-	zones map[string]string    // by interface
+	zones map[string]string // by interface
 }
 
 // Zone is one of the configuration's.

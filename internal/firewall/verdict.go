@@ -66,16 +66,18 @@ func (r *Ruleset) fits(m *Match, p Packet) (why string, _ bool) {
 // through finds the pinhole for what was sent to an address and port: one that
 // has the address, or else one that is at whichever, if those count there.
 func (r *Ruleset) through(translated bool, p Packet, to netip.AddrPort) (why string, ok bool) {
-	key := pinholeKey{translated, p.Protocol, p.In, to}
-	if why, ok := r.at(key, p.Src); ok || r.own[to.Addr()] {
+	at := Pinhole{Translated: translated, Protocol: p.Protocol, Device: p.In, Addr: to.Addr(), Port: to.Port()}
+	if why, ok := r.at(at, p.Src); ok || r.own[to.Addr()] {
 		return why, ok
 	}
-	key.at = netip.AddrPortFrom(netip.Addr{}, to.Port())
-	return r.at(key, p.Src)
+	at.Addr = netip.Addr{}
+	return r.at(at, p.Src)
 }
 
-func (r *Ruleset) at(key pinholeKey, src netip.Addr) (why string, ok bool) {
-	for _, i := range r.index[key] {
+// at finds the pinhole at a place for a source.
+func (r *Ruleset) at(place Pinhole, src netip.Addr) (why string, ok bool) {
+	i, _ := slices.BinarySearchFunc(r.Pinholes, place, func(x, y Pinhole) int { return comparePlaces(&x, &y) })
+	for ; i < len(r.Pinholes) && comparePlaces(&r.Pinholes[i], &place) == 0; i++ {
 		if hole := &r.Pinholes[i]; hole.Sources == nil || within(hole.Sources, src) {
 			return hole.Why, true
 		}
