@@ -76,7 +76,7 @@ func message(q *query, name string) *dns.Msg {
 func (s *Server) keep(v *view, q *query, m *dns.Msg, now, expires time.Duration) *packed {
 	p, err := pack(m)
 	if err != nil {
-		s.log.Warn("answer not sent", "name", m.Question[0].Name, "err", err)
+		s.log.Debug("answer not sent", "name", m.Question[0].Name, "err", err)
 		return nil
 	}
 	p.view, p.stored, p.expires, p.lasting = v, now, expires, true

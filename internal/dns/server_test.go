@@ -8,11 +8,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -271,6 +273,21 @@ func TestTCPConnectionsPerClient(t *testing.T) {
 		r, _, err := c.Exchange(m, at)
 		return err == nil && len(r.Answer) == 1
 	})
+}
+
+// A connection that announces more than any question has is closed.
+func TestLongQuestionByTCP(t *testing.T) {
+	_, at := serve(t, home(site...))
+	conn, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = conn.Write([]byte{0xff, 0xff})
+	_ = conn.SetReadDeadline(time.Now().Add(tcpIdle / 2))
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
 }
 
 func until(t *testing.T, f func() bool) {

@@ -20,6 +20,8 @@ const (
 	// A connection that asks nothing for so long is closed, and one that does not
 	// take its answers.
 	tcpIdle = 10 * time.Second
+	// A question is longer only if somebody wants our memory.
+	mostQuestion = 4096
 	// Questions of a connection that are answered at a time; the next waits.
 	mostPipelined = 32
 )
@@ -131,7 +133,11 @@ func (l *tcpLoop) serve(ctx context.Context, conn net.Conn, client netip.Addr) {
 		if _, err := io.ReadFull(r, length[:]); err != nil {
 			return
 		}
-		msg := make([]byte, binary.BigEndian.Uint16(length[:]))
+		size := binary.BigEndian.Uint16(length[:])
+		if size > mostQuestion {
+			return
+		}
+		msg := make([]byte, size)
 		if _, err := io.ReadFull(r, msg); err != nil {
 			return
 		}

@@ -53,18 +53,23 @@ func (s *Server) newUDPLoop(z *zone, at door) (*udpLoop, error) {
 func (l *udpLoop) run(ctx context.Context) {
 	for {
 		err := l.raw.Read(func(fd uintptr) bool {
-			for {
+			for errs := 0; ; {
 				for i := range l.in {
 					l.questions[i].point(&l.in[i])
 				}
 				n, errno := recvmmsg(fd, l.in)
 				switch errno {
 				case 0:
+					errs = 0
 					l.answer(ctx, fd, n)
 				case unix.EAGAIN:
 					return false
 				default:
-					// An error of a datagram that was sent: the next call is about the next.
+					// Of a datagram that was sent, or of the interface: the next call is
+					// about the next, but for errors that do not end.
+					if errs++; errs > batch {
+						return false
+					}
 				}
 				if ctx.Err() != nil {
 					return true
