@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -49,7 +50,7 @@ that is named.`,
 			if err := json.Unmarshal(data, &s); err != nil {
 				return fmt.Errorf("%s: that is no status of a gatehouse: %w", client, err)
 			}
-			served := s.Router.DHCP
+			served := s.DHCP
 			for _, zone := range zones {
 				if !slices.ContainsFunc(served, func(z status.DHCPZone) bool { return z.Zone == zone }) {
 					return fmt.Errorf("no machine gets addresses in a zone %q: %s", zone, servedZones(served))
@@ -79,14 +80,11 @@ func servedZones(zones []status.DHCPZone) string {
 	if len(zones) == 0 {
 		return "the daemon's configuration has no dhcp block, or it cannot be served"
 	}
-	text := "have"
-	for i, z := range zones {
-		if i > 0 {
-			text += ","
-		}
-		text += " " + z.Zone
+	var names []string
+	for _, z := range zones {
+		names = append(names, z.Zone)
 	}
-	return text
+	return "have " + strings.Join(names, ", ")
 }
 
 // printLeases prints a table for each zone.

@@ -54,7 +54,7 @@ zone home: 0 of 0 addresses are free
 	if code, _, errs := run("office"); code != 1 || !strings.Contains(errs, `no machine gets addresses in a zone "office": have cluster, home`) {
 		t.Errorf("%d, %s", code, errs)
 	}
-	s.Router.DHCP = nil
+	s.DHCP = nil
 	if code, out, _ := run(); code != 0 || out != "No zone's machines get addresses by DHCP.\n" {
 		t.Errorf("%d, %s", code, out)
 	}

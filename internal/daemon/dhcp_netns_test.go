@@ -146,7 +146,7 @@ func TestNetnsTheDaemonGivesAddresses(t *testing.T) {
 		}
 		d := start(t, file)
 		zone := func() error {
-			zones := d.Status().Router.DHCP
+			zones := d.Status().DHCP
 			if len(zones) != 1 || zones[0].Size != 10 || zones[0].Error != "" {
 				return fmt.Errorf("status: %+v", zones)
 			}
@@ -157,7 +157,7 @@ func TestNetnsTheDaemonGivesAddresses(t *testing.T) {
 			t.Errorf("no lease:\n%s", out)
 		}
 		eventually(t, "the page has it", func() error {
-			z := d.Status().Router.DHCP
+			z := d.Status().DHCP
 			if len(z) != 1 || z[0].Free != 9 || len(z[0].Leases) != 1 || z[0].Messages["ACK"] != 1 {
 				return fmt.Errorf("status: %+v", z)
 			}

@@ -28,6 +28,8 @@ type Result struct {
 	To    Destination
 	// Changes are to be kept before the Reply is sent.
 	Changes []edge.Lease
+	// News says that they are more than a lease that goes on.
+	News bool
 	// Probe is an address that somebody has to be looked for at before it is offered:
 	// see Book.Probed, after which the same Packet is answered.
 	Probe   netip.Addr
@@ -223,8 +225,9 @@ func (b *Book) Answer(z *Zone, p Packet, now time.Time) Result {
 		return b.release(r)
 	case dhcpv4.MessageTypeInform:
 		return b.inform(r)
+	default:
+		return Result{Why: "is not for servers"}
 	}
-	return Result{Why: "is not for servers"}
 }
 
 // discover offers an address. (RFC 2131 section 4.3.1)
@@ -356,7 +359,9 @@ func (b *Book) grant(r *request, a netip.Addr) Result {
 		Zone: r.zone.Name, Addr: a, MAC: r.mac, ClientID: r.id, Hostname: label(r.hostname),
 		Begun: r.now.UTC(), Expires: r.now.Add(length).UTC(),
 	}
-	if old, ok := b.leases[a]; ok && clientOf(&old) == r.client && old.Expires.After(r.now) {
+	old, ok := b.leases[a]
+	goesOn := ok && clientOf(&old) == r.client && old.Expires.After(r.now)
+	if goesOn {
 		l.Begun = old.Begun
 		if l.Hostname == "" {
 			l.Hostname = old.Hostname // who renews need not say it again
@@ -365,7 +370,7 @@ func (b *Book) grant(r *request, a netip.Addr) Result {
 	if res, ok := r.zone.reserved[a]; ok {
 		l.Reserved, l.Hostname = true, r.named(&res, l.Hostname)
 	}
-	changes := []edge.Lease{l}
+	changes, news := []edge.Lease{l}, !goesOn || old.Hostname != l.Hostname || old.Reserved != l.Reserved || old.MAC != l.MAC
 	for _, other := range slices.Clone(b.addrs[r.client]) {
 		if other == a || r.networkOf(other) == nil {
 			continue
@@ -381,7 +386,7 @@ func (b *Book) grant(r *request, a netip.Addr) Result {
 	}
 	b.withdraw(a)
 	b.put(l)
-	return Result{Reply: r.reply(dhcpv4.MessageTypeAck, n, a, length), To: r.way(a), Changes: changes}
+	return Result{Reply: r.reply(dhcpv4.MessageTypeAck, n, a, length), To: r.way(a), Changes: changes, News: news || len(changes) > 1}
 }
 
 // named is what a machine with a reservation is called.
@@ -405,7 +410,7 @@ func (b *Book) decline(r *request) Result {
 		return Result{Why: "declines what it does not have"}
 	}
 	b.withdraw(a)
-	return Result{Changes: b.setAside(r.zone, a, "", r.now), Why: "needs no answer"}
+	return Result{Changes: b.setAside(r.zone, a, "", r.now), News: true, Why: "needs no answer"}
 }
 
 // release ends a lease. (RFC 2131 section 4.3.4)
@@ -416,7 +421,7 @@ func (b *Book) release(r *request) Result {
 	}
 	l.Expires = r.now.UTC()
 	b.put(l)
-	return Result{Changes: []edge.Lease{l}, Why: "needs no answer"}
+	return Result{Changes: []edge.Lease{l}, News: true, Why: "needs no answer"}
 }
 
 // inform tells options to a machine that has its address from elsewhere. (RFC

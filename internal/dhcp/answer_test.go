@@ -320,6 +320,7 @@ func TestMachinesGetWhatRFC2131Says(t *testing.T) {
 		}},
 		{"reserved by MAC", noProbe, [][2]string{
 			{"a DISCOVER", "OFFER 10.0.0.11"},
+			{"a DISCOVER id=loader", "OFFER 10.0.0.11"},
 			{"a REQUEST server=10.0.0.1 requested=10.0.0.11 host=whatever", "ACK 10.0.0.11"},
 			{"1 DISCOVER requested=10.0.0.11", "OFFER 10.0.0.103"},
 			{"1 REQUEST server=10.0.0.1 requested=10.0.0.11", "NAK (address is another's) to all"},
@@ -425,3 +426,48 @@ func TestMachinesGetWhatRFC2131Says(t *testing.T) {
 }
 
 func noProbe(c *config.Config) { c.DHCP[0].Probe = false }
+
+// TestALeaseThatGoesOnIsNoNews: a thousand machines renew all the time, and what
+// follows from leases stays as it is.
+func TestALeaseThatGoesOnIsNoNews(t *testing.T) {
+	p := newPlay(t, site(noProbe))
+	for i, step := range []struct {
+		line string
+		news bool
+	}{
+		{"1 REQUEST server=10.0.0.1 requested=10.0.0.100 host=a", true},
+		{"1 REQUEST ciaddr=10.0.0.100 host=a", false},
+		{"1 REQUEST ciaddr=10.0.0.100", false},
+		{"1 REQUEST ciaddr=10.0.0.100 host=b", true},
+		{"1 RELEASE ciaddr=10.0.0.100", true},
+		{"1 REQUEST ciaddr=10.0.0.100 host=b", true},
+		{"1 DECLINE requested=10.0.0.100", true},
+	} {
+		r := p.book.Answer(&p.zone, p.message(step.line), p.now)
+		if r.News != step.news || len(r.Changes) == 0 {
+			t.Errorf("%d. %s: news %v, %v", i+1, step.line, r.News, r.Changes)
+		}
+	}
+}
+
+// TestManyWhoGetNothingCostLittle: once there was nothing for anybody new, that is
+// believed for a second.
+func TestManyWhoGetNothingCostLittle(t *testing.T) {
+	p := newPlay(t, site(noProbe))
+	for i := range 4 {
+		p.do(fmt.Sprintf("%d REQUEST server=10.0.0.1 requested=10.0.0.10%d", i, i))
+	}
+	for i, step := range [][2]string{
+		{"5 DISCOVER", "- no address is left"},
+		{"1 RELEASE ciaddr=10.0.0.101", "- needs no answer"},
+		{"5 DISCOVER", "- no address is left"},
+		{"1 DISCOVER", "OFFER 10.0.0.101"}, // its own
+		{"2 DISCOVER", "OFFER 10.0.0.102"},
+		{"wait 31s", ""},
+		{"5 DISCOVER", "OFFER 10.0.0.101"},
+	} {
+		if got := p.do(step[0]); got != step[1] {
+			t.Errorf("%d. %s: got %s, want %s", i+1, step[0], got, step[1])
+		}
+	}
+}

@@ -23,6 +23,9 @@ type Book struct {
 	// rivals are other servers by zone: which was heard of last, and until when that
 	// matters.
 	rivals map[string]Rival
+	// full are networks that had no address for somebody new, and until when nobody
+	// looks again: whoever sends many messages is not to have all of them searched for.
+	full map[netip.Prefix]time.Time
 }
 
 // offer is an address that is held for a client.
@@ -41,7 +44,7 @@ type Rival struct {
 
 // NewBook makes a Book of the leases that there are.
 func NewBook(leases []edge.Lease) *Book {
-	b := &Book{leases: map[netip.Addr]edge.Lease{}, offers: map[netip.Addr]offer{}, addrs: map[string][]netip.Addr{}, rivals: map[string]Rival{}}
+	b := &Book{leases: map[netip.Addr]edge.Lease{}, offers: map[netip.Addr]offer{}, addrs: map[string][]netip.Addr{}, rivals: map[string]Rival{}, full: map[netip.Prefix]time.Time{}}
 	for _, l := range leases {
 		b.put(l)
 	}
@@ -239,7 +242,9 @@ func (b *Book) standing(r *request, a netip.Addr) standing {
 	default:
 		return another
 	}
-	if o, ok := b.offers[a]; ok && o.until.After(r.now) && o.client != r.client && !(mine && o.mac == r.mac && r.mac != "") {
+	o, ok := b.offers[a]
+	sameCard := mine && o.mac == r.mac && r.mac != ""
+	if ok && o.until.After(r.now) && o.client != r.client && !sameCard {
 		return another
 	}
 	return available
@@ -285,12 +290,20 @@ func (b *Book) choose(r *request) (netip.Addr, bool) {
 	if r.requested.IsValid() && fits(r.requested) {
 		return r.requested, true
 	}
+	first := r.networks[0].Prefix
+	if b.full[first].After(r.now) {
+		return netip.Addr{}, false
+	}
 	for _, n := range r.networks {
 		if a, ok := b.fresh(r, n); ok {
 			return a, true
 		}
 	}
-	return b.stalest(r)
+	a, ok := b.stalest(r)
+	if !ok {
+		b.full[first] = r.now.Add(fullTime)
+	}
+	return a, ok
 }
 
 // fresh is an address that nobody ever had. Where the search begins follows from
@@ -304,7 +317,7 @@ func (b *Book) fresh(r *request, n *Network) (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	h := fnv.New32a()
-	h.Write([]byte(r.client)) //nolint:errcheck // never fails (hash.Hash)
+	_, _ = h.Write([]byte(r.client)) // it never fails (hash.Hash)
 	for i := range total {
 		a := nth(n.Pools, (int(h.Sum32()%uint32(total))+i)%total)
 		if _, had := b.leases[a]; !had && !n.Taken[a] && b.standing(r, a) == available {

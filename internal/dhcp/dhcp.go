@@ -28,6 +28,8 @@ const (
 	DeclineTime = 10 * time.Minute
 	// shortestLease is given to whoever asks for less.
 	shortestLease = 2 * time.Minute
+	// fullTime is how long a pool counts as used up that was found to be.
+	fullTime = time.Second
 	// rivalTime is how long another server is remembered that was heard of.
 	rivalTime = time.Hour
 )

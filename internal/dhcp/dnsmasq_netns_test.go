@@ -71,7 +71,7 @@ func TestNetnsAnswersAreThoseOfDnsmasq(t *testing.T) {
 			theirs.say(p.message("1 INFORM ciaddr=10.0.0.201").DHCPv4, false)
 			return theirs.hears(wait) != nil
 		})
-		for theirs.hears(wait) != nil { //nolint:revive // what is left of that
+		for theirs.hears(wait) != nil {
 		}
 		basic := []byte{1, 3, 6, 15, 26, 28, 42, 51, 58, 59, 67}
 		script := []struct {

@@ -91,6 +91,7 @@ func (c *crowd) until(count int) {
 					c.t.Fatalf("%s has %s, and gets %s", mac, old, a)
 				}
 				c.has[mac], c.from[a] = a, mac
+			default:
 			}
 		case <-again.C:
 			ask()
@@ -174,7 +175,7 @@ func TestNetnsKilledAtAnyMoment(t *testing.T) {
 			for lines.Scan() && lines.Text() != "SERVES" {
 				t.Log(lines.Text())
 			}
-			c.until(min(len(c.has)+1+rand.IntN(60), c.n)) //nolint:gosec // any moment
+			c.until(min(len(c.has)+1+rand.IntN(60), c.n))
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 			for len(c.at.heard) > 0 { // what was on its way was said

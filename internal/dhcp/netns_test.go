@@ -125,7 +125,7 @@ func (s *served) start() {
 	go store.Run(ctx)
 	go s.Run(ctx)
 	s.stop = func() {
-		s.Server.Close()
+		s.Close()
 		cancel()
 		store.Close()
 	}
@@ -144,10 +144,9 @@ func (s *served) lease(n byte) (edge.Lease, bool) {
 
 func (s *served) messages() map[string]uint64 { return s.Status(time.Now())[0].Messages }
 
-// private runs a shell script in a namespace, in which what clients write is
+// private is a shell script, in which what clients write is
 // nobody else's.
-func private(t *testing.T, ns *netnstest.NS, script string, args ...string) *exec.Cmd {
-	t.Helper()
+func private(script string, args ...string) *exec.Cmd {
 	// A user namespace of one user has none to become; a /sys that cannot be written
 	// says that there is no udev to wait for.
 	const mounts = `d=$(mktemp -d)
@@ -166,7 +165,7 @@ mkdir -p /run/dhcpcd /run/systemd/network
 // in runs a program in a namespace to its end, and returns what it prints.
 func in(t *testing.T, ns *netnstest.NS, script string, args ...string) string {
 	t.Helper()
-	cmd := private(t, ns, script, args...)
+	cmd := private(script, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	ns.Do(t, func() {
@@ -184,7 +183,7 @@ func in(t *testing.T, ns *netnstest.NS, script string, args ...string) string {
 // background runs a program in a namespace until the test ends.
 func background(t *testing.T, ns *netnstest.NS, script string, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := private(t, ns, script, args...)
+	cmd := private(script, args...)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	ns.Do(t, func() {
 		if err := cmd.Start(); err != nil {
@@ -211,7 +210,7 @@ func need(t *testing.T, programs ...string) {
 func hook(t *testing.T, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "hook")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+content), 0o755); err != nil { //nolint:gosec // it is a program
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+content), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return path

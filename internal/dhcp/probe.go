@@ -84,7 +84,7 @@ func (p *prober) asking(a netip.Addr, by *port, relayed bool) (func() error, err
 		}
 		conn := p.icmp
 		return func() error {
-			_, err := conn.WriteToIP(echo(uint16(os.Getpid())), &net.IPAddr{IP: a.AsSlice()}) //nolint:gosec // any 16 bits of it
+			_, err := conn.WriteToIP(echo(uint16(os.Getpid())), &net.IPAddr{IP: a.AsSlice()})
 			return err
 		}, nil
 	}
@@ -156,7 +156,7 @@ func (p *prober) hearICMP(conn *net.IPConn) {
 		if err != nil {
 			return
 		}
-		if n >= echoBytes && b[0] == echoReply && binary.BigEndian.Uint16(b[4:]) == uint16(os.Getpid()) { //nolint:gosec // as it was asked
+		if n >= echoBytes && b[0] == echoReply && binary.BigEndian.Uint16(b[4:]) == uint16(os.Getpid()) {
 			if a, ok := netip.AddrFromSlice(from.IP.To4()); ok {
 				p.heard(a, "somebody behind a relay agent")
 			}

@@ -120,7 +120,7 @@ func (r *request) options(n *Network, a netip.Addr) map[uint8][]byte {
 		set(dhcpv4.OptionDNSDomainSearchList, (&rfc1035label.Labels{Labels: o.Search}).ToBytes())
 	}
 	if o.MTU > 0 {
-		set(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(o.MTU))) //nolint:gosec // up to 65535 (config)
+		set(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(o.MTU)))
 	}
 	if o.NextServer.IsValid() {
 		set(dhcpv4.OptionTFTPServerName, []byte(o.NextServer.String()))

@@ -50,7 +50,10 @@ func TestOptionsAreThoseThatAreAskedFor(t *testing.T) {
 		{"nothing that there is not", noProbe, []byte{1, 6, 15, 26, 42, 66, 67, 119, 252}, "1 REQUEST server=10.0.0.1 requested=10.0.0.100", "1:ffffff00 " + always},
 		{"a router by the relay agent's address", noProbe, []byte{1, 3}, "1 REQUEST relay=10.2.0.9 server=10.0.0.1 requested=10.2.0.50", "1:ffffff00 3:0a020009 " + always},
 		{
-			"the router of a relayed network", func(c *config.Config) { noProbe(c); c.DHCP[0].Relayed[0].Router = addr("10.2.0.1") }, []byte{3},
+			"the router of a relayed network", func(c *config.Config) {
+				noProbe(c)
+				c.DHCP[0].Relayed[0].Router = addr("10.2.0.1")
+			}, []byte{3},
 			"1 REQUEST relay=10.2.0.9 server=10.0.0.1 requested=10.2.0.50", "3:0a020001 " + always,
 		},
 		{

@@ -244,7 +244,9 @@ func (s *Server) probe(p *port, in Packet, r Result) {
 
 // keep has changes written, and answers then. The lock is held.
 func (s *Server) keep(p *port, zone string, r Result) {
-	s.changed()
+	if r.News {
+		s.changed()
+	}
 	s.journal.Commit(r.Changes, func(err error) {
 		if s.kept(err); err != nil {
 			s.count(zone, Unkept)

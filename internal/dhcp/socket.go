@@ -110,7 +110,7 @@ func (p *port) send(reply *dhcpv4.DHCPv4, to Destination) error {
 
 // frame sends a packet to a hardware address.
 func (p *port) frame(protocol uint16, to net.HardwareAddr, packet []byte) error {
-	sa := &unix.SockaddrLinklayer{Protocol: swap(protocol), Ifindex: p.device.Index, Halen: uint8(len(to))} //nolint:gosec // 6
+	sa := &unix.SockaddrLinklayer{Protocol: swap(protocol), Ifindex: p.device.Index, Halen: uint8(len(to))}
 	copy(sa.Addr[:], to)
 	p.closing.RLock()
 	defer p.closing.RUnlock()

@@ -26,8 +26,8 @@ const (
 func datagram(from, to netip.AddrPort, message []byte) []byte {
 	b := make([]byte, ipBytes+udpBytes, ipBytes+udpBytes+len(message))
 	b[0] = 4<<4 | ipBytes/4
-	binary.BigEndian.PutUint16(b[2:], uint16(ipBytes+udpBytes+len(message))) //nolint:gosec // up to 1500
-	b[6] = 0x40                                                              // it is not to be cut in pieces
+	binary.BigEndian.PutUint16(b[2:], uint16(ipBytes+udpBytes+len(message)))
+	b[6] = 0x40 // it is not to be cut in pieces
 	b[8], b[9] = hopLimit, unix.IPPROTO_UDP
 	copy(b[12:], from.Addr().AsSlice())
 	copy(b[16:], to.Addr().AsSlice())
@@ -35,7 +35,7 @@ func datagram(from, to netip.AddrPort, message []byte) []byte {
 	udp := b[ipBytes:]
 	binary.BigEndian.PutUint16(udp, from.Port())
 	binary.BigEndian.PutUint16(udp[2:], to.Port())
-	binary.BigEndian.PutUint16(udp[4:], uint16(udpBytes+len(message))) //nolint:gosec // up to 1500
+	binary.BigEndian.PutUint16(udp[4:], uint16(udpBytes+len(message)))
 	b = append(b, message...)
 	pseudo := append(bytes.Clone(b[12:ipBytes]), 0, unix.IPPROTO_UDP, b[ipBytes+4], b[ipBytes+5])
 	sum := checksum(sumOf(0, pseudo), b[ipBytes:])
@@ -62,7 +62,7 @@ func checksum(sum uint32, b []byte) uint16 {
 	for sum>>16 != 0 {
 		sum = sum>>16 + sum&0xffff
 	}
-	return ^uint16(sum) //nolint:gosec // it has been folded
+	return ^uint16(sum)
 }
 
 // arpProbe asks whether somebody has an address, without saying who asks. (RFC
