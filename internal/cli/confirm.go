@@ -182,5 +182,5 @@ func (q *question) left() error {
 func isConversation(in io.Reader, out io.Writer) bool {
 	i, isFile := in.(*os.File)
 	o, isFileToo := out.(*os.File)
-	return isFile && isFileToo && term.IsTerminal(int(i.Fd())) && term.IsTerminal(int(o.Fd())) //nolint:gosec // descriptors are small
+	return isFile && isFileToo && term.IsTerminal(int(i.Fd())) && term.IsTerminal(int(o.Fd()))
 }
