@@ -186,7 +186,8 @@ func lives(t *testing.T, host, address string) {
 	t.Helper()
 	dials := 0
 	dial := lab.Dialer(host)
-	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+	// Of one connection, or a second one would be made whenever the first is a moment late to be free again.
+	transport := &http.Transport{MaxConnsPerHost: 1, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		dials++
 		return dial(ctx, network, address)
 	}}

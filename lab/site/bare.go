@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -184,6 +185,7 @@ func (s *Site) bareLocked(ctx context.Context) error {
 		return err
 	}
 	gatehouse := s.gatehouse(s.record.Options.Gatehouse, s.EdgeConfig(), filepath.Join(s.EdgeFiles(), "kubeconfig"))
+	gatehouse.Argv = append(slices.Clone(unitRights), gatehouse.Argv...)
 	cc := []*component{
 		{Name: "dns-inet", Host: "inet", Argv: []string{"dnsmasq", "-k", "--conf-file=" + s.path("config", "dns-inet.conf"), "--pid-file=/run/dnsmasq.pid"}},
 		{Name: "dnsmasq", Host: "router", Argv: []string{"dnsmasq", "-k", "--conf-file=" + s.path("config", "dnsmasq.conf")}},
@@ -220,6 +222,18 @@ func (s *Site) bareLocked(ctx context.Context) error {
 	return nil
 }
 
+// nobody stands for the user that the unit makes.
+const nobody = 65534
+
+// unitRights make a program run with what deploy/gatehouse.service and the files beside it give, and no more.
+var unitRights = func() []string {
+	rights := "+net_bind_service,+net_raw,+net_admin"
+	return []string{
+		"setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "--no-new-privs",
+		"--bounding-set=-all," + rights, "--inh-caps=-all," + rights, "--ambient-caps=-all," + rights,
+	}
+}()
+
 func (s *Site) writeBareFiles() error {
 	for _, h := range s.hostNames() {
 		if err := os.MkdirAll(s.etc(h), 0o755); err != nil {
@@ -251,11 +265,23 @@ func (s *Site) writeBareFiles() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(
-		os.WriteFile(s.EdgeConfig(), []byte(strings.ReplaceAll(string(config), "/etc/gatehouse/", s.EdgeFiles()+"/")), 0o600),
-		os.WriteFile(filepath.Join(s.EdgeFiles(), "kubeconfig"), kubeconfig, 0o600),
-		os.WriteFile(s.path("config", "dns-inet.conf"), []byte(provider), 0o644),
-		os.WriteFile(s.path("config", "dnsmasq.conf"), []byte(homeRouter()), 0o644))
+	files := map[string][]byte{
+		s.EdgeConfig(): []byte(strings.ReplaceAll(string(config), "/etc/gatehouse/", s.EdgeFiles()+"/")),
+		filepath.Join(s.EdgeFiles(), "kubeconfig"): kubeconfig,
+		s.path("config", "dns-inet.conf"):          []byte(provider),
+		s.path("config", "dnsmasq.conf"):           []byte(homeRouter()),
+	}
+	for file, text := range files {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			return err
+		}
+	}
+	for _, path := range []string{filepath.Join(s.EdgeFiles(), "kubeconfig"), s.EdgeConfig(), s.path("hosts", "edge", "run", "gatehouse"), s.path("hosts", "edge", "lib")} {
+		if err := os.Chown(path, nobody, nobody); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Site) resolvConf(hostName string) string {
@@ -342,7 +368,7 @@ func checkBare(o Options) error {
 	if o.Gatehouse == "" || o.PodRoutes {
 		errs = append(errs, errors.New("a bare lab has no router without gatehouse, and no routes but its own: give it the program and its configuration, and no pod routes"))
 	}
-	for program, pkg := range map[string]string{"dnsmasq": "dnsmasq-base", "udhcpc": "udhcpc"} {
+	for program, pkg := range map[string]string{"dnsmasq": "dnsmasq-base", "udhcpc": "udhcpc", "setpriv": "util-linux"} {
 		if _, err := exec.LookPath(program); err != nil {
 			errs = append(errs, fmt.Errorf("the program %s is missing: install the package %s", program, pkg))
 		}

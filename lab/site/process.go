@@ -37,11 +37,18 @@ type component struct {
 // and only waits to be reaped.
 func startTime(pid int) uint64 {
 	fields := statFields(pid)
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+	if len(fields) < 20 || fields[0] == "X" || fields[0] == "Z" && !hasOtherThreads(pid) {
 		return 0
 	}
 	t, _ := strconv.ParseUint(fields[19], 10, 64)
 	return t
+}
+
+// hasOtherThreads says whether more than the first thread of a process is there: that one passes for dead before the
+// last one has closed the files and sockets of all.
+func hasOtherThreads(pid int) bool {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && len(tasks) > 1
 }
 
 // statFields are those of /proc/PID/stat from the third one on, the state; none if there is no such process.
