@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,12 +39,23 @@ func serve(t *testing.T, c Config) (*Server, string) {
 			c.Zones[i].Clients = prefixes("127.0.0.0/8", "::1/128")
 		}
 	}
-	s := New(slog.New(slog.DiscardHandler), Options{})
+	begun, passed := time.Now(), new(atomic.Int64)
+	s := New(slog.New(slog.DiscardHandler), Options{Now: func() time.Duration { return time.Since(begun) + time.Duration(passed.Load()) }})
+	clocks.Store(s, passed)
 	start(t, s)
 	if failures := s.Apply(c); len(failures) > 0 {
 		t.Fatal(failures)
 	}
 	return s, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), c.Port).String()
+}
+
+// clocks are of servers of serve.
+var clocks sync.Map
+
+// pass has time pass for a server.
+func pass(s *Server, d time.Duration) {
+	passed, _ := clocks.Load(s)
+	passed.(*atomic.Int64).Add(int64(d))
 }
 
 func start(t *testing.T, s *Server) {

@@ -25,13 +25,14 @@ import (
 type Options struct {
 	// Roots sign the certificates of upstreams by TLS; nil: the machine's.
 	Roots *x509.CertPool
+	// Now is the time since any moment; nil: since New.
+	Now func() time.Duration
 }
 
 // Server answers the questions of zones.
 type Server struct {
-	log   *slog.Logger
-	opts  Options
-	begun time.Time
+	log  *slog.Logger
+	opts Options
 
 	cache              *cache
 	flights            *flights
@@ -118,15 +119,18 @@ type Failure struct {
 
 // New makes a Server that answers nobody yet.
 func New(log *slog.Logger, o Options) *Server {
+	if o.Now == nil {
+		begun := time.Now() // nobody sets the clock that this goes by
+		o.Now = func() time.Duration { return time.Since(begun) }
+	}
 	return &Server{
-		log: log, opts: o, begun: time.Now(), cache: newCache(), flights: newFlights(),
+		log: log, opts: o, cache: newCache(), flights: newFlights(),
 		udpLimit: ratelimit.New(), tcpLimit: ratelimit.New(), asking: make(chan struct{}, mostAsked),
 		zones: map[string]*zone{}, upstreams: map[Upstream]*upstream{}, pools: map[string]*pool{}, doors: map[door]*sockets{},
 	}
 }
 
-// now is the time on the clock of the server, which nobody sets.
-func (s *Server) now() time.Duration { return time.Since(s.begun) }
+func (s *Server) now() time.Duration { return s.opts.Now() }
 
 // Apply has it answer as c says, and returns where it cannot. It asks nobody and
 // waits for nobody. Sockets of doors that stay are kept.

@@ -99,11 +99,11 @@ func TestCachedUntilItsTimeIsOver(t *testing.T) {
 	if up.count() != 2 {
 		t.Errorf("asked %d times, want 2", up.count())
 	}
-	s.begun = s.begun.Add(-50 * time.Second) // as if time had passed
+	pass(s, 50*time.Second)
 	if got := text(ask(t, "udp", at, "www.example.net", dns.TypeA)); got != "NOERROR\nwww.example.net. 250 IN CNAME pages.example.net.\npages.example.net. 150 IN A 198.51.100.7" {
 		t.Error(got)
 	}
-	s.begun = s.begun.Add(-60 * time.Second)
+	pass(s, 60*time.Second)
 	ask(t, "udp", at, "none.example.net", dns.TypeA)
 	ask(t, "udp", at, "www.example.net", dns.TypeA)
 	if up.count() != 3 {
@@ -460,7 +460,7 @@ func TestStaleWhileNobodyAnswers(t *testing.T) {
 	s, at := serve(t, Config{Upstreams: []Upstream{up.upstream()}})
 	ask(t, "udp", at, "www.example.net", dns.TypeA)
 	set(true)
-	s.begun = s.begun.Add(-time.Hour)
+	pass(s, time.Hour)
 	for range 2 {
 		r := ask(t, "udp", at, "www.example.net", dns.TypeA, withEDNS(1232, false))
 		if got := text(r); !strings.HasPrefix(got, "NOERROR\nwww.example.net. 30 IN A 198.51.100.7") || !strings.Contains(got, "Stale") {
@@ -471,12 +471,12 @@ func TestStaleWhileNobodyAnswers(t *testing.T) {
 		t.Error(text(r))
 	}
 	set(false)
-	s.begun = s.begun.Add(-time.Minute)
+	pass(s, time.Minute)
 	if got := text(ask(t, "udp", at, "www.example.net", dns.TypeA)); got != "NOERROR\nwww.example.net. 300 IN A 198.51.100.7" {
 		t.Error(got)
 	}
 	set(true)
-	s.begun = s.begun.Add(-48 * time.Hour)
+	pass(s, 48*time.Hour)
 	if r := ask(t, "udp", at, "www.example.net", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
 		t.Errorf("two days later: %s", text(r))
 	}
@@ -502,9 +502,11 @@ func TestDNSSECIsPassedOn(t *testing.T) {
 	if r := ask(t, "udp", at, "www.example.net", dns.TypeA, func(m *dns.Msg) { m.CheckingDisabled = true }); !r.CheckingDisabled {
 		t.Errorf("CD: %s", text(r))
 	}
+	up.mu.Lock()
 	if last := up.asked[len(up.asked)-1]; !last.CheckingDisabled {
 		t.Error("CD was not passed on")
 	}
+	up.mu.Unlock()
 	far := &upstream{Upstream: Upstream{Addr: netip.MustParseAddrPort("192.0.2.1:53")}}
 	if far.trusted() {
 		t.Error("AD of who is asked in the open counts")
