@@ -320,7 +320,10 @@ func (x *links) status(c *config.Config) []status.Link {
 		s := status.Link{Name: l.Name}
 		if i := slices.IndexFunc(x.devices, func(d dev.Device) bool { return d.Name == l.Name }); i >= 0 {
 			d := x.devices[i]
-			s.Kind, s.Made, s.Up, s.Addrs = d.Kind, d.Made, d.Running, d.Addrs
+			s.Kind, s.Made, s.Up = d.Kind, d.Made, d.Running
+			s.Addrs = slices.DeleteFunc(slices.Clone(d.Addrs), func(p netip.Prefix) bool {
+				return p.Addr().IsLinkLocalUnicast() && !slices.Contains(l.Addresses, p)
+			})
 		}
 		if client := x.clients[l.Name]; client != nil {
 			if lease, ok := client.Lease(); ok {

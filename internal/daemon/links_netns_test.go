@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/netnstest"
@@ -129,6 +131,29 @@ func startDnsmasq(t *testing.T, ns *netnstest.NS, args ...string) (stop func()) 
 	return stop
 }
 
+// watchAddresses returns what says which IPv4 addresses were removed since.
+func watchAddresses(t *testing.T) (lost func() []string) {
+	t.Helper()
+	updates := make(chan netlink.AddrUpdate, 1000)
+	done := make(chan struct{})
+	t.Cleanup(func() { close(done) })
+	if err := netlink.AddrSubscribe(updates, done); err != nil {
+		t.Fatal(err)
+	}
+	return func() (gone []string) {
+		for {
+			select {
+			case u := <-updates:
+				if !u.NewAddr && u.LinkAddress.IP.To4() != nil {
+					gone = append(gone, u.LinkAddress.String())
+				}
+			default:
+				return gone
+			}
+		}
+	}
+}
+
 // The site: home and the Internet on one cable, each with a lease of its own name.
 func TestNetnsLinksOfTheSite(t *testing.T) {
 	netnstest.Run(t, func() {
@@ -175,8 +200,16 @@ links:
 			t.Errorf("a stop takes addresses away:\n%s", out)
 		}
 		index := output(t, "cat", "/proc/net/dev") // the interfaces that there are
+		begun := leases[1].Begun
+		lost := watchAddresses(t)
 		l = startLinks(t, site)
-		inTime(t, "the leases", func() bool { return len(l.leases()) == 2 })
+		inTime(t, "the leases, which the server has said are good", func() bool {
+			leases := l.leases()
+			return len(leases) == 2 && leases[1].Begun.After(begun) && leases[0].Begun.After(begun)
+		})
+		if gone := lost(); len(gone) > 0 {
+			t.Errorf("the next process has removed %v for a while", gone)
+		}
 		if again := output(t, "cat", "/proc/net/dev"); strings.Count(again, "\n") != strings.Count(index, "\n") {
 			t.Errorf("interfaces\n%s, before\n%s", again, index)
 		}
@@ -265,7 +298,7 @@ func TestNetnsLinksAreHandedOver(t *testing.T) {
 		file := "stateDir: " + t.TempDir() + "\nlinks: [{name: eth1, addresses: [dhcp]}]\n"
 		old := startLinks(t, file)
 		inTime(t, "a lease", func() bool { return len(old.leases()) == 1 })
-		addr := old.leases()[0].Addr
+		addr, begun := old.leases()[0].Addr, old.leases()[0].Begun
 		old.retire(true)
 		successor := startLinks(t, file)
 		inTime(t, "the lease", func() bool { return len(successor.leases()) == 1 })
@@ -276,7 +309,7 @@ func TestNetnsLinksAreHandedOver(t *testing.T) {
 		successor.stop()
 		old.retire(false)
 		old.changed()
-		inTime(t, "the lease again", func() bool { l := old.leases(); return len(l) == 1 && l[0].Addr == addr })
+		inTime(t, "that it asks again", func() bool { l := old.leases(); return len(l) == 1 && l[0].Addr == addr && l[0].Begun.After(begun) })
 		if !strings.Contains(output(t, "ip", "addr"), addr.String()) {
 			t.Error("the address is gone")
 		}
