@@ -112,7 +112,16 @@ func plan(ctx context.Context, out io.Writer, c *config.Config, output string, f
 			Problems    []edge.Problem     `json:"problems"`
 		}{nonNil(state.Exposures), state.Addresses, state.Allocations, state.Hairpins, state.Routes, nonNil(problems)})
 	}
-	return printPlan(out, state, problems)
+	return errors.Join(printPlan(out, state, problems), printFirewall(out, c))
+}
+
+// printFirewall says that there is more to know.
+func printFirewall(out io.Writer, c *config.Config) error {
+	if c.Firewall == nil {
+		return nil
+	}
+	_, err := fmt.Fprintf(out, "\nFirewall: policies: %d; gatehouse prove shows what they let pass\n", len(c.Firewall.Policies))
+	return err
 }
 
 // nonNil makes JSON say [] rather than null.
