@@ -49,5 +49,5 @@ func (r router) retire(yes bool) {
 }
 
 func (r router) status(c *config.Config) status.Router {
-	return status.Router{Firewall: r.filter.status(c), Links: r.links.status(c), DHCP: r.dhcp.status(c), DNS: r.dns.status(c)}
+	return status.Router{Firewall: r.filter.status(c), Links: r.links.status(c), DHCP: r.dhcp.status(c), DNS: r.dns.status(c), Advertised: r.adverts.status()}
 }

@@ -89,9 +89,8 @@ func answer(packet []byte, mac net.HardwareAddr, c Content) ([]byte, error) {
 		}
 		reply.AddOption(&dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionSNTPServerList, OptionData: list})
 	}
-	if asked(dhcpv6.OptionInformationRefreshTime) {
-		reply.AddOption(dhcpv6.OptInformationRefreshTime(refresh))
-	}
+	// Also to those who forget to ask for it.
+	reply.AddOption(dhcpv6.OptInformationRefreshTime(refresh))
 	return reply.ToBytes(), nil
 }
 

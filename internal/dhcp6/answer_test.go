@@ -74,11 +74,11 @@ func TestAnswer(t *testing.T) {
 	}{
 		{"all", request(dhcpv6.OptClientID(client)), site, "" +
 			"server, client, dns fd00:10::1, search home.example cluster.home.example, ntp fd00:10::2, sntp fd00:10::2, again in 10m0s"},
-		{"what it asks for", request(dhcpv6.OptClientID(client), wants(dhcpv6.OptionDNSRecursiveNameServer)), site, "server, client, dns fd00:10::1"},
+		{"what it asks for", request(dhcpv6.OptClientID(client), wants(dhcpv6.OptionDNSRecursiveNameServer)), site, "server, client, dns fd00:10::1, again in 10m0s"},
 		{"the time of the next question", request(wants(dhcpv6.OptionInformationRefreshTime, dhcpv6.OptionNTPServer)), site, "server, ntp fd00:10::2, again in 10m0s"},
-		{"nothing that there is", request(wants(dhcpv6.OptionBootfileURL)), site, "server"},
+		{"nothing that there is", request(wants(dhcpv6.OptionBootfileURL)), site, "server, again in 10m0s"},
 		{"nothing is there", request(dhcpv6.OptClientID(client)), Content{}, "server, client, again in 10m0s"},
-		{"for us", request(dhcpv6.OptServerID(&dhcpv6.DUIDLL{HWType: iana.HWTypeEthernet, LinkLayerAddr: mac}), wants(dhcpv6.OptionDNSRecursiveNameServer)), site, "server, dns fd00:10::1"},
+		{"for us", request(dhcpv6.OptServerID(&dhcpv6.DUIDLL{HWType: iana.HWTypeEthernet, LinkLayerAddr: mac}), wants(dhcpv6.OptionDNSRecursiveNameServer)), site, "server, dns fd00:10::1, again in 10m0s"},
 		{"for another server", request(dhcpv6.OptServerID(client)), site, "it is for another server"},
 		{"with an address", request(&dhcpv6.OptIANA{}), site, "it asks for an address"},
 		{"with a prefix", request(&dhcpv6.OptIAPD{}), site, "it asks for an address"},

@@ -42,7 +42,8 @@ type Status struct {
 	Error      string   // why nothing is advertised
 }
 
-// errLast ends a worker that has a last word.
+// errLast ends a worker that has a last word, also if its socket is not there yet:
+// one before it may have told something.
 var errLast = errors.New("no router any more")
 
 func (w *worker) set(c Content) {
@@ -61,6 +62,7 @@ func (w *worker) set(c Content) {
 // run advertises until ctx ends.
 func (w *worker) run(ctx context.Context) {
 	defer close(w.done)
+	defer w.last(ctx)
 	begun := time.Now()
 	for ctx.Err() == nil {
 		err := w.serve(ctx)
@@ -74,6 +76,17 @@ func (w *worker) run(ctx context.Context) {
 		case <-ctx.Done():
 		case <-time.After(retryInterval):
 		}
+	}
+}
+
+// last tells everybody that this is no router any more, if that is why it ends.
+func (w *worker) last(ctx context.Context) {
+	if !errors.Is(context.Cause(ctx), errLast) {
+		return
+	}
+	if s, err := open(w.device); err == nil {
+		_ = w.tell(s, allNodes, true)
+		s.close()
 	}
 }
 
@@ -116,9 +129,6 @@ func (w *worker) serve(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			if errors.Is(context.Cause(ctx), errLast) {
-				_ = w.tell(s, allNodes, true)
-			}
 			return ctx.Err()
 		case err := <-broken:
 			return err
