@@ -255,7 +255,6 @@ func (r PortRange) String() string {
 
 // String prints what fits the policy: "home -> cluster: 6443/TCP to 10.0.0.10".
 func (p Policy) String() string {
-	s := cmp.Or(p.From, AnyZone) + " -> " + cmp.Or(p.To, AnyZone)
 	what := "everything"
 	if p.Services != nil {
 		parts := make([]string, len(p.Services))
@@ -264,21 +263,19 @@ func (p Policy) String() string {
 		}
 		what = strings.Join(parts, ", ")
 	}
-	s += ": " + what
-	for _, narrowed := range []struct {
-		word string
-		to   []netip.Prefix
-	}{{" from ", p.Sources}, {" to ", p.Destinations}} {
-		if narrowed.to == nil {
-			continue
-		}
-		parts := make([]string, len(narrowed.to))
-		for i, n := range narrowed.to {
-			if parts[i] = n.String(); n.IsSingleIP() {
-				parts[i] = n.Addr().String()
-			}
-		}
-		s += narrowed.word + strings.Join(parts, ", ")
+	return cmp.Or(p.From, AnyZone) + " -> " + cmp.Or(p.To, AnyZone) + ": " + what + listed(" from ", p.Sources) + listed(" to ", p.Destinations)
+}
+
+// listed are networks behind a word; nothing, if they are all.
+func listed(word string, networks []netip.Prefix) string {
+	if networks == nil {
+		return ""
 	}
-	return s
+	parts := make([]string, len(networks))
+	for i, n := range networks {
+		if parts[i] = n.String(); n.IsSingleIP() {
+			parts[i] = n.Addr().String()
+		}
+	}
+	return word + strings.Join(parts, ", ")
 }

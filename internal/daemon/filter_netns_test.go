@@ -1,0 +1,108 @@
+package daemon
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	packetfilter "e13.dev/gatehouse/internal/filter"
+	"e13.dev/gatehouse/internal/netnstest"
+	"e13.dev/gatehouse/internal/status"
+)
+
+// filterConfig has doors of both data planes, and a program of somebody else's on
+// a port that a frontend asks for.
+const filterConfig = `apiVersion: gatehouse.e13.dev/v1
+stopTimeout: 1s
+zones:
+  home: {interfaces: [eth1]}
+frontends:
+  - {name: relayed, zones: [home], port: 80, backends: [{address: "10.244.1.5:8080"}]}
+  - {name: translated, zones: [home], port: 81, dataPlane: nat, backends: [{address: "10.244.1.5:8080"}]}
+  - {name: taken, zones: [home], port: 22, backends: [{address: "10.244.1.5:8080"}]}
+firewall:
+  policies:
+    - {from: home, to: self, ports: [8022]}
+`
+
+func connects(t *testing.T, ns *netnstest.NS, addr string, want bool) func() error {
+	return func() (err error) {
+		ns.Do(t, func() {
+			var c net.Conn
+			if c, err = net.DialTimeout("tcp", addr, 300*time.Millisecond); err == nil {
+				_ = c.Close()
+			}
+		})
+		if (err == nil) != want {
+			return fmt.Errorf("%s: connects %t, want %t (%w)", addr, err == nil, want, err)
+		}
+		return nil
+	}
+}
+
+// What is open can be reached and nothing else, whatever somebody does to the
+// table; that stays so when the daemon ends, and ends with the block.
+func TestNetnsFirewall(t *testing.T) {
+	netnstest.Run(t, func() {
+		site := netnstest.NewSite(t)
+		netnstest.Mirror(t, site.Pod, 8080)
+		for _, port := range []int{22, 8022, 8023} {
+			netnstest.Mirror(t, nil, port) // others' programs
+		}
+		sh(t, "nft '"+someoneElses+"'")
+		file := filepath.Join(t.TempDir(), "gatehouse.yaml")
+		write(t, file, filterConfig)
+		reach := func(when string, relay bool) {
+			t.Helper()
+			for addr, want := range map[string]bool{
+				"10.11.12.32:80": relay, "10.11.12.32:81": true, "10.11.12.32:8022": true, "[fd12::32]:8022": true,
+				"10.11.12.32:8023": false, "10.0.0.1:8023": false, "10.11.12.32:22": false, "10.244.1.5:8080": false, "[fd44::5]:8080": false,
+			} {
+				eventually(t, when, connects(t, site.Home, addr, want))
+			}
+		}
+		run(t, file, func(d *Daemon) {
+			reach("at first", true)
+			for _, damage := range []string{"flush ruleset", "delete table inet " + packetfilter.Table, "flush chain inet " + packetfilter.Table + " input"} {
+				sh(t, "nft '"+damage+"'")
+				reach("after "+damage, true)
+			}
+			f := d.Status().Router.Firewall
+			if f == nil || !f.Applied || f.Error != "" || len(f.Policies) != 1 || f.Policies[0].What != "home -> self: 8022/TCP" || f.Pinholes != 2 {
+				t.Errorf("the status has %+v", f)
+			}
+			eventually(t, "counted", func() error {
+				f := d.Status().Router.Firewall
+				if f.Policies[0].Packets == 0 || !slices.ContainsFunc(f.Dropped, func(d status.Dropped) bool { return d.From == "home" && d.To == "self" && d.Packets > 0 }) ||
+					!slices.ContainsFunc(f.Dropped, func(d status.Dropped) bool { return d.From == "home" && d.To == "" && d.Packets > 0 }) {
+					return fmt.Errorf("%+v", f)
+				}
+				return nil
+			})
+			found := false
+			for _, p := range d.Status().Problems {
+				found = found || strings.HasSuffix(p.String(), "firewall: interface eth0 is in no zone: the firewall lets nothing in there; give each a zone; one that no policy names stays shut")
+			}
+			if !found {
+				t.Errorf("no problem says that eth0 is in no zone: %v", d.Status().Problems)
+			}
+		})
+		reach("after its end", false)
+		before, _, _ := strings.Cut(filterConfig, "firewall:")
+		write(t, file, before)
+		run(t, file, func(*Daemon) {
+			eventually(t, "without the block", connects(t, site.Home, "10.11.12.32:8023", true))
+			if got := sh(t, "nft list ruleset"); strings.Contains(got, packetfilter.Table) {
+				t.Errorf("left behind:\n%s", got)
+			}
+			write(t, file, filterConfig)
+			eventually(t, "with the block again", connects(t, site.Home, "10.11.12.32:8023", false))
+			write(t, file, before)
+			eventually(t, "and without", connects(t, site.Home, "10.11.12.32:8023", true))
+		})
+	})
+}
