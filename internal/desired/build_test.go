@@ -740,6 +740,20 @@ func TestBuildScenarios(t *testing.T) {
 				service("d/udp", 0, page, func(s *edge.Service) { s.Ports[0].Protocol = edge.UDP }),
 			}
 		},
+		"dhcp-in-zones": func(in *Inputs) {
+			in.Config.DHCP = []config.DHCP{
+				{Zone: "home", Pools: []edge.Range{{First: netip.MustParseAddr("10.11.12.100"), Last: netip.MustParseAddr("10.11.12.199")}}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 30, Col: 9}},
+				{Zone: "internet", RouterAdvertisements: &config.RouterAdvertisements{}, Pos: edge.Pos{File: "gatehouse.yaml", Line: 31, Col: 9}}, // no server
+			}
+			in.Config.Kubernetes.Allow = nil
+			boot := func(s *edge.Service) { s.Ports[0].Port, s.Ports[0].Protocol = 67, edge.UDP }
+			in.Cluster.Services = []edge.Service{
+				service("a/dhcp", 9, boot), // older than everything, and still not before it
+				service("b/kernel", 1, boot, annotate("data-plane", "nat")),
+				service("c/elsewhere", 0, boot, annotate("zones", "internet")),
+				service("d/tcp", 0, func(s *edge.Service) { s.Ports[0].Port = 67 }),
+			}
+		},
 		"static-names-and-weights": func(in *Inputs) {
 			in.Hosts["nas"] = netip.MustParseAddr("10.0.0.9")
 			in.Config.Frontends = []config.Frontend{
