@@ -184,7 +184,7 @@ func (p *prober) keep(ports map[string]*port) {
 func listenARP(index int) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open a packet socket: %w", err)
+		return nil, noPackets(err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: swap(unix.ETH_P_ARP), Ifindex: index}); err != nil {
 		_ = unix.Close(fd)

@@ -53,7 +53,8 @@ func TestOptionsAreThoseThatAreAskedFor(t *testing.T) {
 			"the router of a relayed network", func(c *config.Config) {
 				noProbe(c)
 				c.DHCP[0].Relayed[0].Router = addr("10.2.0.1")
-			}, []byte{3},
+			},
+			[]byte{3},
 			"1 REQUEST relay=10.2.0.9 server=10.0.0.1 requested=10.2.0.50", "3:0a020001 " + always,
 		},
 		{

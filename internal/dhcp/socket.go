@@ -50,12 +50,20 @@ func openPort(d Device) (*port, error) {
 	p.frames, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		_ = p.udp.Close()
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-			return nil, errors.New("it takes CAP_NET_RAW")
-		}
-		return nil, fmt.Errorf("open a packet socket: %w", err)
+		return nil, noPackets(err)
 	}
 	return p, nil
+}
+
+// noPackets is why there is no packet socket.
+func noPackets(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return errors.New("it takes CAP_NET_RAW")
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		return errors.New("it takes packet sockets (systemd: RestrictAddressFamilies=AF_PACKET, as in net-admin.conf)")
+	}
+	return fmt.Errorf("open a packet socket: %w", err)
 }
 
 const receiveBuffer = 1 << 20
