@@ -324,7 +324,7 @@ func TestRights(t *testing.T) {
 	must(t, err)
 	wanted, err := RightsOf(rbac(t))
 	must(t, err)
-	if len(wanted) != 15 {
+	if len(wanted) != 30 {
 		t.Errorf("%d rights: %v", len(wanted), wanted)
 	}
 	asked := 0
