@@ -77,6 +77,7 @@ func bench(ctx context.Context, args []string) error {
 	duration := f.Duration("duration", 3*time.Second, "how long each run is measured")
 	gatehouse := f.String("gatehouse", "bin/gatehouse", "the binary")
 	coredns := f.String("coredns", ".tools/coredns", "likewise")
+	only := f.String("contenders", "", "who runs, if not all: gatehouse,dnsmasq,CoreDNS; what is measured is then printed, and no table")
 	write := f.String("write", "", "also write the table between the markers of this file")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -89,6 +90,9 @@ func bench(ctx context.Context, args []string) error {
 	who, err := contenders(dir, *gatehouse, *coredns)
 	if err != nil {
 		return err
+	}
+	if *only != "" {
+		who = slices.DeleteFunc(who, func(c contender) bool { return !slices.Contains(strings.Split(*only, ","), c.name) })
 	}
 	s, err := newStage(ctx, dir)
 	defer s.close()
@@ -107,6 +111,9 @@ func bench(ctx context.Context, args []string) error {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
 		}
+	}
+	if *only != "" {
+		return nil
 	}
 	text := table(who, runs, *repeat, *duration)
 	fmt.Print(text)
