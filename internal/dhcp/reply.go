@@ -25,6 +25,9 @@ var everybody = netip.MustParseAddr(broadcastIP)
 // reply is a message back to the client. Without a lease time it is one about
 // options only.
 func (r *request) reply(kind dhcpv4.MessageType, n *Network, a netip.Addr, length time.Duration) *dhcpv4.DHCPv4 {
+	if !r.relay.IsValid() && n.Self.IsValid() {
+		r.self = n.Self // a cable can have several networks
+	}
 	m := r.bare(kind)
 	if a.IsValid() {
 		m.YourIPAddr = a.AsSlice()

@@ -212,9 +212,43 @@ func TestNobodyGetsAnAddressThatIsKnownToBeTaken(t *testing.T) {
 	if want := []string{"- no address is left", "- no address is left", "- no address is left", "OFFER 10.0.0.104", "OFFER 10.0.0.3"}; !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}
-	p.now = p.now.Add(time.Hour)
+	for line, want := range map[string]string{
+		"8 DISCOVER requested=10.0.0.102":                "- no address is left", // this machine's
+		"8 REQUEST requested=10.0.0.100":                 "- is for an address that is not given here",
+		"8 REQUEST ciaddr=10.0.0.254":                    "- is for an address that is not given here",
+		"8 REQUEST server=10.0.0.1 requested=10.0.0.103": "NAK (address is not given any more) to all",
+		"ff REQUEST server=10.0.0.1 requested=10.0.0.2":  "ACK 10.0.0.2",
+	} {
+		if got := p.do(line); got != want {
+			t.Errorf("%s: got %s, want %s", line, got, want)
+		}
+	}
+	p.now = p.now.Add(2 * time.Hour)
 	p.do("1 REQUEST server=10.0.0.1 requested=10.0.0.3")
 	if size, free := p.book.Usage(&p.zone, p.now); size != 3 || free != 1 {
 		t.Errorf("%d of %d are free, want 1 of 3: one is reserved", free, size)
+	}
+}
+
+// TestACableCanHaveTwoNetworks: machines are told of the one that their address is of.
+func TestACableCanHaveTwoNetworks(t *testing.T) {
+	zones, problems := Plan(planned("eth0 10.0.0.1/24 10.1.0.1/16", func(d *config.DHCP) {
+		d.Pools = []edgeRange{span("10.0.0.100"), span("10.1.0.100")}
+		d.Probe = false
+	}))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	p := newPlay(t, zones[0])
+	for i, want := range []string{"OFFER 10.0.0.100", "OFFER 10.1.0.100", "- no address is left"} {
+		if got := p.do(fmt.Sprintf("%d DISCOVER", i)); got != want {
+			t.Errorf("machine %d: %s, want %s", i, got, want)
+		}
+	}
+	if got := p.do("1 REQUEST server=10.1.0.1 requested=10.1.0.100"); got != "ACK 10.1.0.100" {
+		t.Error(got)
+	}
+	if got, want := told(p.last), "1:ffff0000 3:0a010001 28:0a01ffff 51:00000e10 53:05 54:0a010001 58:00000708 59:00000c4e"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

@@ -335,7 +335,7 @@ func TestPowerLossAtAnyMomentLosesNoLease(t *testing.T) {
 				}
 			}
 		}
-		for step := range 300 {
+		for step := range 120 {
 			d.fails = ""
 			if random.IntN(20) == 0 {
 				d.fails = []string{"write", "sync", "create", "rename"}[random.IntN(4)]
