@@ -179,7 +179,7 @@ func (b *builder) ofNodes() {
 
 // records are those of one zone.
 func (b *builder) records(zone string, srv []service) edge.Records {
-	s := newSets(b.ttl)
+	s := newSets(b.ttl, 2*len(b.hosts))
 	for i := range b.dns.Records {
 		if r := &b.dns.Records[i]; r.Zones == nil || slices.Contains(r.Zones, zone) {
 			s.written(r)

@@ -18,7 +18,7 @@ type sets struct {
 	of  map[key]*edge.RecordSet
 }
 
-func newSets(ttl uint32) sets { return sets{ttl, map[key]*edge.RecordSet{}} }
+func newSets(ttl uint32, names int) sets { return sets{ttl, make(map[key]*edge.RecordSet, names)} }
 
 // add takes a record, unless the name stands for another one (RFC 1034 §3.6.2:
 // there is nothing beside a CNAME, and one of it).
