@@ -333,4 +333,23 @@ func TestNotItself(t *testing.T) {
 	if r := ask(t, "udp", at, "www.example.net", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
 		t.Error(text(r))
 	}
+	if got := s.Stats().Upstreams; len(got) > 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// How a question was spelled is nobody's business, also where a name of the
+// answer ends in it.
+func TestSpellingIsTakenBack(t *testing.T) {
+	u := liar(t, false, func(q []byte) [][]byte {
+		return [][]byte{tell(q, 5, func(m *dns.Msg) {
+			m.Compress = true
+			name := m.Question[0].Name
+			m.Answer = []dns.RR{&dns.CNAME{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: 60}, Target: "pages." + name}}
+		})}
+	})
+	m, err := u.ask(t.Context(), wireOf("some-quite-long-name.of.example.net"), dns.TypeA, false, false)
+	if err != nil || m.Answer[0].(*dns.CNAME).Target != "pages.some-quite-long-name.of.example.net." {
+		t.Errorf("%v %v", err, m)
+	}
 }
