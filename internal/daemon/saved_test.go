@@ -71,6 +71,7 @@ func TestWhenStateIsSaved(t *testing.T) {
 		"a Service":         {[]func(*laststate.State){func(s *laststate.State) { s.Cluster.Services = s.Cluster.Services[:1] }}, []time.Duration{time.Second}},
 		"a node":            {[]func(*laststate.State){func(s *laststate.State) { s.Cluster.Nodes[0].Excluded = true }}, []time.Duration{time.Second}},
 		"a namespace":       {[]func(*laststate.State){func(s *laststate.State) { s.Cluster.Namespaces = map[string]map[string]string{} }}, []time.Duration{time.Second}},
+		"a host":            {[]func(*laststate.State){func(s *laststate.State) { s.Cluster.Hosts = []edge.HostRule{{Host: "a.example"}} }}, []time.Duration{time.Second}},
 		"an API server":     {[]func(*laststate.State){func(s *laststate.State) { s.Cluster.APIServers = make([]netip.AddrPort, 1) }}, []time.Duration{time.Second}},
 		"an address":        {[]func(*laststate.State){func(s *laststate.State) { s.Allocations = make([]laststate.Allocation, 1) }}, []time.Duration{time.Second}},
 		"another cluster":   {[]func(*laststate.State){func(s *laststate.State) { s.Source = "there" }}, []time.Duration{time.Second}},
