@@ -371,6 +371,9 @@ func allGot(f status.Frontend) float64 {
 // isUnfair says whether a backend has got clearly more or less than it should
 // have: by four times what chance does to so many connections.
 func isUnfair(by edge.Balance, g *status.Got, all float64) bool {
+	if g.Of > 0 {
+		all = float64(g.Of)
+	}
 	if by != edge.BalanceRandom && by != "" {
 		return false // it follows the clients, or what the backends are busy with
 	}

@@ -9,6 +9,7 @@ package history
 import (
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -135,8 +136,16 @@ func (h *History) note(now time.Time, row *status.Frontend) {
 	moved := f.plane != row.DataPlane
 	f.plane, f.seen = row.DataPlane, h.notes
 	f.note(h.notes, readingOf(row), moved)
-	var all uint64
-	var shares float64
+	// The kernel sends what comes by one IP family to backends of that family: each
+	// is a whole.
+	var all [2]uint64
+	var shares [2]float64
+	group := func(r *status.Backend) int {
+		if f.plane == edge.DataPlaneNAT && strings.HasPrefix(r.Addr, "[") {
+			return 1
+		}
+		return 0
+	}
 	fresh := make([]uint64, len(row.Backends))
 	for i := range row.Backends {
 		r := &row.Backends[i]
@@ -151,18 +160,18 @@ func (h *History) note(now time.Time, row *status.Frontend) {
 		fresh[i] = b.note(h.notes, backendReading(r), moved)
 		// It may have changed at any time since the last Note.
 		b.share, b.lately = r.Share, (b.share+r.Share)/2
-		all += fresh[i]
-		shares += b.lately
+		all[group(r)] += fresh[i]
+		shares[group(r)] += b.lately
 	}
 	for i := range row.Backends {
-		b := f.of(&row.Backends[i], i)
+		b, of := f.of(&row.Backends[i], i), group(&row.Backends[i])
 		switch {
 		case b.from == h.notes: // what has come to it so far is not known
 			b.count(h.bucket, 0, 0, 0)
-		case shares > 0:
-			b.count(h.bucket, fresh[i], all, float64(all)*b.lately/shares)
+		case shares[of] > 0:
+			b.count(h.bucket, fresh[i], all[of], float64(all[of])*b.lately/shares[of])
 		default:
-			b.count(h.bucket, fresh[i], all, 0)
+			b.count(h.bucket, fresh[i], all[of], 0)
 		}
 	}
 	if len(f.backends) > len(row.Backends) {
@@ -295,7 +304,7 @@ func (h *History) got(now time.Time, b *backend) *status.Got {
 		return nil
 	}
 	return &status.Got{
-		Over: status.Duration(over.Round(time.Second)), Connections: got,
+		Over: status.Duration(over.Round(time.Second)), Connections: got, Of: all,
 		Share: float64(got) / float64(all), Wanted: wanted / float64(all),
 	}
 }

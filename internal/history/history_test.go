@@ -272,3 +272,22 @@ func TestWantedIsAllOfWhatIsCounted(t *testing.T) {
 	s.steps(5, 2, 6)
 	wantGot(t, s.told(0).Backends[0], 10, 0.25, 0.25, 12*time.Second)
 }
+
+// With data plane nat a client of one IP family gets a backend of that family.
+func TestEachIPFamilyIsAWholeForTheKernel(t *testing.T) {
+	s := newSite()
+	s.row.DataPlane = edge.DataPlaneNAT
+	s.row.Backends = []status.Backend{
+		{Addr: "10.0.0.1:80", Share: 0.5}, {Addr: "10.0.0.2:80", Share: 0.5}, {Addr: "[fd00::1]:80", Share: 0.5}, {Addr: "[fd00::2]:80", Share: 0.5},
+	}
+	s.note()
+	s.steps(10, 5, 5, 0, 0)
+	for i, b := range s.told(0).Backends {
+		switch got := b.Got; {
+		case i < 2 && (got == nil || got.Of != 100 || got.Share != 0.5 || math.Abs(got.Wanted-0.5) > 1e-6):
+			t.Errorf("%s got %+v, want half of 100, as wanted", b.Addr, got)
+		case i >= 2 && got != nil:
+			t.Errorf("%s got %+v, though nobody came by IPv6", b.Addr, got)
+		}
+	}
+}

@@ -13,6 +13,7 @@ type Rates struct {
 type Got struct {
 	Over        Duration `json:"over"` // how long that was
 	Connections uint64   `json:"connections"`
-	Share       float64  `json:"share"`  // of all new connections of the frontend in that time that got a backend, 0 to 1
+	Of          uint64   `json:"of"`     // how many came that it could have got: with data plane nat, those of its IP family
+	Share       float64  `json:"share"`  // of Of, 0 to 1
 	Wanted      float64  `json:"wanted"` // what it should have had, by the Shares that held when they came, 0 to 1
 }

@@ -314,7 +314,7 @@ func (c *card) compare() {
 		if r.Got != nil {
 			got = r.Got.Share
 			// How many standard deviations of chance it is off.
-			if p, n := r.Wanted, float64(total); p > 0 && p < 1 {
+			if p, n := r.Wanted, float64(cmp.Or(r.Got.Of, total)); p > 0 && p < 1 {
 				furthest = max(furthest, math.Abs(got-p)/math.Sqrt(p*(1-p)/n))
 			} else if math.Abs(got-p) > 0 {
 				furthest = math.Inf(1)
