@@ -57,6 +57,8 @@ func TestTrialGoesBackToTheFiles(t *testing.T) {
 		return nil
 	})
 
+	running := d.files.current()
+
 	// The file changes meanwhile: the trial goes on.
 	write(t, file, configFor(admin, kept, one, tried, three))
 	eventually(t, "the new file is known", func() error {
@@ -85,6 +87,9 @@ func TestTrialGoesBackToTheFiles(t *testing.T) {
 		}
 		return nil
 	})
+	if d.files.current() != running {
+		t.Error("what runs is another one since the file is bad")
+	}
 
 	if err := d.files.end(now.ID, notConfirmed); err != nil {
 		t.Fatal(err)
