@@ -288,6 +288,7 @@ func (s *Server) count(zone, what string) {
 // problemsLocked are those of the moment. The lock is held.
 func (s *Server) problemsLocked(now time.Time) []edge.Problem {
 	var problems []edge.Problem
+	leases := s.book.Leases(now)
 	for i := range s.zones {
 		z := &s.zones[i]
 		add := func(what, remedy string) {
@@ -306,7 +307,7 @@ func (s *Server) problemsLocked(now time.Time) []edge.Problem {
 		} else if s.full[z.Name] {
 			add("no address is left for a machine that asks", "write a larger pool, or a shorter leaseTime")
 		}
-		for _, l := range s.book.Leases(now) {
+		for _, l := range leases {
 			if _, ok := z.reserved[l.Addr]; ok && l.Declined {
 				add(fmt.Sprintf("%s is reserved, and somebody has it who was not given it%s", l.Addr, by(l.MAC)), "find that machine, and have it ask for an address; until then the one that it is for gets another")
 			}
