@@ -38,7 +38,7 @@ func connects(t *testing.T, ns *netnstest.NS, addr string, want bool) func() err
 			}
 		})
 		if (err == nil) != want {
-			return fmt.Errorf("%s: connects %t, want %t (%w)", addr, err == nil, want, err)
+			return fmt.Errorf("%s: connects %t, want %t (%v)", addr, err == nil, want, err)
 		}
 		return nil
 	}
