@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/laststate"
 )
 
