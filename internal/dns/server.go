@@ -67,6 +67,7 @@ type view struct {
 	upstreams *pool
 	own       []string // domains whose names may have inside addresses
 	rate      int
+	self      []netip.Addr
 	counters  *counters
 	records   Zone // that it was made of
 }
@@ -225,7 +226,7 @@ func (s *Server) useView(c Config, from Zone, same bool) {
 	}
 	v := &view{
 		name: from.Name, clients: from.Clients, upstreams: s.pools[""], forwards: map[string]*pool{}, records: from,
-		own: slices.Concat([]string{c.Domain, c.ServiceDomain}, c.Rebinding), rate: c.RatePerClient, counters: z.counters,
+		own: slices.Concat([]string{c.Domain, c.ServiceDomain}, c.Rebinding), rate: c.RatePerClient, self: c.Self, counters: z.counters,
 	}
 	v.own = slices.DeleteFunc(v.own, func(domain string) bool { return domain == "" })
 	var forwards []string
@@ -403,10 +404,7 @@ func (s *Server) limited(by *ratelimit.Limiter, client netip.Addr, rate int, now
 // elsewhere answers what others have to be asked for. A question that comes back
 // from who is asked it ends there.
 func (s *Server) elsewhere(ctx context.Context, v *view, q *query, client netip.Addr, reply Reply) *packed {
-	s.mu.Lock()
-	self := s.config.Self
-	s.mu.Unlock()
-	if loop := s.flights.loop(q.cacheKey(), client, self); len(loop) > 0 {
+	if loop := s.flights.loop(q.cacheKey(), client, v.self); len(loop) > 0 {
 		for _, u := range loop {
 			u.looped()
 		}

@@ -623,6 +623,46 @@ func TestApplyTakesAwayWhatGoes(t *testing.T) {
 	_ = l.Close()
 }
 
+// A door that is closed does not wait for questions whose answers are awaited.
+func TestApplyWhileQuestionsWait(t *testing.T) {
+	asked, release := make(chan struct{}, 10), make(chan struct{})
+	up := newStub(t, func(dns.ResponseWriter, *dns.Msg) {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-release
+	})
+	defer close(release)
+	c := home(site...)
+	c.Upstreams = []Upstream{up.upstream()}
+	s, at := serve(t, c)
+	conn, err := dns.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i := range mostPipelined * 4 {
+		m := new(dns.Msg)
+		m.SetQuestion(fmt.Sprintf("www%d.example.net.", i), dns.TypeA)
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if err := conn.WriteMsg(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-asked
+	closed := make(chan struct{})
+	go func() {
+		s.Apply(Config{})
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the door does not close")
+	}
+}
+
 func TestPortIsTaken(t *testing.T) {
 	port := freePort(t)
 	l, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
