@@ -38,7 +38,7 @@ func table(who []contender, runs map[string][]measured, repeat int, duration tim
 				for _, m := range runs[l.name+" "+c.name] {
 					values = append(values, row.of(m))
 				}
-				fmt.Fprintf(&b, " %.4g |", median(values))
+				fmt.Fprintf(&b, " %s |", figure(median(values)))
 			}
 			var ratios []float64
 			for i := range repeat {
@@ -63,4 +63,12 @@ func median(values []float64) float64 {
 		return (sorted[n/2-1] + sorted[n/2]) / 2
 	}
 	return sorted[len(sorted)/2]
+}
+
+// figure is a number with three digits, or all in front of the point.
+func figure(v float64) string {
+	if v >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
 }
