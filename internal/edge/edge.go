@@ -121,7 +121,7 @@ type Interface struct {
 	Name  string
 	Index int
 	Up    bool           // set up, and with a carrier
-	Addrs []netip.Prefix // sorted; link-local ones are left out
+	Addrs []netip.Prefix // sorted, deprecated IPv6 ones last; link-local ones are left out
 	// AnswersForOthers is true when the interface answers ARP for addresses of
 	// other interfaces (net.ipv4.conf.*.arp_ignore is 0, the kernel's default).
 	AnswersForOthers bool

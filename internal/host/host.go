@@ -101,16 +101,28 @@ func retryInterrupted[T any](list func() ([]T, error)) (all []T, err error) {
 	return all, err
 }
 
+// addrsOf are the addresses of an interface. Those that are on their way out come
+// last: a provider that gives another IPv6 prefix has the old one deprecated for
+// hours, in which it leads nowhere. One that a neighbour was found to have
+// (IFA_F_DADFAILED) is not this machine's.
 func addrsOf(index int, addrs []netlink.Addr) []netip.Prefix {
-	var prefixes []netip.Prefix
+	var preferred, deprecated []netip.Prefix
 	for _, a := range addrs {
 		ip, ok := netip.AddrFromSlice(a.IP)
-		if ip = ip.Unmap(); !ok || a.LinkIndex != index || ip.IsLinkLocalUnicast() {
+		if ip = ip.Unmap(); !ok || a.LinkIndex != index || ip.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_DADFAILED != 0 {
 			continue
 		}
 		bits, _ := a.Mask.Size()
-		prefixes = append(prefixes, netip.PrefixFrom(ip, bits))
+		if p := netip.PrefixFrom(ip, bits); a.Flags&unix.IFA_F_DEPRECATED == 0 {
+			preferred = append(preferred, p)
+		} else {
+			deprecated = append(deprecated, p)
+		}
 	}
+	return append(sortedPrefixes(preferred), sortedPrefixes(deprecated)...)
+}
+
+func sortedPrefixes(prefixes []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(prefixes, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
