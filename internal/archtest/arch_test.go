@@ -22,7 +22,7 @@ const module = "e13.dev/gatehouse/"
 // is not listed may be imported by nobody and fails the test until it is.
 var allowed = map[string][]string{
 	"cmd/gatehouse":        {"internal/cli"},
-	"internal/cli":         {"deploy", "internal/changes", "internal/daemon", "internal/demo", "internal/desired", "internal/explain", "internal/firstfile", "internal/host", "internal/status", "internal/config", "internal/edge", "internal/handover", "internal/firewall", "internal/kube", "internal/nat", "internal/nft", "internal/prove", "internal/teardown", "internal/trial", "internal/vip"},
+	"internal/cli":         {"deploy", "internal/changes", "internal/daemon", "internal/demo", "internal/desired", "internal/explain", "internal/filter", "internal/firstfile", "internal/host", "internal/status", "internal/config", "internal/edge", "internal/handover", "internal/firewall", "internal/kube", "internal/nat", "internal/nft", "internal/prove", "internal/teardown", "internal/trial", "internal/vip"},
 	"internal/cli/gen":     {"internal/cli", "internal/config"},
 	"internal/demo":        {"internal/daemon"},
 	"internal/daemon":      {"internal/config", "internal/conntrack", "internal/desired", "internal/names", "internal/dns", "internal/dhcp", "internal/leases", "internal/dhcp6", "internal/edge", "internal/explain", "internal/filewatch", "internal/filter", "internal/firewall", "internal/handover", "internal/health", "internal/history", "internal/host", "internal/kube", "internal/l4proxyfile", "internal/laststate", "internal/vip", "internal/nat", "internal/nft", "internal/ports", "internal/ra", "internal/relay", "internal/resolve", "internal/status", "internal/trial", "internal/web", "internal/links", "internal/dhcpclient"},

@@ -12,6 +12,7 @@ import (
 
 	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
+	"e13.dev/gatehouse/internal/filter"
 	"e13.dev/gatehouse/internal/nat"
 	"e13.dev/gatehouse/internal/nft"
 	"e13.dev/gatehouse/internal/vip"
@@ -24,8 +25,8 @@ func newCheck() *cobra.Command {
 		Short: "Check configuration files; change nothing",
 		Long: `check prints every problem of the files as FILE:LINE:COL: path: what is wrong;
 what would be right. It opens no port and asks no cluster. If the files use
-dataPlane: nat or have pools, and it may, it also asks what this machine lacks
-for that.`,
+dataPlane: nat, or have pools or a firewall, and it may, it also asks what this
+machine lacks for that.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needFiles(files); err != nil {
 				return err
@@ -58,6 +59,9 @@ func machinesOf(c *config.Config) (all []machine) {
 	may := administersNetwork()
 	if usesNAT(c) {
 		all = append(all, natMachine(may, nat.Lacking, nat.Obstacles))
+	}
+	if c.Firewall != nil {
+		all = append(all, machine{of: "firewall", can: "have a firewall", mayAsk: may, lacking: filter.Lacking})
 	}
 	if len(c.Pools) > 0 {
 		all = append(all, poolMachine(may, vip.Lacking))

@@ -91,6 +91,18 @@ func TestNetnsTheTableIsMended(t *testing.T) {
 	})
 }
 
+// This machine has what it takes; nothing is left of finding out.
+func TestNetnsNothingLacks(t *testing.T) {
+	netnstest.Run(t, func() {
+		if lacks, err := Lacking(t.Context()); len(lacks) > 0 || err != nil {
+			t.Errorf("it lacks %v, %v", lacks, err)
+		}
+		if got := command(t, "nft", "list", "ruleset"); got != "" {
+			t.Errorf("left behind:\n%s", got)
+		}
+	})
+}
+
 // Without the right, the error says so.
 func TestNetnsNotPermitted(t *testing.T) {
 	netnstest.Run(t, func() {
