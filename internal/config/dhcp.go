@@ -266,6 +266,7 @@ func (v value) routerAdvertisements(of fields) *RouterAdvertisements {
 	m.get("lifetime").duration(&r.Lifetime, shortestLifetime, longestLifetime, true)
 	r.DNS = addressesOf(m.get("dns"), parseAddress6)
 	r.Search = m.get("search").searchList()
+	r.NTP = addressesOf(m.get("ntp"), parseAddress6)
 	if mtu := m.get("mtu"); !mtu.says("0") {
 		mtu.int(&r.MTU, smallestMTU6, 65535)
 	}

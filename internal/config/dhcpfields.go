@@ -58,6 +58,7 @@ var advertisementsBlock = block{
 		{"lifetime", "duration, 30s to 18h, or 0", "`30m`", "30m", "How long this machine is a default router after it was last heard; 0: it is none."},
 		{"dns", "list of IPv6 addresses", "this machine's address in the zone, if `dns.zones` has the zone", `["fd00:10::1"]`, "DNS servers (RFC 8106); `[]`: none."},
 		{"search", "list of DNS names", "`options.search`, or else the domain", "[home.example]", "Domains that short names are looked for in."},
+		{"ntp", "list of IPv6 addresses", "none", `["fd00:10::1"]`, "Time servers, told by DHCPv6 (RFC 5908)."},
 		{"mtu", "1280 to 65535, or 0", "`0`", "1500", "How long packets may be; 0: not said."},
 	},
 }

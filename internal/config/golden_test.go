@@ -255,7 +255,7 @@ func dump(c *Config) string {
 		line("  routers %s, dns %s, ntp %s, domain %q, search %q", allOr(o.Routers == nil, o.Routers), allOr(o.DNS == nil, o.DNS), o.NTP, o.Domain, o.Search)
 		line("  mtu %d, next server %s, boot file %q", o.MTU, o.NextServer, o.BootFile)
 		if r := d.RouterAdvertisements; r != nil {
-			line("  advertised: %s for %s, dns %s, search %q, mtu %d (%s)", r.Prefixes, r.Lifetime, allOr(r.DNS == nil, r.DNS), r.Search, r.MTU, at(r.Pos))
+			line("  advertised: %s for %s, dns %s, search %q, ntp %s, mtu %d (%s)", r.Prefixes, r.Lifetime, allOr(r.DNS == nil, r.DNS), r.Search, r.NTP, r.MTU, at(r.Pos))
 		}
 	}
 	if f := c.Firewall; f != nil {

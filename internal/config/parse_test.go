@@ -417,6 +417,7 @@ func TestEveryFieldOfTheReferenceMatters(t *testing.T) {
 		"dhcp.cluster.routerAdvertisements.lifetime":    "31m",
 		"dhcp.cluster.routerAdvertisements.dns[0]":      "fd00:10::2",
 		"dhcp.cluster.routerAdvertisements.search[0]":   "other.example",
+		"dhcp.cluster.routerAdvertisements.ntp[0]":      "fd00:10::2",
 		"dhcp.cluster.routerAdvertisements.mtu":         "1400",
 		"firewall.policies[0].from":                     "home",
 		"firewall.policies[0].to":                       "any",

@@ -155,7 +155,8 @@ type RouterAdvertisements struct {
 	Lifetime time.Duration  // as a default router; 0: it is none
 	DNS      []netip.Addr   // nil: this machine's address in the zone, if it has this machine's DNS server
 	Search   []string
-	MTU      int // 0: not said
+	NTP      []netip.Addr // IPv6; by DHCPv6
+	MTU      int          // 0: not said
 	Pos      edge.Pos
 }
 

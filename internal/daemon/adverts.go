@@ -201,7 +201,7 @@ func toAdvertise(c *config.Config, interfaces []edge.Interface, taken map[netip.
 					content.DNS = []netip.Addr{own}
 				}
 			}
-			more := dhcp6.Content{DNS: content.DNS, Search: content.Search}
+			more := dhcp6.Content{DNS: content.DNS, Search: content.Search, NTP: r.NTP}
 			content.Other = !more.Empty()
 			if i.Up {
 				a.ra = ra.Link{Index: i.Index, Content: content}

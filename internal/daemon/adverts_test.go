@@ -37,6 +37,9 @@ func advertLines(all []advertised) (lines []string) {
 		for _, d := range a.dhcp6.Content.DNS {
 			line += " dns " + d.String()
 		}
+		for _, n := range a.dhcp6.Content.NTP {
+			line += " ntp " + n.String()
+		}
 		for _, s := range a.dhcp6.Content.Search {
 			line += " " + s
 		}
@@ -87,6 +90,11 @@ func TestWhatIsAdvertised(t *testing.T) {
 			"what is said of DNS",
 			with(config.RouterAdvertisements{DNS: []netip.Addr{netip.MustParseAddr("fd00::53")}, Search: []string{"a.example"}}, answers), two[1:],
 			"lan eth1 fd00:11::/64 1h30m0s/45m0s more: dns fd00::53 a.example", "",
+		},
+		{
+			"a time server",
+			with(config.RouterAdvertisements{NTP: []netip.Addr{netip.MustParseAddr("fd00::7b")}}, nil), two[1:],
+			"lan eth1 fd00:11::/64 1h30m0s/45m0s more: ntp fd00::7b", "",
 		},
 		{
 			"no DNS server, and the domains of DHCP",
