@@ -134,7 +134,7 @@ func (a *Applier) set(all []setting) (problems []edge.Problem, changed []string)
 				remedy += "; or let gatehouse: with systemd, gatehouse.service.d/links.conf does"
 			}
 			problems = append(problems, edge.Problem{
-				Object: "sysctl/" + dotted, What: "it is " + cmp.Or(before, "unknown") + ", has to be " + strconv.Itoa(s.value) + " (" + s.why + "), and cannot be changed", Remedy: remedy,
+				Object: "link/" + dotted, What: "it is " + cmp.Or(before, "unknown") + ", has to be " + strconv.Itoa(s.value) + " (" + s.why + "), and cannot be changed", Remedy: remedy,
 			})
 			continue
 		}

@@ -141,6 +141,10 @@ func TestNetnsNothingIsLeft(t *testing.T) {
 		command(t, "nft", `table inet theirs { chain dstnat { type nat hook prerouting priority dstnat; iifname eth1 tcp dport 8080 dnat ip to 10.244.1.5:9000; }; }`)
 		command(t, "ip", "route", "add", "10.244.9.0/24", "via", "10.0.0.101", "proto", "static")
 		theirs := dial(t, site.Home, "tcp", "10.11.12.32:8080")
+		// The kernel writes down link-local addresses once nobody else was heard to have them.
+		netnstest.Eventually(t, 10*time.Second, "addresses that are no more tentative", func() bool {
+			return !strings.Contains(command(t, "ip", "-6", "address"), "tentative")
+		})
 		before := machine(t)
 
 		if removed, err := Run(t.Context(), delivery); err != nil || len(removed) > 0 {
