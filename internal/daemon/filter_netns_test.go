@@ -37,8 +37,11 @@ func connects(t *testing.T, ns *netnstest.NS, addr string, want bool) func() err
 				_ = c.Close()
 			}
 		})
-		if (err == nil) != want {
-			return fmt.Errorf("%s: connects %t, want %t (%v)", addr, err == nil, want, err)
+		switch {
+		case want && err != nil:
+			return fmt.Errorf("%s: %w", addr, err)
+		case !want && err == nil:
+			return fmt.Errorf("%s can be reached", addr)
 		}
 		return nil
 	}
@@ -71,12 +74,12 @@ func TestNetnsFirewall(t *testing.T) {
 				sh(t, "nft '"+damage+"'")
 				reach("after "+damage, true)
 			}
-			f := d.Status().Router.Firewall
+			f := d.Status().Firewall
 			if f == nil || !f.Applied || f.Error != "" || len(f.Policies) != 1 || f.Policies[0].What != "home -> self: 8022/TCP" || f.Pinholes != 2 {
 				t.Errorf("the status has %+v", f)
 			}
 			eventually(t, "counted", func() error {
-				f := d.Status().Router.Firewall
+				f := d.Status().Firewall
 				if f.Policies[0].Packets == 0 || !slices.ContainsFunc(f.Dropped, func(d status.Dropped) bool { return d.From == "home" && d.To == "self" && d.Packets > 0 }) ||
 					!slices.ContainsFunc(f.Dropped, func(d status.Dropped) bool { return d.From == "home" && d.To == "" && d.Packets > 0 }) {
 					return fmt.Errorf("%+v", f)
