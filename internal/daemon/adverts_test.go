@@ -111,7 +111,8 @@ func TestWhatIsAdvertised(t *testing.T) {
 			"lan eth1 down dns fd00:11::1 home.example", "",
 		},
 		{
-			"no address", with(config.RouterAdvertisements{Lifetime: half}, nil), []edge.Interface{{Name: "eth1", Index: 3, Up: true, Addrs: advertNets("10.0.0.1/24", "fd00::1/56")}},
+			"no address", with(config.RouterAdvertisements{Lifetime: half}, nil),
+			[]edge.Interface{{Name: "eth1", Index: 3, Up: true, Addrs: advertNets("10.0.0.1/24", "fd00::1/56")}},
 			"lan eth1 router 30m0s",
 			"eth1 has no IPv6 address in a network of 64 bits: machines there can make themselves none; give it one, such as fd00:10::1/64",
 		},
