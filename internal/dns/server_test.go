@@ -399,6 +399,11 @@ func TestRebindingIsHeldBack(t *testing.T) {
 	if got := s.Stats().Zones[0].Rebinding; got != 4 {
 		t.Errorf("held back %d times, want 4", got)
 	}
+	// What is kept was answered by the list of before.
+	again(t, s, func(c *Config) { c.Rebinding = nil })
+	if r := ask(t, "udp", at, "x.lab.example.net", dns.TypeA); len(r.Answer) != 1 {
+		t.Errorf("not in the list any more: %s", text(r))
+	}
 	if r := ask(t, "udp", at, "evil.example", dns.TypeHTTPS, withEDNS(1232, false)); !strings.Contains(text(r), "Filtered") {
 		t.Error(text(r))
 	}
@@ -466,6 +471,12 @@ func TestStaleWhileNobodyAnswers(t *testing.T) {
 		if got := text(r); !strings.HasPrefix(got, "NOERROR\nwww.example.net. 30 IN A 198.51.100.7") || !strings.Contains(got, "Stale") {
 			t.Error(got)
 		}
+	}
+	// Nobody is asked again so soon.
+	failures := up.count()
+	ask(t, "udp", at, "www.example.net", dns.TypeA)
+	if n := up.count(); n != failures {
+		t.Errorf("asked %d times more, right after a failure", n-failures)
 	}
 	if r := ask(t, "udp", at, "other.example.net", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
 		t.Error(text(r))
