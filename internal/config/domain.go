@@ -23,3 +23,8 @@ func IsDomainName(s string) bool {
 	}
 	return true
 }
+
+// Believed says whether a label, in lower case, is one that machines look for by
+// themselves, and believe whoever has it: who should be their proxy
+// (draft-ietf-wrec-wpad-01; CERT VU#598349), or their way to IPv6 (RFC 5214).
+func Believed(label string) bool { return label == "wpad" || label == "isatap" }

@@ -149,7 +149,7 @@ func (b *builder) mayName(w *wish, machines map[string]string) (why refusal, pas
 		return no("stands for the whole site", "use one below "+d.Domain+", or have the operator name "+d.Domain+" in dns.allow ("+d.Pos.String()+")")
 	case !limited && slices.ContainsFunc(d.Forwards, func(f config.Forward) bool { return config.InDomain(base, f.Domain) }):
 		return no("is in a domain for which other servers are asked", "use another one, or have the operator name the domain in dns.allow ("+d.Pos.String()+")")
-	case slices.Contains([]string{"wpad", "isatap"}, firstLabel(base)) && config.InDomain(base, d.Domain):
+	case config.Believed(firstLabel(base)) && config.InDomain(base, d.Domain):
 		return no("is one that machines look for by themselves, and believe", "use another one")
 	case machines[w.name] != "":
 		return no("is that of "+machines[w.name], "use another one")

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
 )
 
@@ -24,8 +25,9 @@ func (b *builder) ofDHCP() {
 	})
 	first := map[string]string{} // whose a name is, by MAC
 	for _, l := range leases {
-		// A machine calls itself as it likes, but in the site's domain only.
-		if l.Hostname == "" || l.Declined || strings.Contains(l.Hostname, ".") {
+		// A machine calls itself as it likes, but in the site's domain only, and not
+		// as one that all others would believe.
+		if l.Hostname == "" || l.Declined || strings.Contains(l.Hostname, ".") || config.Believed(strings.ToLower(l.Hostname)) {
 			continue
 		}
 		name := strings.ToLower(l.Hostname) + "." + b.dns.Domain
