@@ -171,6 +171,9 @@ func TestBuild(t *testing.T) {
 					{Zone: "home", Hostname: "laptop", MAC: "a", Addr: addr("10.11.12.102"), Begun: at.Add(time.Hour)},
 					{Zone: "home", Hostname: "gone", MAC: "c", Addr: addr("10.11.12.103"), Declined: true},
 					{Zone: "home", Hostname: "www.bank.example", MAC: "d", Addr: addr("10.11.12.104")},
+					{Zone: "home", Hostname: "WPAD", MAC: "e", Addr: addr("10.11.12.105")},
+					{Zone: "home", Hostname: "isatap", MAC: "f", Addr: addr("10.11.12.106")},
+					{Zone: "home", Hostname: "isatap", MAC: "f", Addr: addr("10.11.12.106"), Reserved: true},
 				}
 			},
 			map[string][]string{"home": {
@@ -225,7 +228,7 @@ func TestBuild(t *testing.T) {
 				in.Config.DNS.Records = []config.Record{
 					{Name: "www.home.example", CNAME: "web.shop.cluster.home.example", Pos: pos(9)},
 					{Name: "_imap._tcp.home.example", SRV: &config.SRV{Target: "mail.home.example", Port: 143, Priority: 1, Weight: 2}, Pos: pos(10)},
-					{Name: "x.home.example", TXT: []string{"b c", "a"}, Zones: []string{"home"}, Pos: pos(11)},
+					{Name: "x.home.example", TXT: []string{"b c", "a", "\u00fc; k=\"\\"}, Zones: []string{"home"}, Pos: pos(11)},
 				}
 				in.Exposures = []desired.Exposure{open("shop/web", "home", 80, "10.11.12.64")}
 				in.Names = []desired.Name{
@@ -239,7 +242,7 @@ func TestBuild(t *testing.T) {
 				"web.shop.cluster.home.example A 10.11.12.64 (service/shop/web)",
 				"www.home.example CNAME web.shop.cluster.home.example (gatehouse.yaml:9)",
 				"x.home.example A 10.11.12.64 (service/shop/web)",
-				"x.home.example TXT a, b c (gatehouse.yaml:11)",
+				`x.home.example TXT "\195\188; k=\"\\", "a", "b c" (gatehouse.yaml:11)`,
 			}, "cluster": {
 				"_imap._tcp.home.example SRV 1 2 143 mail.home.example (gatehouse.yaml:10)",
 				"www.home.example CNAME web.shop.cluster.home.example (gatehouse.yaml:9)",

@@ -2,6 +2,7 @@ package names
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,7 +49,7 @@ func (s sets) written(r *config.Record) {
 		s.add(r.Name, "SRV", srvData(*r.SRV), why)
 	case r.TXT != nil:
 		for _, text := range r.TXT {
-			s.add(r.Name, "TXT", text, why)
+			s.add(r.Name, "TXT", quoted(text), why)
 		}
 	}
 }
@@ -68,6 +69,26 @@ func (s sets) sorted() []edge.RecordSet {
 		return cmp.Or(strings.Compare(x.Name, y.Name), strings.Compare(x.Type, y.Type))
 	})
 	return all
+}
+
+// quoted is a text as a zone file writes it (RFC 1035 §5.1): without quotes it
+// would be several where it has spaces, and end where it has a semicolon.
+func quoted(text string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, c := range []byte(text) {
+		switch {
+		case c == '"', c == '\\':
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		case c < ' ' || c > '~':
+			fmt.Fprintf(&b, "\\%03d", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
 }
 
 // srvData is a service as a zone file writes it (RFC 2782).
