@@ -191,8 +191,12 @@ func (r *Ruleset) openFrontend(f edge.Frontend) {
 		// The client is the one that a proxy names, and comes from the proxy.
 		p.Sources = outermost(slices.Concat(f.SourceRanges, f.AcceptProxyProtocol))
 	}
+	if p.Addr.IsValid() && p.Addr.IsUnspecified() {
+		p.Sources, p.Addr = ofFamily(p.Addr, p.Sources), netip.Addr{}
+	}
 	switch {
 	case p.Sources != nil && len(p.Sources) == 0:
+	case p.Device == "" && p.Addr.IsLoopback(): // nobody else can come to it
 	case p.Device == "" && p.Translated: // nobody has it: see nat.State
 	case p.Device == "":
 		r.openAnywhere(p)
@@ -202,6 +206,15 @@ func (r *Ruleset) openFrontend(f edge.Frontend) {
 	if p.Device != "" && p.Addr.IsValid() {
 		r.own[p.Addr] = true
 	}
+}
+
+// ofFamily are the sources of the family of an address that stands for all of them:
+// who listens at 0.0.0.0 does not do so for IPv6, nor the other way round.
+func ofFamily(all netip.Addr, sources []netip.Prefix) []netip.Prefix {
+	if sources == nil {
+		return []netip.Prefix{netip.PrefixFrom(all, 0)}
+	}
+	return slices.DeleteFunc(slices.Clone(sources), func(p netip.Prefix) bool { return p.Addr().Is4() != all.Is4() })
 }
 
 func (r *Ruleset) openAdmin(a config.Admin) {
