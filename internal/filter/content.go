@@ -1,8 +1,11 @@
 package filter
 
 import (
+	"bytes"
 	"encoding/binary"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,6 +14,7 @@ import (
 	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/firewall"
+	"e13.dev/gatehouse/internal/nft"
 )
 
 // content is what a table has in it.
@@ -60,18 +64,36 @@ func (c *content) add(set string, e element) {
 	c.elements[set][e.id()] = e
 }
 
-// keep takes over what is open.
+// keep takes over what is open. Networks of clients that have some in common with
+// those that are wanted at the same door are not: no set of intervals takes both.
 func (c *content) keep(have *found) {
 	for set, elements := range have.elements {
 		if !strings.HasPrefix(set, doors) && !strings.HasPrefix(set, translated) && !strings.HasPrefix(set, own) {
 			continue
 		}
+		wanted := slices.SortedFunc(maps.Values(c.elements[set]), func(x, y element) int { return bytes.Compare(x.key, y.key) })
 		for id, e := range elements {
-			if _, there := c.elements[set][id]; !there {
-				c.add(set, e)
+			if _, there := c.elements[set][id]; there {
+				continue
 			}
+			if overlaps(wanted, e) {
+				e.text = textOf(e, numberIn(set)) // it is to be removed by itself, and not with all
+				elements[id] = e
+				continue
+			}
+			c.add(set, e)
 		}
 	}
+}
+
+// overlaps says whether an interval has something in common with one of others,
+// which are sorted, and have nothing in common with each other.
+func overlaps(others []element, e element) bool {
+	if e.end == nil {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(others, e.key, func(o element, key []byte) int { return bytes.Compare(o.end, key) })
+	return i < len(others) && bytes.Compare(others[i].key, e.end) <= 0
 }
 
 // addPinhole adds what finds it, in one of the sets that fixed describes.
@@ -217,6 +239,43 @@ func (e *element) with(p netip.Prefix) element {
 	all.append(p.String(), p.Masked().Addr().AsSlice())
 	all.end = append(append([]byte(nil), e.key...), lastOf(p)...)
 	return all
+}
+
+// numberIn is the IP version of clients in the sets that say which they are, by the
+// name: "doors-from4", "doors4-from".
+func numberIn(set string) int {
+	if strings.Contains(set, "6") {
+		return 6
+	}
+	return 4
+}
+
+// textOf writes an element with clients of an IP version as nft takes it: the
+// interface, an address of this version perhaps, the protocol, the port, the clients.
+func textOf(e element, version int) []string {
+	size := 4
+	if version == 6 {
+		size = 16
+	}
+	if len(e.key) < nameBytes+2*partBytes+size || len(e.end) != len(e.key) {
+		return nil // somebody else's
+	}
+	rest, address := e.key[nameBytes:], 0
+	if len(rest) == 2*partBytes+2*size {
+		address = size
+	}
+	text := []string{quoted(nft.Text(e.key[:nameBytes]))}
+	if a, ok := netip.AddrFromSlice(rest[:address]); ok {
+		text = append(text, a.String())
+	}
+	rest = rest[address:]
+	first, _ := netip.AddrFromSlice(rest[2*partBytes:])
+	last, _ := netip.AddrFromSlice(e.end[len(e.end)-size:])
+	text = append(text, strconv.Itoa(int(rest[0])), strconv.Itoa(int(binary.BigEndian.Uint16(rest[partBytes:]))))
+	if first == last {
+		return append(text, first.String())
+	}
+	return append(text, first.String()+"-"+last.String())
 }
 
 // lastOf is the last address of a network.

@@ -384,6 +384,43 @@ func TestNetnsWhatIsOpenIsKept(t *testing.T) {
 	})
 }
 
+// A door that listens at all addresses of one family is one of a source: all of them.
+func TestNetnsAllAddressesOfAFamily(t *testing.T) {
+	netnstest.Run(t, func() {
+		a, rules := New(), home(t, []edge.Frontend{door(edge.DataPlaneProxy, edge.TCP, "", "0.0.0.0", 80), door(edge.DataPlaneProxy, edge.TCP, "", "::", 81)})
+		apply(t, a, rules, true)
+		verify(t, a, false)
+		for _, want := range []string{`"eth1" . tcp . 80 . 0.0.0.0/0`, `"eth1" . tcp . 81 . ::/0`} {
+			if got := listed(t); !strings.Contains(got, want) {
+				t.Errorf("it lacks %s:\n%s", want, got)
+			}
+		}
+	})
+}
+
+// While what is open stays so, what is to be open for others than before is.
+func TestNetnsWhatIsOpenIsKeptForOthers(t *testing.T) {
+	netnstest.Run(t, func() {
+		before := home(t, []edge.Frontend{door(edge.DataPlaneProxy, edge.TCP, "eth1", "", 80, "10.0.0.0/8"), door(edge.DataPlaneProxy, edge.TCP, "eth1", "", 82, "10.0.0.0/16", "10.9.0.0/16")})
+		apply(t, New(), before, true)
+		command(t, "nft", "add element inet "+Table+` doors-from4 { "eth1" . tcp . 83 . 10.3.0.0-10.3.0.9, "eth1" . tcp . 83 . 10.3.0.20 }`)
+		a, after := New(), home(t, []edge.Frontend{door(edge.DataPlaneProxy, edge.TCP, "eth1", "", 80, "10.1.0.0/16"), door(edge.DataPlaneProxy, edge.TCP, "eth1", "", 82, "10.0.0.0/8")})
+		if changed, err := a.Apply(t.Context(), &after, true); err != nil || !changed {
+			t.Fatalf("%t, %v", changed, err)
+		}
+		verify(t, a, false)
+		got := listed(t)
+		for _, want := range []string{`. 80 . 10.1.0.0/16`, `. 82 . 10.0.0.0/8`, `. 83 . 10.3.0.0-10.3.0.9`, `. 83 . 10.3.0.20`} {
+			if !strings.Contains(got, want) {
+				t.Errorf("it lacks %s:\n%s", want, got)
+			}
+		}
+		if strings.Contains(got, ". 80 . 10.0.0.0/8") || strings.Contains(got, "10.9.0.0/16") {
+			t.Errorf("it has what is not to be open any more:\n%s", got)
+		}
+	})
+}
+
 // nft finds no fault with any interface that a file can name, or zone.
 func TestNetnsOddNames(t *testing.T) {
 	netnstest.Run(t, func() {
