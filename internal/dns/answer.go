@@ -67,16 +67,23 @@ func (t *Table) step(r *Reply, name string, qtype uint16) (target string, more b
 }
 
 // find returns the node of a name, or of the wildcard that stands for it (RFC
-// 4592 §3.3.1): that below the closest name above it that exists.
+// 4592 §3.3.1): that below the closest name above it that exists. None stands for
+// names that somebody else answers for from below it on (§4.2).
 func (t *Table) find(name string) (*node, bool) {
 	if n, ok := t.nodes[name]; ok {
 		return n, true
+	}
+	if _, ok := t.cuts[name]; ok {
+		return nil, false
 	}
 	for up, more := parent(name); more && up != ""; up, more = parent(up) {
 		if n, ok := t.nodes["*."+up]; ok {
 			return n, true
 		}
 		if _, ok := t.nodes[up]; ok {
+			return nil, false
+		}
+		if _, ok := t.cuts[up]; ok {
 			return nil, false
 		}
 	}

@@ -29,6 +29,9 @@ var site = []edge.RecordSet{
 	set("deep.in.apps.home.example", "A", "10.0.0.61"),
 	set("shop.example.org", "A", "10.0.0.51"),
 	set("*.wild.example.org", "A", "10.0.0.52"),
+	set("*.example.com", "A", "10.0.0.53"),
+	set("own.ask.example.com", "A", "10.0.0.54"),
+	set("*.own.ask.example.com", "A", "10.0.0.55"),
 	set("printer.local", "A", "10.0.0.77"),
 	set("101.0.0.10.in-addr.arpa", "PTR", "nas.home.example"),
 	set("7.3.2.10.in-addr.arpa", "PTR", "far.home.example"),
@@ -37,7 +40,7 @@ var site = []edge.RecordSet{
 func siteTable() *Table {
 	return NewTable(site, TableOptions{
 		Domains: []string{"home.example", "cluster.home.example"}, Reverse: prefixes("10.0.0.0/24", "fd00:10::/64", "198.51.100.64/26"),
-		Forwards: []string{"corp.example", "sub.home.example"}, NameServer: "gatehouse.home.example", TTL: time.Minute, Serial: 7,
+		Forwards: []string{"corp.example", "sub.home.example", "ask.example.com", "ask2.example.com"}, NameServer: "gatehouse.home.example", TTL: time.Minute, Serial: 7,
 	})
 }
 
@@ -108,6 +111,13 @@ func TestSiteNames(t *testing.T) {
 		{"printer.local", "MX", "NOERROR aa\nauthority local. 60 IN SOA"},
 		// Others' domains.
 		{"x.corp.example", "A", "NOERROR\nask x.corp.example"},
+		{"x.example.com", "A", "NOERROR aa\nx.example.com. 60 IN A 10.0.0.53"},
+		// A wildcard does not stand for what others are asked for (RFC 4592 §4.2).
+		{"x.ask.example.com", "A", "NOERROR\nask x.ask.example.com"},
+		{"ask2.example.com", "A", "NOERROR\nask ask2.example.com"},
+		{"x.y.ask2.example.com", "A", "NOERROR\nask x.y.ask2.example.com"},
+		{"own.ask.example.com", "A", "NOERROR aa\nown.ask.example.com. 60 IN A 10.0.0.54"},
+		{"x.own.ask.example.com", "A", "NOERROR aa\nx.own.ask.example.com. 60 IN A 10.0.0.55"},
 		{"x.sub.home.example", "A", "NOERROR\nask x.sub.home.example"},
 		{"www.example.net", "A", "NOERROR\nask www.example.net"},
 		{"", "NS", "NOERROR\nask "},
