@@ -23,6 +23,7 @@ type packed struct {
 	lasting bool          // its TTLs do not count down
 	ede     uint16        // RFC 8914; 0: nothing is said
 	failed  bool          // no answer was to be had; this says so
+	aliased bool          // it begins with an alias of the site's: good for view alone
 	// failedAt is when a newer one was not to be had; 0: that has not happened.
 	failedAt atomic.Int64
 }

@@ -47,7 +47,7 @@ func (s *Server) local(v *view, q *query, now time.Duration) (p *packed, rcode i
 			m.Answer = []dns.RR{minimalAny(name, v.table.ttl)}
 			return s.keep(v, q, m, now, now+time.Hour), 0, Reply{}
 		}
-		if p := s.cache.get(q.cacheKey(), now); p != nil && p.pool == v.poolOf(reply.Ask) && len(reply.Answer) == 0 && now < p.expires {
+		if p := s.cache.get(q.cacheKey(), now); p != nil && p.pool == v.poolOf(reply.Ask) && len(reply.Answer) == 0 && !p.aliased && now < p.expires {
 			// The names have changed, and not how this is answered.
 			again := p.with(v)
 			s.cache.put(q.cacheKey(), again, now)
@@ -91,7 +91,7 @@ func (s *Server) resolve(ctx context.Context, v *view, q *query, reply Reply) *p
 	now := s.now()
 	pool := v.poolOf(reply.Ask)
 	old := s.cache.get(q.cacheKey(), now)
-	if old != nil && (old.gone(now) || old.failed || old.pool != pool || old.view != v && len(reply.Answer) > 0) {
+	if old != nil && (old.gone(now) || old.failed || old.pool != pool || old.view != v && (old.aliased || len(reply.Answer) > 0)) {
 		old = nil
 	}
 	if old != nil && now < old.retry() && pool.answered.Load() <= old.failedAt.Load() {
@@ -181,7 +181,7 @@ func (s *Server) ask(ctx context.Context, v *view, q *query, reply Reply, from *
 	if err != nil {
 		return s.failure(v, q, from, old, err)
 	}
-	p.view, p.pool, p.stored, p.expires = v, from, now, now+ttl
+	p.view, p.pool, p.stored, p.expires, p.aliased = v, from, now, now+ttl, len(reply.Answer) > 0
 	if held {
 		v.counters.rebinding.Add(1)
 		p.ede = edeFiltered

@@ -73,6 +73,21 @@ func TestChangedNamesAreAnsweredAtOnce(t *testing.T) {
 	}
 }
 
+// What was an alias of the site's is what its owner says once it is not.
+func TestAnAliasGoes(t *testing.T) {
+	up := newStub(t, func(w dns.ResponseWriter, q *dns.Msg) { say(q.Question[0].Name+" 300 IN A 198.51.100.7")(w, q) })
+	c := home(set("www.example.org", "CNAME", "pages.example.net"))
+	c.Upstreams = []Upstream{up.upstream()}
+	s, at := serve(t, c)
+	if got := text(ask(t, "udp", at, "www.example.org", dns.TypeA)); !strings.Contains(got, "pages.example.net") {
+		t.Fatal(got)
+	}
+	again(t, s, func(c *Config) { c.Zones = []Zone{{Name: c.Zones[0].Name, Devices: c.Zones[0].Devices, Clients: c.Zones[0].Clients}} })
+	if got := text(ask(t, "udp", at, "www.example.org", dns.TypeA)); strings.Contains(got, "pages.example.net") {
+		t.Error(got)
+	}
+}
+
 func TestCachedUntilItsTimeIsOver(t *testing.T) {
 	up := newStub(t, func(w dns.ResponseWriter, q *dns.Msg) {
 		switch strings.ToLower(q.Question[0].Name) {
