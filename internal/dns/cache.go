@@ -7,7 +7,13 @@ import (
 	"time"
 )
 
-const cacheShards = 64
+const (
+	cacheShards = 64
+	// What an answer takes on average at most; nearly all take less than half of it.
+	// Who asks for nothing but large ones has fewer of them kept.
+	averageSize = 1 << 10
+	leastBytes  = 1 << 16 // of a shard: one answer, whatever its size
+)
 
 // staleTime is how long an answer is kept beyond its time, to be given while
 // nobody can be asked (RFC 8767 §5).
@@ -24,6 +30,7 @@ type cache struct {
 type cacheShard struct {
 	mu      sync.RWMutex
 	entries map[string]*cached
+	bytes   int // of their answers
 }
 
 type cached struct {
@@ -45,7 +52,7 @@ func (c *cache) clear() {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		s.entries = nil
+		s.entries, s.bytes = nil, 0
 		s.mu.Unlock()
 	}
 }
@@ -84,12 +91,20 @@ func (c *cache) put(key []byte, p *packed, now time.Duration) {
 	if s.entries == nil {
 		s.entries = map[string]*cached{}
 	}
-	if _, again := s.entries[string(key)]; !again {
-		for len(s.entries) >= most {
-			s.evict(now)
-		}
+	s.drop(string(key))
+	room := max(most*averageSize, leastBytes) - len(p.wire)
+	for len(s.entries) >= most || len(s.entries) > 0 && s.bytes > room {
+		s.evict(now)
 	}
 	s.entries[string(key)] = e
+	s.bytes += len(p.wire)
+}
+
+func (s *cacheShard) drop(key string) {
+	if e := s.entries[key]; e != nil {
+		s.bytes -= len(e.answer.wire)
+		delete(s.entries, key)
+	}
 }
 
 // evict takes one away. A map is gone through from anywhere.
@@ -108,7 +123,7 @@ func (s *cacheShard) evict(now time.Duration) {
 			worst, oldest = key, used
 		}
 	}
-	delete(s.entries, worst)
+	s.drop(worst)
 }
 
 // gone says that an answer cannot be given any more, however old it may be.
