@@ -34,7 +34,7 @@ type planner struct {
 // plan says what is to be done next. It is done when there are no steps left: what
 // needs an interface that is yet to be made comes after it is there. It is pure.
 func plan(want Want, have *machine) (steps []step, problems []edge.Problem) {
-	p := &planner{have: have, links: want.Links, taken: map[string]string{}}
+	p := &planner{have: have, links: slices.Clone(want.Links), taken: map[string]string{}}
 	for _, l := range p.links {
 		if l.Bridge != nil {
 			for _, port := range l.Bridge.Ports {
@@ -42,6 +42,7 @@ func plan(want Want, have *machine) (steps []step, problems []edge.Problem) {
 			}
 		}
 	}
+	p.bound()
 	p.removeDevices()
 	for _, l := range p.links {
 		p.device(l)
@@ -349,7 +350,7 @@ func routesOf(l Link, d *Device) []Route {
 		}
 	}
 	for _, r := range said {
-		if r.To.Bits() == 0 && !l.DHCP.DefaultRoute {
+		if r.To.Bits() < leastSpecific && !l.DHCP.DefaultRoute {
 			continue
 		}
 		if r.Via.IsUnspecified() { // on the cable itself

@@ -204,3 +204,47 @@ func TestSysctlsOfInterfacesThatShareANetwork(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", s, wanted)
 	}
 }
+
+// What a DHCP server says is about its own network, and takes nothing from others.
+func TestPlanOfAServerThatSaysTooMuch(t *testing.T) {
+	want := parse(t, `links:
+  - {name: eth0, addresses: [10.0.0.1/24], metric: 200}
+  - {name: eth1, addresses: [dhcp], defaultRoute: false}
+`)
+	have := func() *machine {
+		return &machine{
+			devices:   []Device{dev(1, "eth0", "device", func(d *Device) { d.Addrs = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")} }), dev(2, "eth1", "device")},
+			addresses: []address{at(1, "10.0.0.1/24", true, 200)},
+		}
+	}
+	route := func(to, via string) Route {
+		return Route{To: netip.MustParsePrefix(to), Via: netip.MustParseAddr(via)}
+	}
+	for _, tt := range []struct {
+		name, addr string
+		routes     []Route
+		want       string
+	}{
+		{
+			"halves of everything", "10.11.12.32/24",
+			[]Route{route("0.0.0.0/1", "10.11.12.1"), route("128.0.0.0/1", "10.11.12.1"), route("64.0.0.0/6", "10.11.12.1"), route("10.0.0.0/8", "10.11.12.1")},
+			"addr add 10.11.12.32/24 dev eth1 metric 101\nroute add 10.0.0.0/8 via 10.11.12.1 dev eth1 metric 101 src 10.11.12.32\n",
+		},
+		{
+			"part of another network", "10.11.12.32/24",
+			[]Route{route("10.0.0.0/24", "10.11.12.1"), route("10.0.0.128/25", "10.11.12.1"), route("10.0.0.9/32", "0.0.0.0"), route("10.1.0.0/24", "10.0.0.9")},
+			"addr add 10.11.12.32/24 dev eth1 metric 101\n",
+		},
+		{"an address of another link", "10.0.0.1/24", nil, "g.yaml:4:5: link/eth1: a DHCP server gives 10.0.0.1/24, which belongs to link eth0 (10.0.0.1/24), so that it is not used; look at the DHCP server, or give eth0 another network\n"},
+		{"its network", "10.0.0.99/25", nil, "g.yaml:4:5: link/eth1: a DHCP server gives 10.0.0.99/25, which belongs to link eth0 (10.0.0.1/24), so that it is not used; look at the DHCP server, or give eth0 another network\n"},
+		{"the same network, as two cables to one switch have", "10.0.0.99/24", nil, "addr add 10.0.0.99/24 dev eth1 metric 101\n"},
+		{"a larger network", "10.9.9.9/8", nil, "addr add 10.9.9.9/8 dev eth1 metric 101\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			want.Links[1].Lease = &Lease{Addr: netip.MustParsePrefix(tt.addr), Valid: Forever, Router: netip.MustParseAddr("10.11.12.1"), Routes: tt.routes}
+			if got := steps(want, have()); got != tt.want {
+				t.Errorf("got\n%swant\n%s", got, tt.want)
+			}
+		})
+	}
+}
