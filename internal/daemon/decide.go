@@ -80,6 +80,9 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	// Before a door opens that it would keep shut, and after the kernel's doors are
 	// known.
 	filterProblems := d.router.filter.apply(ctx, now, held)
+	if d.router.filter.stands() {
+		d.router.links.wall()
+	}
 	d.prober.Apply(now.state.Probes)
 	probes := probesAt(now.state)
 	d.probesAt.Store(&probes)

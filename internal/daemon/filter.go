@@ -104,6 +104,13 @@ func (x *filter) apply(ctx context.Context, now decision, held bool) []edge.Prob
 	return slices.Clone(x.problems)
 }
 
+// stands says that the kernel has the rules.
+func (x *filter) stands() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.rules != nil && x.settled
+}
+
 // firewallInputs are what rules follow from. A door that could not be opened is
 // not let through: whoever has its port is somebody else.
 func firewallInputs(now decision) firewall.Inputs {

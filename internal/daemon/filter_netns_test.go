@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -106,6 +107,42 @@ func TestNetnsFirewall(t *testing.T) {
 			eventually(t, "with the block again", connects(t, site.Home, "10.11.12.32:8023", false))
 			write(t, file, before)
 			eventually(t, "and without", connects(t, site.Home, "10.11.12.32:8023", true))
+		})
+	})
+}
+
+// A machine is made a router behind its firewall: where that cannot be, it lets
+// nothing through that it did not before.
+func TestNetnsNoForwardingWithoutTheFirewall(t *testing.T) {
+	netnstest.Run(t, func() {
+		netnstest.NewSite(t)
+		netnstest.Setting(t, nil, "net/ipv4/ip_forward", "0")
+		netnstest.Setting(t, nil, "net/ipv6/conf/all/forwarding", "0")
+		file := filepath.Join(t.TempDir(), "gatehouse.yaml")
+		write(t, file, "apiVersion: gatehouse.e13.dev/v1\nzones: {home: {interfaces: [eth1]}}\nlinks: [{name: eth0, forwarding: true}]\nfirewall: {policies: []}\n")
+		forwards := func() string {
+			return sh(t, "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding")
+		}
+		path := os.Getenv("PATH")
+		t.Setenv("PATH", t.TempDir())
+		run(t, file, func(d *Daemon) {
+			eventually(t, "a firewall without nft", func() error {
+				if f := d.Status().Firewall; f == nil || f.Applied || !strings.Contains(f.Error, "nft command is not installed") {
+					return fmt.Errorf("%+v", f)
+				}
+				return nil
+			})
+			t.Setenv("PATH", path)
+			if got := forwards(); got != "0\n0\n" {
+				t.Errorf("it forwards (%q) and filters nothing", got)
+			}
+			write(t, file, "apiVersion: gatehouse.e13.dev/v1\nzones: {home: {interfaces: [eth1]}}\nfirewall: {policies: [{from: home, to: self, ports: [ssh]}]}\n")
+			eventually(t, "a firewall", func() error {
+				if got := forwards(); got != "1\n1\n" {
+					return fmt.Errorf("forwarding is %q", got)
+				}
+				return nil
+			})
 		})
 	})
 }

@@ -39,6 +39,7 @@ type links struct {
 	looked   bool // it was looked what a process before has left
 	active   bool // there may be something of ours
 	retired  bool // another process has taken over
+	walled   bool // the kernel has had the firewall's rules
 	from     *config.Config
 	tried    time.Time
 	devices  []dev.Device
@@ -131,21 +132,37 @@ func (c *linkClient) stop() {
 	}
 }
 
-// wantOf is what the configuration says of interfaces.
-func wantOf(c *config.Config) dev.Want {
+// wantOf is what the configuration says of interfaces. Where there is to be a
+// firewall, the machine is made a router when it stands: before, or where nft is not
+// installed, everything would be let through.
+func wantOf(c *config.Config, walled bool) dev.Want {
 	want := dev.Want{Forwarding: c.Firewall != nil}
 	for _, l := range c.Links {
 		want.Links = append(want.Links, dev.Link{Link: l})
 		want.Forwarding = want.Forwarding || l.Forwarding
 	}
+	want.Forwarding = want.Forwarding && (walled || c.Firewall == nil)
 	return want
+}
+
+// wall says that the kernel has the firewall's rules. What somebody does to them
+// later is mended, and no reason to stop forwarding.
+func (x *links) wall() {
+	x.mu.Lock()
+	was := x.walled
+	x.walled = true
+	x.mu.Unlock()
+	if !was {
+		x.kick()
+	}
 }
 
 // apply sees that the interfaces are as they should be.
 func (x *links) apply(_ context.Context, c *config.Config) []edge.Problem {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	want := wantOf(c)
+	x.walled = x.walled && c.Firewall != nil
+	want := wantOf(c, x.walled)
 	if x.retired || !x.concernedLocked(want) {
 		return nil
 	}
