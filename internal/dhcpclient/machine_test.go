@@ -326,6 +326,9 @@ func TestWhatALeaseSays(t *testing.T) {
 		{"an hour", []dhcpv4.Option{hour()}, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
 		{"times of its own", []dhcpv4.Option{hour(), dhcpv4.OptRenewTimeValue(time.Minute), dhcpv4.OptRebindingTimeValue(2 * time.Minute)}, time.Hour, time.Minute, 2 * time.Minute},
 		{"times that cannot be", []dhcpv4.Option{hour(), dhcpv4.OptRenewTimeValue(3 * time.Hour), dhcpv4.OptRebindingTimeValue(2 * time.Hour)}, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
+		{"times without rest", []dhcpv4.Option{hour(), dhcpv4.OptRenewTimeValue(time.Second), dhcpv4.OptRebindingTimeValue(2 * time.Second)}, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
+		{"more time at once", []dhcpv4.Option{hour(), dhcpv4.OptRenewTimeValue(time.Second)}, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
+		{"a short one", []dhcpv4.Option{dhcpv4.OptIPAddressLeaseTime(40 * time.Second), dhcpv4.OptRenewTimeValue(20 * time.Second)}, 40 * time.Second, 20 * time.Second, 35 * time.Second},
 		{"nothing", nil, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
 		{"no time at all", []dhcpv4.Option{dhcpv4.OptIPAddressLeaseTime(0)}, leastLease, leastLease / 2, leastLease * 7 / 8},
 	} {

@@ -183,10 +183,13 @@ func (l *Lease) times(m *dhcpv4.DHCPv4, asked time.Time) {
 	}
 	d = max(d, leastLease)
 	renew, rebind := m.IPAddressRenewalTime(0), m.IPAddressRebindingTime(0)
-	if rebind <= 0 || rebind >= d {
+	// Sooner than this a server is not asked whatever it says: each time the lease is
+	// written down, and all is decided anew.
+	soonest := min(leastRenewal, d/2)
+	if rebind < soonest || rebind >= d {
 		rebind = d - d/8
 	}
-	if renew <= 0 || renew >= rebind {
+	if renew < soonest || renew >= rebind {
 		renew = min(d/2, rebind/7*4)
 	}
 	l.Expires, l.Renew, l.Rebind = asked.Add(d), asked.Add(renew), asked.Add(rebind)
