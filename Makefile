@@ -33,7 +33,7 @@ test-unit: ## unit tests: no root, seconds
 
 test-netns: deps ## tests that need network namespaces
 	$(say) "network namespace tests"
-	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns ./internal/cli ./internal/conntrack ./internal/dns ./internal/relay ./internal/host ./internal/nat ./internal/nft ./internal/ports ./internal/proxyproto ./internal/daemon ./internal/netnstest ./internal/teardown ./internal/vip ./internal/ra ./internal/dhcp6
+	@GATEHOUSE_NETNS=required unshare -Urnm $(GO) test -count=1 -run Netns $$(grep -lr --include='*_test.go' 'func TestNetns' internal | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
 test-e2e: build labs ## end-to-end tests in the lab, against a real Kubernetes
 	$(say) "end-to-end tests in the lab (about 12 minutes, and 2 to compile them the first time)"
