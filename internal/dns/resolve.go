@@ -17,7 +17,10 @@ const (
 	staleRetryAfter = 30 * time.Second
 	// Questions that wait for upstreams at a time, and answers that are awaited.
 	mostWaiting = 4096
-	mostAsked   = 512
+	mostAsked   = 1024
+	// And of one client: upstreams that take their time over the names that one of
+	// them asks for leave room for those of others.
+	mostWaitingPerClient = mostAsked / 4
 )
 
 var errTooMany = errors.New("too many questions wait for upstreams")

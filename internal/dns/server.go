@@ -37,7 +37,7 @@ type Server struct {
 	cache              *cache
 	flights            *flights
 	udpLimit, tcpLimit *ratelimit.Limiter
-	waiting            atomic.Int64
+	waiting            waiting
 	asking             chan struct{}
 
 	mu        sync.Mutex
@@ -127,7 +127,8 @@ func New(log *slog.Logger, o Options) *Server {
 	return &Server{
 		log: log, opts: o, cache: newCache(), flights: newFlights(),
 		udpLimit: ratelimit.New(), tcpLimit: ratelimit.New(), asking: make(chan struct{}, mostAsked),
-		zones: map[string]*zone{}, upstreams: map[Upstream]*upstream{}, pools: map[string]*pool{}, doors: map[door]*sockets{},
+		waiting: waiting{by: map[netip.Addr]int{}},
+		zones:   map[string]*zone{}, upstreams: map[Upstream]*upstream{}, pools: map[string]*pool{}, doors: map[door]*sockets{},
 	}
 }
 
@@ -367,16 +368,35 @@ func (s *Server) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// enter counts a question that waits for others, unless there are too many.
-func (s *Server) enter() bool {
-	if s.waiting.Add(1) > mostWaiting {
-		s.waiting.Add(-1)
+// waiting counts the questions that wait for others.
+type waiting struct {
+	mu  sync.Mutex
+	all int
+	by  map[netip.Addr]int // client
+}
+
+// enter counts a question, unless there are too many.
+func (w *waiting) enter(client netip.Addr) bool {
+	who := clientKey(client)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.all >= mostWaiting || w.by[who] >= mostWaitingPerClient {
 		return false
 	}
+	w.all++
+	w.by[who]++
 	return true
 }
 
-func (s *Server) leave() { s.waiting.Add(-1) }
+func (w *waiting) leave(client netip.Addr) {
+	who := clientKey(client)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all--
+	if w.by[who]--; w.by[who] == 0 {
+		delete(w.by, who)
+	}
+}
 
 // refusals is how often a second a client is told that it may not ask here.
 const refusals = 10

@@ -82,7 +82,9 @@ func TestAnAliasGoes(t *testing.T) {
 	if got := text(ask(t, "udp", at, "www.example.org", dns.TypeA)); !strings.Contains(got, "pages.example.net") {
 		t.Fatal(got)
 	}
-	again(t, s, func(c *Config) { c.Zones = []Zone{{Name: c.Zones[0].Name, Devices: c.Zones[0].Devices, Clients: c.Zones[0].Clients}} })
+	again(t, s, func(c *Config) {
+		c.Zones = []Zone{{Name: c.Zones[0].Name, Devices: c.Zones[0].Devices, Clients: c.Zones[0].Clients}}
+	})
 	if got := text(ask(t, "udp", at, "www.example.org", dns.TypeA)); strings.Contains(got, "pages.example.net") {
 		t.Error(got)
 	}
@@ -647,6 +649,44 @@ func TestApplyTakesAwayWhatGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = l.Close()
+}
+
+// One client whose names take their time does not have all of what may wait.
+func TestOneClientDoesNotHaveAllThatWaits(t *testing.T) {
+	release := make(chan struct{})
+	up := newStub(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		if strings.HasPrefix(strings.ToLower(q.Question[0].Name), "slow") {
+			<-release
+		}
+		say(q.Question[0].Name+" 60 IN A 198.51.100.7")(w, q)
+	})
+	defer close(release)
+	c := home()
+	c.Upstreams = []Upstream{up.upstream()}
+	s, at := serve(t, c)
+	_, port, _ := net.SplitHostPort(at)
+	hostile, err := net.Dial("udp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hostile.Close()
+	for i := range mostAsked + 100 {
+		m := new(dns.Msg)
+		m.SetQuestion(fmt.Sprintf("slow%d.example.net.", i), dns.TypeA)
+		wire, _ := m.Pack()
+		if _, err := hostile.Write(wire); err != nil {
+			t.Fatal(err)
+		}
+		if i%100 == 99 { // what has room in the socket
+			until(t, func() bool { return s.Stats().Zones[0].UDP > uint64(i) })
+		}
+	}
+	until(t, func() bool { return s.Stats().Zones[0].Limited >= 100 })
+	// Somebody else, from another address.
+	r := ask(t, "tcp", net.JoinHostPort("::1", port), "www.example.net", dns.TypeA)
+	if len(r.Answer) != 1 {
+		t.Errorf("another client: %s", text(r))
+	}
 }
 
 // A door that is closed does not wait for questions whose answers are awaited.

@@ -207,11 +207,11 @@ func (l *tcpLoop) answer(ctx context.Context, client netip.Addr, msg, out []byte
 		return send(p)
 	case !reply.Asks || rcode != 0:
 		return refuse(rcode)
-	case !s.enter():
+	case !s.waiting.enter(client):
 		count.limited++
 		return refuse(dns.RcodeServerFailure)
 	}
-	defer s.leave()
+	defer s.waiting.leave(client)
 	if p = s.elsewhere(ctx, v, &q, client, reply); p == nil {
 		return refuse(dns.RcodeServerFailure)
 	}

@@ -172,7 +172,7 @@ func (l *udpLoop) one(v *view, client netip.Addr, msg, out []byte, now time.Dura
 // ask has a question answered that others have to be asked for.
 func (l *udpLoop) ask(ctx context.Context, v *view, client netip.Addr, m *mmsghdr, e *envelope, reply Reply) {
 	s := l.server
-	if !s.enter() {
+	if !s.waiting.enter(client) {
 		l.tally.limited++
 		return
 	}
@@ -181,7 +181,7 @@ func (l *udpLoop) ask(ctx context.Context, v *view, client netip.Addr, m *mmsghd
 	to := &envelope{name: e.name, control: e.control}
 	head := m.Msghdr
 	go func() {
-		defer s.leave()
+		defer s.waiting.leave(client)
 		p := s.elsewhere(ctx, v, &q, client, reply)
 		if p == nil {
 			return
