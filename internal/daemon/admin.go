@@ -122,6 +122,9 @@ func (d *Daemon) serveAdmin(ctx context.Context, c *config.Config, interfaces []
 		problems = append(problems, edge.Problem{Pos: c.Admin.Pos, Path: "admin.tokenFile", What: what, Remedy: remedy})
 	}
 	places := placesOf(c, interfaces)
+	if p := (place{Socket: d.files.answeredAt()}); p.Socket != "" && !slices.Contains(places, p) {
+		places = append(places, p)
+	}
 	// Before listening: a new address may overlap an old one.
 	d.closePages(func(p *page) bool { return !slices.Contains(places, p.place) || !p.socket.there() })
 	for _, at := range places {

@@ -28,6 +28,7 @@ type attempt struct {
 	candidates []trial.Candidate
 	until      time.Time
 	by         string
+	socket     string // of the files when it began: whoever began it answers there
 	timer      *time.Timer
 }
 
@@ -125,6 +126,9 @@ func (f *files) try(candidates []trial.Candidate, patience time.Duration, by str
 		return s, nil
 	}
 	a := &attempt{id: rand.Text(), config: next, candidates: candidates, until: time.Now().Add(patience), by: by}
+	if f.good != nil {
+		a.socket = f.good.Admin.Socket
+	}
 	a.timer = time.AfterFunc(patience, func() {
 		if f.end(a.id, notConfirmed) == nil {
 			over()
@@ -223,6 +227,17 @@ func (f *files) stateLocked() trial.State {
 		s.Files = append(s.Files, trial.File{Path: absolute(f.names[i]), SHA256: hex.EncodeToString(sum[:])})
 	}
 	return s
+}
+
+// answeredAt is the socket at which a trial is answered, besides those that it says
+// itself; empty: there is none.
+func (f *files) answeredAt() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.attempt == nil {
+		return ""
+	}
+	return f.attempt.socket
 }
 
 // trialLocked is for the status.

@@ -160,6 +160,39 @@ func TestTrialIsConfirmed(t *testing.T) {
 	})
 }
 
+// What says yes or no to a trial comes by the socket of the files, wherever the
+// one on trial has it.
+func TestTrialIsAnsweredWhereItBegan(t *testing.T) {
+	dir := t.TempDir()
+	file, socket, other := filepath.Join(dir, "gatehouse.yaml"), filepath.Join(dir, "api.sock"), filepath.Join(dir, "other.sock")
+	write(t, file, adminFile("socket: "+socket))
+	d := start(t, file)
+	at := func(path string, want int) func() error {
+		return asks(overSocket(path), "http://localhost/status.json", "", want)
+	}
+	eventually(t, "the file runs", at(socket, 200))
+	tried := adminFile("socket: " + other)
+	now := tries(t, d, file, tried, time.Hour)
+	eventually(t, "the trial runs", at(other, 200))
+	if err := at(socket, 200)(); err != nil {
+		t.Errorf("the way back: %v", err)
+	}
+	// Written, and not confirmed yet.
+	write(t, file, tried)
+	d.files.take(readAll(d.files.names))
+	d.kick()
+	eventually(t, "decided", func() error {
+		if s := d.Trial(); !s.Decided {
+			return errors.New("it is not")
+		}
+		return at(socket, 200)()
+	})
+	if err := d.Confirm(now.ID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "only there", func() error { return errors.Join(at(socket, 0)(), at(other, 200)()) })
+}
+
 // Which file a candidate stands for is told by its name, where there are several.
 func TestCandidatesStandForFiles(t *testing.T) {
 	for _, c := range []struct {
