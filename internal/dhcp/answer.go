@@ -281,7 +281,7 @@ func (b *Book) Probed(z *Zone, a netip.Addr, somebody string, now time.Time) []e
 }
 
 func (b *Book) setAside(z *Zone, a netip.Addr, by string, now time.Time) []edge.Lease {
-	l := edge.Lease{Zone: z.Name, Addr: a, MAC: by, Begun: now, Expires: now.Add(DeclineTime), Declined: true}
+	l := edge.Lease{Zone: z.Name, Addr: a, MAC: by, Begun: now.UTC(), Expires: now.Add(DeclineTime).UTC(), Declined: true}
 	_, l.Reserved = z.reserved[a]
 	b.put(l)
 	return []edge.Lease{l}

@@ -17,6 +17,8 @@ import (
 // the address, and what was offered. It is not for use by several at a time.
 type Book struct {
 	leases map[netip.Addr]edge.Lease
+	// told are those of leases that this Book has given: by the clock as it was then.
+	told   map[netip.Addr]bool
 	offers map[netip.Addr]offer
 	// addrs are those that each client has in leases, or is offered.
 	addrs map[string][]netip.Addr
@@ -44,10 +46,11 @@ type Rival struct {
 
 // NewBook makes a Book of the leases that there are.
 func NewBook(leases []edge.Lease) *Book {
-	b := &Book{leases: map[netip.Addr]edge.Lease{}, offers: map[netip.Addr]offer{}, addrs: map[string][]netip.Addr{}, rivals: map[string]Rival{}, full: map[netip.Prefix]time.Time{}}
+	b := &Book{leases: map[netip.Addr]edge.Lease{}, told: map[netip.Addr]bool{}, offers: map[netip.Addr]offer{}, addrs: map[string][]netip.Addr{}, rivals: map[string]Rival{}, full: map[netip.Prefix]time.Time{}}
 	for _, l := range leases {
 		b.put(l)
 	}
+	clear(b.told)
 	return b
 }
 
@@ -68,13 +71,14 @@ func (b *Book) put(l edge.Lease) {
 	if l.Expires.IsZero() {
 		return
 	}
-	b.leases[l.Addr] = l
+	b.leases[l.Addr], b.told[l.Addr] = l, true
 	b.index(clientOf(&l), l.Addr)
 }
 
 func (b *Book) remove(a netip.Addr) {
 	if l, ok := b.leases[a]; ok {
 		delete(b.leases, a)
+		delete(b.told, a)
 		b.unindex(clientOf(&l), a)
 	}
 }
@@ -192,6 +196,22 @@ func (b *Book) Rival(zone string, now time.Time) Rival {
 		return r
 	}
 	return Rival{}
+}
+
+// ClockSet is called when the clock was set forward, or back. Machines count the
+// time of their leases from when they were told: what was told by the clock of
+// before goes by the one of now. Leases of a process before this one are left
+// alone, since a machine without a battery for its clock has begun with a wrong
+// one. It returns what is to be kept of that.
+func (b *Book) ClockSet(by time.Duration) []edge.Lease {
+	var changes []edge.Lease
+	for a := range b.told {
+		l := b.leases[a]
+		l.Begun, l.Expires = l.Begun.Add(by), l.Expires.Add(by)
+		b.leases[a] = l
+		changes = append(changes, l)
+	}
+	return changes
 }
 
 // Forget drops what no zone has any more: leases that have ended, of addresses

@@ -26,6 +26,8 @@ const (
 	longestMessage = 4096
 	// Leases that nobody can get any more are dropped this often.
 	forgetInterval = time.Hour
+	// A clock that is set by less makes no difference to anybody.
+	leastClockStep = time.Second
 )
 
 // What is counted beside types of messages.
@@ -51,6 +53,7 @@ type Server struct {
 	begun   time.Time
 
 	mu     sync.Mutex
+	ahead  time.Duration // of the clock, of where it would be had nobody set it since begun
 	book   *Book
 	zones  []Zone
 	ports  map[string]*port // by interface
@@ -93,8 +96,7 @@ func (s *Server) Apply(zones []Zone) []edge.Problem {
 	clear(s.failed)
 	s.prober.keep(s.ports)
 	for _, name := range slices.Sorted(maps.Keys(want)) {
-		if p := s.ports[name]; p != nil {
-			p.device = want[name]
+		if s.ports[name] != nil {
 			continue
 		}
 		p, err := openPort(want[name])
@@ -133,6 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 				s.changed()
 			}
 			s.mu.Lock()
+			s.lookAtClock(time.Now(), time.Since(s.begun))
 			next = s.book.Next(now)
 			s.mu.Unlock()
 		}
@@ -158,8 +161,25 @@ func (s *Server) hear(p *port, name string) {
 	}
 }
 
+// lookAtClock has leases last for as long as was said though the clock was set.
+// passed is since begun, which nobody sets. The lock is held.
+func (s *Server) lookAtClock(now time.Time, passed time.Duration) {
+	ahead := now.Round(0).Sub(s.begun.Round(0)) - passed
+	by := ahead - s.ahead
+	if by.Abs() < leastClockStep {
+		return
+	}
+	s.ahead = ahead
+	if changes := s.book.ClockSet(by); len(changes) > 0 {
+		s.log.Info("clock set, leases last as long as was said", "by", by, "leases", len(changes))
+		s.journal.Commit(changes, func(err error) { s.kept(err) })
+		s.changed()
+	}
+}
+
 // handle answers a message. The lock is held.
 func (s *Server) handle(p *port, in Packet, err error) {
+	s.lookAtClock(time.Now(), time.Since(s.begun))
 	z := s.zoneOf(in.Device)
 	if z == nil || s.ports[in.Device] != p {
 		return

@@ -16,7 +16,7 @@ import (
 
 // port is where machines are heard on one interface, and answered.
 type port struct {
-	device Device
+	device Device       // as it was when it was opened: its Addr may be another one by now
 	udp    *net.UDPConn // hears, and sends what has a way
 
 	closing sync.RWMutex // against a descriptor that is somebody else's by now
@@ -109,11 +109,7 @@ func (p *port) send(reply *dhcpv4.DHCPv4, to Destination) error {
 	if to.Way == ToHardware && len(reply.ClientHWAddr) == len(hardware) {
 		hardware = reply.ClientHWAddr
 	}
-	from := to.From
-	if !from.IsValid() {
-		from = p.device.Addr
-	}
-	return p.frame(unix.ETH_P_IP, hardware, datagram(netip.AddrPortFrom(from, dhcpv4.ServerPort), to.Addr, message))
+	return p.frame(unix.ETH_P_IP, hardware, datagram(netip.AddrPortFrom(to.From, dhcpv4.ServerPort), to.Addr, message))
 }
 
 // frame sends a packet to a hardware address.
