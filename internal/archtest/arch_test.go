@@ -31,7 +31,7 @@ var allowed = map[string][]string{
 	"internal/web/gen":     {"internal/web"},
 	"internal/firstfile":   {"internal/edge"},
 	"internal/explain":     {"internal/config", "internal/desired", "internal/edge", "internal/firewall"},
-	"internal/changes":     {"internal/desired", "internal/edge", "internal/status"},
+	"internal/changes":     {"internal/config", "internal/desired", "internal/edge", "internal/status"},
 	"internal/history":     {"internal/edge", "internal/status"},
 	"internal/status":      {"internal/desired", "internal/edge"},
 	"internal/dns":         {"internal/edge", "internal/ratelimit"},

@@ -43,10 +43,12 @@ type Changes struct {
 	Opened  []Change `json:"opened"`
 	Closed  []Change `json:"closed"`
 	Changed []Change `json:"changed"` // open before and after, or closed before and after
+	// Blocks are what differs beside that; see [Blocks].
+	Blocks []Block `json:"blocks,omitempty"`
 }
 
 // None says that nothing would change.
-func (c Changes) None() bool { return len(c.Opened)+len(c.Closed)+len(c.Changed) == 0 }
+func (c Changes) None() bool { return len(c.Opened)+len(c.Closed)+len(c.Changed)+len(c.Blocks) == 0 }
 
 // Change is what would become of one port of a Service, or of one static
 // frontend, in one zone.

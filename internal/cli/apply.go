@@ -92,6 +92,9 @@ func (w *whom) operator(stderr io.Writer) (*client, error) {
 		return nil, err
 	}
 	if !strings.HasPrefix(c.where, "/") {
+		if w.url == "" && len(w.files) == 0 {
+			return nil, fmt.Errorf("nothing listens at %s: gatehouse does not run, or its admin.socket is elsewhere; give its file with -c FILE, or --url unix:PATH", defaultSocket)
+		}
 		return nil, fmt.Errorf("%s: that is done at the Unix socket only, where the kernel says who asks; add admin: {socket: %s}, or give --url unix:PATH", c, defaultSocket)
 	}
 	return c, nil
@@ -215,7 +218,15 @@ func (a *applying) diff(ctx context.Context, s trial.State, files []trial.Candid
 		}
 		asIfRunning(&in, now)
 		state, _ := desired.Settled(in)
-		return printChanges(a.out, changes.Between(changes.Side{Exposures: now.Exposures, Frontends: now.Frontends}, changes.Planned(state)))
+		all := changes.Between(changes.Side{Exposures: now.Exposures, Frontends: now.Frontends}, changes.Planned(state))
+		ofBlocks(a.say, &all, func() (*config.Config, error) {
+			var names, sums []string
+			for _, f := range s.Files {
+				names, sums = append(names, f.Path), append(sums, f.SHA256)
+			}
+			return goneBy(names, sums)
+		}, c)
+		return printChanges(a.out, all)
 	}()
 	if err != nil {
 		fmt.Fprintf(a.say, "what would change of what is open is not known: %v\n", err)

@@ -27,14 +27,15 @@ func newExplain() *cobra.Command {
 		Long: `explain asks the running daemon whether a client gets through to a backend, and
 prints what that follows from, link by link, each with the place where it is
 written: the class of the Service, the zones that it asks for and may have, the
-port, the listener on this machine, TLS server names, source ranges, the data
-plane, backends, their health and shares, and the address that they see. What
-stops it comes with what would be right instead. It makes no connection, and
+port, the listener on this machine, TLS server names, the firewall, source ranges,
+the data plane, backends, their health and shares, and the address that they see.
+What stops it comes with what would be right instead. It makes no connection, and
 answers from what the data planes have.
 
 TARGET is
 
-  ADDRESS:PORT              an address of this machine, IPv6 in brackets
+  ADDRESS:PORT              an address of this machine, or one that the firewall may
+                            let pass to; IPv6 in brackets
   NAME:PORT                 a TLS server name there, or a name of the files
   NAMESPACE/SERVICE         all ports of a Service
   NAMESPACE/SERVICE:PORT    one of them, by its number or its name

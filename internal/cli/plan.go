@@ -65,7 +65,7 @@ that nothing would. Whether backends are up makes no difference.
 					return err
 				}
 			}
-			return plan(cmd.Context(), cmd.OutOrStdout(), c, output, daemon)
+			return plan(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), c, output, daemon)
 		},
 	}
 	from.addTo(cmd)
@@ -76,7 +76,7 @@ that nothing would. Whether backends are up makes no difference.
 
 // plan prints what would be open, or, with a daemon to ask, what would change
 // there.
-func plan(ctx context.Context, out io.Writer, c *config.Config, output string, from *client) error {
+func plan(ctx context.Context, out, say io.Writer, c *config.Config, output string, from *client) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var now status.Status
@@ -96,6 +96,7 @@ func plan(ctx context.Context, out io.Writer, c *config.Config, output string, f
 		asIfRunning(&in, now)
 		state, _ := desired.Settled(in)
 		all := changes.Between(changes.Side{Exposures: now.Exposures, Frontends: now.Frontends}, changes.Planned(state))
+		ofBlocks(say, &all, func() (*config.Config, error) { return goesBy(now.Config) }, c)
 		if output == "json" {
 			return encoder.Encode(all)
 		}

@@ -3,14 +3,19 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
 	"e13.dev/gatehouse/internal/changes"
+	"e13.dev/gatehouse/internal/config"
 	"e13.dev/gatehouse/internal/desired"
 	"e13.dev/gatehouse/internal/edge"
 	"e13.dev/gatehouse/internal/status"
@@ -124,8 +129,63 @@ func printChanges(out io.Writer, c changes.Changes) error {
 			}
 		})
 	}
+	for _, b := range c.Blocks {
+		lines = append(lines, b.Name+":")
+		for _, text := range b.Removed {
+			lines = append(lines, "- "+text)
+		}
+		for _, text := range b.Added {
+			lines = append(lines, "+ "+text)
+		}
+		for _, d := range b.Differences {
+			lines = append(lines, "    "+d.String())
+		}
+	}
 	_, err := io.WriteString(out, harmless(strings.Join(lines, "\n"))+"\n")
 	return err
+}
+
+// goneBy is the configuration that a daemon goes by, read from its files. What
+// runs of each is told by sums; nil: it is not known.
+func goneBy(files []string, sums []string) (*config.Config, error) {
+	var all []config.File
+	for i, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		if sum := sha256.Sum256(data); sums != nil && sums[i] != hex.EncodeToString(sum[:]) {
+			return nil, fmt.Errorf("%s is not what runs", name)
+		}
+		all = append(all, config.File{Name: name, Data: data})
+	}
+	c, problems := config.Parse(all)
+	if len(problems) > 0 {
+		return nil, errors.New(problems[0].String())
+	}
+	return c, nil
+}
+
+// ofBlocks adds what would change beside what is open, or says on stderr why that
+// is not known.
+func ofBlocks(say io.Writer, c *changes.Changes, was func() (*config.Config, error), now *config.Config) {
+	before, err := was()
+	if err != nil {
+		fmt.Fprintln(say, harmless(fmt.Sprintf("what would change of zones, firewall, links, dhcp and dns is not known: %v", err)))
+		return
+	}
+	c.Blocks = changes.Blocks(before, now)
+}
+
+// goesBy is goneBy for a daemon that tells which files it has.
+func goesBy(c status.Config) (*config.Config, error) {
+	switch {
+	case c.Trial != nil:
+		return nil, errors.New("another configuration is on trial")
+	case !c.Current:
+		return nil, errors.New("the files of the daemon are bad, and those before go on")
+	}
+	return goneBy(c.Files, nil)
 }
 
 func listed(items []string) string { return strings.Join(items, ", ") }
