@@ -177,7 +177,9 @@ func (x *links) apply(_ context.Context, c *config.Config) []edge.Problem {
 	}
 	x.followLocked(c)
 	for i := range want.Links {
-		want.Links[i].Lease = x.leaseLocked(want.Links[i].Name, now)
+		name := want.Links[i].Name
+		want.Links[i].Lease = x.leaseLocked(name, now)
+		want.Links[i].Asking = x.clients[name] != nil && x.clients[name].Asking()
 	}
 	x.devices, x.problems = x.applier.Apply(want, now)
 	x.tellClientsLocked()

@@ -315,3 +315,39 @@ func TestNetnsLinksAreHandedOver(t *testing.T) {
 		}
 	})
 }
+
+// Where no lease is kept, the next process finds the address, and leaves it there
+// until it has one.
+func TestNetnsAnAddressOfAProcessBefore(t *testing.T) {
+	netnstest.Run(t, func() {
+		router := netnstest.New(t)
+		netnstest.Cable(t, nil, "eth1", router, "lan")
+		netnstest.Addr(t, router, "lan", "10.11.12.1/24")
+		args := []string{"--interface=lan", "--dhcp-range=10.11.12.100,10.11.12.199,255.255.255.0,1h"}
+		stop := startDnsmasq(t, router, args...)
+		const file = "links: [{name: eth1, addresses: [dhcp]}]\n"
+		old := startLinks(t, file)
+		inTime(t, "the address", func() bool { return strings.Contains(output(t, "ip", "route"), "default") })
+		addr := old.leases()[0].Addr
+		stop()
+		lost := watchAddresses(t)
+		old.retire(true)
+		old.stop()
+		successor := startLinks(t, file)
+		inTime(t, "that it asks", func() bool { return strings.Contains(successor.said(), "no DHCP server answers") })
+		if out := output(t, "ip", "addr") + output(t, "ip", "route"); !strings.Contains(out, addr.String()) || !strings.Contains(out, "default via 10.11.12.1") {
+			t.Errorf("left is\n%s", out)
+		}
+		startDnsmasq(t, router, args...)
+		inTime(t, "the lease", func() bool { return len(successor.leases()) == 1 })
+		if got := successor.leases()[0].Addr; got != addr {
+			t.Fatalf("it has %s, the one before had %s", got, addr)
+		}
+		if gone := lost(); len(gone) > 0 {
+			t.Errorf("removed: %q", gone)
+		}
+		// One that is another's now goes.
+		successor.use("links: [{name: eth1}]\n")
+		inTime(t, "that it goes", func() bool { return !strings.Contains(output(t, "ip", "addr"), addr.String()) })
+	})
+}

@@ -281,6 +281,14 @@ func (c *Client) Lease() (Lease, bool) {
 	return Lease{}, false
 }
 
+// Asking says that it does not know yet which address the interface is given: no
+// server has said so since it was made, or refused one.
+func (c *Client) Asking() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.machine.answered && c.machine.active() == nil
+}
+
 // Problem is why there is no lease, or will not be soon; empty: nothing is wrong.
 func (c *Client) Problem() string {
 	c.mu.Lock()

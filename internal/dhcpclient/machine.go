@@ -73,6 +73,7 @@ type machine struct {
 	tries    int
 	due      time.Time // when to call timer; zero: never
 	refusals int       // in a row
+	answered bool      // there was a lease, or a refusal
 
 	lease     *Lease // in use, or of before
 	used      bool   // it may be used
@@ -134,6 +135,7 @@ func (m *machine) begin(now time.Time, s state) {
 // drop forgets the lease, and says so if it was used.
 func (m *machine) drop() []action {
 	was := m.used
+	m.answered = m.answered || was
 	m.lease, m.used, m.candidate = nil, false, nil
 	if !was {
 		return nil
@@ -276,7 +278,7 @@ func (m *machine) checked(now time.Time, who string) []action {
 	l := m.candidate
 	m.candidate = nil
 	if who == "" {
-		m.lease, m.used, m.problem, m.refusals = l, true, "", 0
+		m.lease, m.used, m.problem, m.refusals, m.answered = l, true, "", 0, true
 		return append(m.settle(now), action{changed: true}, action{tell: l.Addr.Addr()})
 	}
 	m.begin(now, waiting)
@@ -324,6 +326,7 @@ func (m *machine) refused(now time.Time, r reply) []action {
 	}
 	out := m.drop()
 	m.refusals++
+	m.answered = true
 	m.problem = "a DHCP server has refused the address that was asked for"
 	if r.text != "" {
 		m.problem += ": " + r.text

@@ -50,6 +50,9 @@ type Want struct {
 type Link struct {
 	config.Link
 	Lease *Lease // nil: it has none
+	// Asking says that no server has answered yet: what a process before has put there
+	// for a time stays until that is over.
+	Asking bool
 }
 
 // Lease is what a DHCP server has said, as far as interfaces go.

@@ -318,10 +318,19 @@ func sameLife(a, b uint32) bool {
 
 func (p *planner) removeAddresses(wanted map[mark]bool) {
 	for _, a := range p.have.addresses {
-		if a.ours && !wanted[a.mark] && !p.goes(a.index) {
+		if a.ours && !wanted[a.mark] && !p.goes(a.index) && !p.mayBeLeased(a.index, a.addr.Addr()) {
 			p.do(step{op: addrDel, device: p.have.name(a.index), addr: a.addr})
 		}
 	}
+}
+
+// mayBeLeased says whether an address is there for a time, and of a link of which it
+// is not known yet which address it is given.
+func (p *planner) mayBeLeased(index int, addr netip.Addr) bool {
+	l := p.wanted(p.have.name(index))
+	return l != nil && l.Asking && l.DHCP != nil && slices.ContainsFunc(p.have.addresses, func(a address) bool {
+		return a.index == index && a.addr.Addr() == addr && addr.Is4() && a.ours && a.valid != forever
+	})
 }
 
 // goes says that an interface is removed with what it has.
@@ -417,7 +426,7 @@ func (p *planner) route(l Link, d *Device, r Route) {
 
 func (p *planner) removeRoutes(wanted []Route) {
 	for _, have := range p.have.routes {
-		if !have.ours || p.goes(have.index) {
+		if !have.ours || p.goes(have.index) || p.mayBeLeased(have.index, have.Source) {
 			continue
 		}
 		replaced := slices.ContainsFunc(p.steps, func(s step) bool {
