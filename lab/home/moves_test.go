@@ -142,6 +142,65 @@ func TestTheLeaseMoves(t *testing.T) {
 	}
 }
 
+// The home router gives the box another address at home: from the moment that the interface has it, doors, names and the
+// status of Services follow, while what the cluster has of the same Services goes on.
+func TestTheHomeLeaseMoves(t *testing.T) {
+	serveClients(t)
+	lives(t, "nas", "10.0.0.1:80")
+	open(t, "nas", "10.0.0.1:80")
+	old, moved := netip.MustParseAddr(site.EdgeHome), netip.MustParseAddr("10.11.12.42")
+	for _, way := range [][2]netip.Addr{{old, moved}, {moved, old}} {
+		if err := lab.MoveHome(t.Context(), way[0], way[1]); err != nil {
+			t.Fatal(err)
+		}
+		if err := lab.LinkDown("edge", "eth1"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 10*time.Second, "the cable is seen to be pulled", func() error {
+			if running(t, "eth1") {
+				return errors.New("it is not")
+			}
+			return nil
+		})
+		if err := lab.LinkUp("edge", "eth1"); err != nil {
+			t.Fatal(err)
+		}
+		addr := way[1].String()
+		eventually(t, 30*time.Second, "eth1 has "+addr+" alone", func() error {
+			out := shell(t, "edge", "ip -4 -br addr show dev eth1")
+			if !strings.Contains(out, " "+addr+"/24") || strings.Count(out, "/24") != 1 {
+				return fmt.Errorf("it has %s", out)
+			}
+			return nil
+		})
+		has := time.Now()
+		eventually(t, 5*time.Second, "the controller at home answers there", func() error {
+			_, err := get("home1", addr+":80")
+			return err
+		})
+		t.Logf("open at %s after %s", addr, time.Since(has).Round(time.Millisecond))
+		eventually(t, 5*time.Second, "names stand for it", func() error {
+			out := shell(t, "home1", "dig +tries=1 +time=1 +noall +comments +answer @"+addr+" git.home.example || true")
+			if got := answersOf(out); got != addr {
+				return fmt.Errorf("%q:\n%s", got, out)
+			}
+			return nil
+		})
+		t.Logf("named after %s", time.Since(has).Round(time.Millisecond))
+		eventually(t, 5*time.Second, "the status of the Service says so", func() error {
+			out, err := lab.Kubectl(t.Context(), "get", "service", "-n", "ingress-home", "nginx", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+			if err == nil && !strings.Contains(" "+out+" ", " "+addr+" ") {
+				err = fmt.Errorf("it says %s", out)
+			}
+			return err
+		})
+		t.Logf("in the status after %s", time.Since(has).Round(time.Millisecond))
+		if open, err := passes("home1", addr+":22"); !open || err != nil {
+			t.Errorf("the firewall lets home not in for ssh: %v %v", open, err)
+		}
+	}
+}
+
 // The provider gives the home another IPv6 prefix: what the box opens to the Internet goes by it.
 func TestThePrefixMoves(t *testing.T) {
 	serveClients(t)

@@ -57,6 +57,19 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// A browser at home goes to a name, and is there.
+func TestABrowserGoesToAName(t *testing.T) {
+	serveClients(t)
+	page := shell(t, "home1", "chromium --headless --no-sandbox --disable-gpu --user-data-dir=$(mktemp -d) --dump-dom http://git.home.example/ 2>/dev/null")
+	if !strings.Contains(page, `"pod":`) || !strings.Contains(page, "11.12.101:") && !strings.Contains(page, "11:12::101]:") {
+		t.Errorf("it shows %s", page)
+	}
+	page = shell(t, "home1", "chromium --headless --no-sandbox --disable-gpu --user-data-dir=$(mktemp -d) --dump-dom http://www.home.example/ 2>/dev/null")
+	if strings.Contains(page, `"pod":`) {
+		t.Errorf("what is not open at home is shown: %s", page)
+	}
+}
+
 // answersOf is what dig says that a name stands for, or why it stands for nothing.
 func answersOf(out string) string {
 	var data []string

@@ -321,24 +321,35 @@ func (s *Site) MovePublicAddress(ctx context.Context, from, to netip.Addr) error
 // what comes from the Internet there: what somebody does who clicks through its menus, or a new router. from is
 // EdgeExposed at first.
 func (s *Site) MoveExposed(ctx context.Context, from, to netip.Addr) error {
-	file := s.path("config", "dnsmasq.conf")
-	config, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	changed := strings.ReplaceAll(string(config), exposedMAC+",set:edge,"+from.String()+"\n", exposedMAC+",set:edge,"+to.String()+"\n")
-	if changed == string(config) {
-		return fmt.Errorf("the home router does not give %s to veth0", from)
-	}
-	if err := os.WriteFile(file, []byte(changed), 0o644); err != nil {
-		return err
-	}
 	router := nsName(s.name, "router")
 	rules := "flush chain ip site pre\nadd rule ip site pre iifname { wan, lan } ip daddr @public meta l4proto { tcp, udp } dnat to " + to.String() + "\n"
 	if err := tool(ctx, rules, "ip", "netns", "exec", router, "nft", "-f", "-"); err != nil {
 		return err
 	}
 	if err := tool(ctx, "", "ip", "-n", router, "route", "replace", "default", "via", to.String(), "dev", "lan", "table", "100"); err != nil {
+		return err
+	}
+	return s.lend(ctx, exposedMAC, from, to)
+}
+
+// MoveHome has the home router give eth1 another address at home from the next time that it is asked. from is EdgeHome at
+// first. Home's machines still ask for names at the one that they were told.
+func (s *Site) MoveHome(ctx context.Context, from, to netip.Addr) error {
+	return s.lend(ctx, homeMAC, from, to)
+}
+
+// lend has the home router give a card of the edge another address.
+func (s *Site) lend(ctx context.Context, mac string, from, to netip.Addr) error {
+	file := s.path("config", "dnsmasq.conf")
+	config, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	changed := strings.ReplaceAll(string(config), mac+",set:edge,"+from.String()+"\n", mac+",set:edge,"+to.String()+"\n")
+	if changed == string(config) {
+		return fmt.Errorf("the home router does not give %s to %s", from, mac)
+	}
+	if err := os.WriteFile(file, []byte(changed), 0o644); err != nil {
 		return err
 	}
 	if err := s.Stop(ctx, "dnsmasq"); err != nil {
