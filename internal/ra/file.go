@@ -18,8 +18,7 @@ const (
 	fileName = "advertised-prefixes.json"
 	newName  = fileName + ".new"
 	maxSize  = 1 << 20
-	// maxPrefixes is how many an interface had at most: each is in every
-	// advertisement for two hours.
+	// maxPrefixes is how many an interface had at most (mostPrefixes is less).
 	maxPrefixes = 32
 )
 

@@ -1,6 +1,7 @@
 package ra
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,6 +12,15 @@ import (
 // it (RFC 4862 §5.5.3 e): who has not told them who they are, as nobody here has,
 // cannot take it away from them sooner.
 const twoHours = 2 * time.Hour
+
+// An advertisement is one packet, on the smallest link that carries IPv6: who gets
+// fragments of one throws them away (RFC 6980 §5). Of what has gone the last is
+// told, where there is more: of the rest everybody has heard by then.
+const (
+	mostPrefixes    = 24 // with those that have not gone
+	mostGoneServers = 4
+	mostGoneDomains = 2
+)
 
 // memory is what was told on an interface, and until when it holds. What holds
 // and is not told any more has to be taken back: nobody forgets it by himself
@@ -50,8 +60,8 @@ func (m *memory) tell(c Content, now time.Time, last bool) message {
 		out.prefixes = append(out.prefixes, prefixInformation{p, true, true})
 	}
 	out.dns, out.search = slices.Clone(c.DNS), slices.Clone(c.Search)
-	out.goneDNS = told(m.dns, c.DNS, now, out.dnsLifetime, netip.Addr.Compare)
-	out.goneSearch = told(m.search, c.Search, now, out.dnsLifetime, strings.Compare)
+	out.goneDNS = told(m.dns, c.DNS, now, out.dnsLifetime, mostGoneServers, netip.Addr.Compare)
+	out.goneSearch = told(m.search, c.Search, now, out.dnsLifetime, mostGoneDomains, strings.Compare)
 	return out
 }
 
@@ -75,13 +85,22 @@ func (m *memory) deprecated(c Content, now time.Time) []Prefix {
 			delete(m.leaving, prefix)
 		}
 	}
+	slices.SortFunc(all, func(a, b Prefix) int {
+		return cmp.Or(cmp.Compare(b.Valid, a.Valid), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+	})
+	most := min(max(mostPrefixes-len(c.Prefixes), 0), len(all))
+	for _, p := range all[most:] {
+		delete(m.prefixes, p.Prefix)
+		delete(m.leaving, p.Prefix)
+	}
+	all = all[:most]
 	slices.SortFunc(all, func(a, b Prefix) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
 	return all
 }
 
 // told keeps in mind that these are told now, for so long, and returns those that
 // were told before, hold, and are not among them.
-func told[T comparable](memory map[T]time.Time, now []T, at time.Time, lifetime time.Duration, compare func(a, b T) int) (gone []T) {
+func told[T comparable](memory map[T]time.Time, now []T, at time.Time, lifetime time.Duration, most int, compare func(a, b T) int) (gone []T) {
 	for _, x := range now {
 		memory[x] = at.Add(lifetime)
 	}
@@ -92,6 +111,11 @@ func told[T comparable](memory map[T]time.Time, now []T, at time.Time, lifetime 
 		case !slices.Contains(now, x):
 			gone = append(gone, x)
 		}
+	}
+	slices.SortFunc(gone, func(a, b T) int { return cmp.Or(memory[b].Compare(memory[a]), compare(a, b)) })
+	for len(gone) > most {
+		delete(memory, gone[len(gone)-1])
+		gone = gone[:len(gone)-1]
 	}
 	slices.SortFunc(gone, compare)
 	return gone

@@ -87,3 +87,33 @@ func TestTakingBackProlongsNothing(t *testing.T) {
 		t.Error(got.search)
 	}
 }
+
+// A provider that gives another prefix each minute has nobody told more than a
+// packet holds: fragments of it would be thrown away (RFC 6980 §5), and what does
+// not fit the file would not be read again.
+func TestPrefixesThatGoAllTheTime(t *testing.T) {
+	m, now := newMemory(), time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	const smallest = 1280 - 40 // of what a link carries, without the header
+	for i := range 200 {
+		now = now.Add(time.Minute)
+		c := content(30*time.Minute, fmt.Sprintf("2001:db8:0:%x::1", i), strings.Repeat("long.", 48)+"example", fmt.Sprintf("2001:db8:0:%x::/64", i))
+		told := m.tell(c, now, false)
+		told.source, told.mtu = make([]byte, 6), 1500
+		if n := len(told.encode()); n > smallest {
+			t.Fatalf("after %d prefixes: %d bytes", i+1, n)
+		}
+		if i == 0 {
+			continue
+		}
+		before := netip.MustParsePrefix(fmt.Sprintf("2001:db8:0:%x::/64", i-1))
+		if !slices.ContainsFunc(told.prefixes, func(p prefixInformation) bool { return p.Prefix.Prefix == before && p.Preferred == 0 }) {
+			t.Fatalf("%s has just gone, and nobody is told: %s", before, said(told))
+		}
+		if !slices.Contains(told.goneDNS, before.Addr().Next()) {
+			t.Fatalf("the server in %s has just gone, and nobody is told: %s", before, said(told))
+		}
+	}
+	if len(m.prefixes) > maxPrefixes || len(m.leaving) >= len(m.prefixes) {
+		t.Errorf("%d are kept in mind, and %d as gone", len(m.prefixes), len(m.leaving))
+	}
+}
