@@ -89,7 +89,11 @@ func understand(z *Zone, p Packet, now time.Time) (*request, string) {
 	if len(p.ClientHWAddr) > 0 && slices.ContainsFunc(p.ClientHWAddr, func(b byte) bool { return b != 0 }) {
 		r.mac = p.ClientHWAddr.String()
 	}
-	if id := p.Options.Get(dhcpv4.OptionClientIdentifier); len(id) >= 2 { // a type, and something (RFC 2132 section 9.14)
+	id := p.Options.Get(dhcpv4.OptionClientIdentifier)
+	if len(id) > longestID {
+		return nil, "does not say who asks"
+	}
+	if len(id) >= 2 { // a type, and something (RFC 2132 section 9.14)
 		r.id = hexOf(id)
 	}
 	if r.mac == "" && r.id == "" {

@@ -28,6 +28,9 @@ const (
 	DeclineTime = 10 * time.Minute
 	// shortestLease is given to whoever asks for less.
 	shortestLease = 2 * time.Minute
+	// longestID is how many bytes an identifier of a client has at most: those of one
+	// option (RFC 2132 section 9.14).
+	longestID = 255
 	// fullTime is how long a pool counts as used up that was found to be.
 	fullTime = time.Second
 	// rivalTime is how long another server is remembered that was heard of.

@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -91,5 +92,18 @@ func TestHeadersOfReplies(t *testing.T) {
 	p.send(in)
 	if got := addr4(p.last.ServerIdentifier()); got != addr("10.7.0.1") {
 		t.Errorf("a relay agent that knows this machine as 10.7.0.1 hears of %s", got)
+	}
+}
+
+// An option can come in many parts, which are one (RFC 3396): an identifier of
+// kilobytes for each address of a pool would fill the file of leases.
+func TestIdentifiersAreShort(t *testing.T) {
+	p := newPlay(t, site(noProbe))
+	p.do("1 REQUEST server=10.0.0.1 requested=10.0.0.100 id=" + strings.Repeat("x", 254))
+	if l := p.kept[len(p.kept)-1]; len(l.ClientID) != 2*255 {
+		t.Errorf("the longest one is kept as %q", l.ClientID)
+	}
+	if got := p.do("2 DISCOVER id=" + strings.Repeat("x", 255)); got != "- does not say who asks" {
+		t.Error(got)
 	}
 }
