@@ -258,6 +258,9 @@ func printMatrix(out io.Writer, m prove.Matrix, notes []string, output string) e
 	if len(m.Unzoned) > 0 {
 		b.WriteString("In no zone, so nothing new passes there: " + strings.Join(m.Unzoned, ", ") + ".\n")
 	}
+	for _, policy := range m.Idle {
+		b.WriteString("Decides nothing, since what it is about is decided before it: " + policy + ".\n")
+	}
 	for _, note := range notes {
 		b.WriteString("Note: " + note + ".\n")
 	}
@@ -288,7 +291,7 @@ func mark(c prove.Cell) string {
 	var words []string
 	for _, p := range c.Passes {
 		ports := portsOf(p)
-		if len(ports) > 3 {
+		if len(ports) > 3 || slices.Contains(ports, "everything") { // but not from and to everywhere
 			return "some, below"
 		}
 		for _, w := range ports {

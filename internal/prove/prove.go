@@ -79,6 +79,8 @@ type Matrix struct {
 	Always []string `json:"always"`
 	// Unzoned are the interfaces that are in no zone: nothing passes there.
 	Unzoned []string `json:"unzoned,omitempty"`
+	// Idle are the policies that decide nothing: all that they are about is decided by those before them.
+	Idle []string `json:"idle,omitempty"`
 }
 
 // Cell is what is let pass from one zone to another, or to this machine.
@@ -158,13 +160,9 @@ func (s *Site) policies(from, to string) []passage {
 	var droppers []int // parallel to dropped
 	for i := range s.Rules.Rules {
 		r := &s.Rules.Rules[i]
-		m := &r.Fits
-		if r.Way&way(to) == 0 || !ordinary(r) || m.Pinholes != firewall.NoPinhole || !fits(m.From, from) || to != config.Self && !fits(m.To, to) {
+		of, applies := boxesOfRule(r, from, to)
+		if !applies {
 			continue
-		}
-		of := boxes(m.Services, spansOf(m.Sources), spansOf(m.Destinations))
-		if m.IsIP != 0 {
-			of = slices.DeleteFunc(of, func(b box) bool { return b.src.is4() != (m.IsIP == 4) })
 		}
 		if !r.Accept {
 			for _, b := range of {
@@ -180,6 +178,45 @@ func (s *Site) policies(from, to string) []passage {
 		}
 		if p.boxes = subtract(of, dropped); len(p.boxes) > 0 {
 			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// boxesOfRule are what a policy is about between two zones, if it is.
+func boxesOfRule(r *firewall.Rule, from, to string) (of []box, applies bool) {
+	m := &r.Fits
+	if r.Way&way(to) == 0 || !ordinary(r) || m.Pinholes != firewall.NoPinhole || !fits(m.From, from) || to != config.Self && !fits(m.To, to) {
+		return nil, false
+	}
+	of = boxes(m.Services, spansOf(m.Sources), spansOf(m.Destinations))
+	if m.IsIP != 0 {
+		of = slices.DeleteFunc(of, func(b box) bool { return b.src.is4() != (m.IsIP == 4) })
+	}
+	return of, true
+}
+
+// idle are the policies that nothing is left for, in file order.
+func (s *Site) idle() (all []string) {
+	decides := map[int]bool{} // by policy
+	for _, from := range s.Rules.Zones {
+		for _, to := range append(slices.Clone(s.Rules.Zones), firewall.Zone{Name: config.Self}) {
+			var before []box
+			for i := range s.Rules.Rules {
+				r := &s.Rules.Rules[i]
+				of, applies := boxesOfRule(r, from.Name, to.Name)
+				if !applies || r.Policy < 0 {
+					continue
+				}
+				decides[r.Policy] = decides[r.Policy] || len(subtract(of, before)) > 0
+				before = append(before, of...)
+			}
+		}
+	}
+	for i := range s.Rules.Rules {
+		r := &s.Rules.Rules[i]
+		if does, known := decides[r.Policy]; known && !does && !slices.Contains(all, r.Why) {
+			all = append(all, r.Why)
 		}
 	}
 	return all
@@ -224,7 +261,7 @@ func (s *Site) elsewhere() (all []span) {
 
 // Matrix says what passes between all zones, and to this machine.
 func (s *Site) Matrix() Matrix {
-	m := Matrix{Cells: []Cell{}, Exposures: []Exposure{}, Always: []string{}, Unzoned: s.Rules.Unzoned}
+	m := Matrix{Cells: []Cell{}, Exposures: []Exposure{}, Always: []string{}, Unzoned: s.Rules.Unzoned, Idle: s.idle()}
 	for _, z := range s.Rules.Zones {
 		m.Zones = append(m.Zones, z.Name)
 	}
