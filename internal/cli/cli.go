@@ -66,7 +66,8 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		Use:   "gatehouse",
 		Short: "The front door of a bare-metal Kubernetes cluster",
 		Long: `gatehouse opens Services of type LoadBalancer in exactly the networks (zones)
-that they ask for, and spreads connections evenly over their pods.`,
+that they ask for, and spreads connections evenly over their pods. If its file says
+so, it is the site's router too: interfaces, firewall, DHCP and DNS.`,
 		Version:       Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
