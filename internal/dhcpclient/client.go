@@ -35,7 +35,7 @@ type Client struct {
 	socket  *packets
 	unicast net.PacketConn // for as long as an answer is waited for
 	failure string         // why it cannot ask
-	told    string         // the problem that Changed was called for
+	told    string         // the failure and the problem that Changed was called for
 	ended   bool
 	tasks   sync.WaitGroup
 }
@@ -148,6 +148,12 @@ func (c *Client) openLocked() {
 				c.doLocked(c.machine.packet(time.Now(), r))
 			}
 		})
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.socket == s { // it hears nothing any more; the next question takes another
+			s.close()
+			c.socket = nil
+		}
 	})
 }
 
@@ -193,8 +199,8 @@ func (c *Client) doLocked(actions []action) {
 	if changed {
 		c.keepLocked()
 	}
-	if changed || c.machine.problem != c.told {
-		c.told = c.machine.problem
+	if said := c.failure + c.machine.problem; changed || said != c.told {
+		c.told = said
 		c.options.Changed()
 	}
 }
@@ -218,6 +224,9 @@ func (c *Client) sendLocked(a action) {
 			return
 		}
 		c.options.Log.Debug("DHCP message not sent by the routes", "interface", c.options.Link, "err", err)
+	}
+	if c.socket == nil && !c.ended && c.ctx != nil && c.link.Running {
+		c.openLocked() // it has failed before
 	}
 	if c.socket == nil {
 		return

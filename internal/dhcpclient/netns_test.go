@@ -376,6 +376,30 @@ func cable(t *testing.T) *netnstest.NS {
 	return ns
 }
 
+// What keeps a client from asking for a moment does so for a moment.
+func TestNetnsItIsTriedAgainToAsk(t *testing.T) {
+	netnstest.Run(t, func() {
+		c := New(Options{Link: "eth9", Log: logger(t), Changed: func() {}})
+		c.Link(Link{Index: 4242, MAC: [6]byte{2, 0, 0, 0, 0, 9}, Running: true})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); c.Run(ctx) }()
+		defer func() { cancel(); <-done }()
+		said := func(what string) func() bool {
+			return func() bool { return strings.Contains(c.Problem(), what) }
+		}
+		netnstest.Eventually(t, 10*time.Second, "it cannot", said("no DHCP server can be asked: bind to the interface"))
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth9", Index: 4242}, PeerName: "peer9"}
+		if err := netlink.LinkAdd(link); err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			t.Fatal(err)
+		}
+		netnstest.Eventually(t, 10*time.Second, "it asks", said("no DHCP server answers"))
+	})
+}
+
 // A server that has gone: the address stays until its time is over, and no longer.
 func TestNetnsTheServerIsGone(t *testing.T) {
 	netnstest.Run(t, func() {
