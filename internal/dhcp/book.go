@@ -321,9 +321,34 @@ func (b *Book) choose(r *request) (netip.Addr, bool) {
 	}
 	a, ok := b.stalest(r)
 	if !ok {
+		a, ok = b.declined(r)
+	}
+	if !ok {
 		b.full[first] = r.now.Add(fullTime)
 	}
 	return a, ok
+}
+
+// declined is the address that was set aside first of those that somebody has
+// declined, and is not set aside any more: who declines all that he is offered
+// would leave nothing for others. It is looked at before it is offered, where that
+// is done; what somebody was seen at so is not among them.
+func (b *Book) declined(r *request) (netip.Addr, bool) {
+	if !r.zone.Probe {
+		return netip.Addr{}, false
+	}
+	var first edge.Lease
+	for a, l := range b.leases {
+		n := r.networkOf(a)
+		if !l.Declined || l.MAC != "" || n == nil || !n.pooled(a) || first.Addr.IsValid() && cmp.Or(l.Begun.Compare(first.Begun), a.Compare(first.Addr)) > 0 {
+			continue
+		}
+		if res, reserved := r.zone.reserved[a]; !reserved || r.matches(&res) {
+			first = l
+		}
+	}
+	b.remove(first.Addr)
+	return first.Addr, first.Addr.IsValid()
 }
 
 // fresh is an address that nobody ever had. Where the search begins follows from

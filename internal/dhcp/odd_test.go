@@ -107,3 +107,39 @@ func TestIdentifiersAreShort(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// Whoever declines all that he is offered does not have the pool for himself: what
+// he has only said is looked at again when nothing else is left. What was seen to
+// be somebody's stays so.
+func TestWhoDeclinesEverythingLeavesSomething(t *testing.T) {
+	p := newPlay(t, site(nil))
+	p.taken[addr("10.0.0.103")] = "02:00:00:00:00:99"
+	for range 10 {
+		if offer := p.do("1 DISCOVER"); strings.HasPrefix(offer, "OFFER") {
+			p.do("1 DECLINE server=10.0.0.1 requested=" + addr4(p.last.YourIPAddr).String())
+		}
+	}
+	p.do("wait 2s")
+	got := p.do("2 DISCOVER")
+	if !strings.HasPrefix(got, "OFFER 10.0.0.10") || !strings.HasSuffix(got, ", probed") {
+		t.Fatalf("somebody else: %s", got)
+	}
+	a := addr4(p.last.YourIPAddr)
+	if a == addr("10.0.0.103") {
+		t.Errorf("%s is offered, where somebody was seen", a)
+	}
+	if got := p.do("2 REQUEST server=10.0.0.1 requested=" + a.String()); got != "ACK "+a.String() {
+		t.Error(got)
+	}
+	// Without a look nobody knows better than who has declined.
+	p = newPlay(t, site(noProbe))
+	for range 10 {
+		if offer := p.do("1 DISCOVER"); strings.HasPrefix(offer, "OFFER") {
+			p.do("1 DECLINE server=10.0.0.1 requested=" + addr4(p.last.YourIPAddr).String())
+		}
+	}
+	p.do("wait 2s")
+	if got := p.do("2 DISCOVER"); got != "- no address is left" {
+		t.Error(got)
+	}
+}
