@@ -44,7 +44,8 @@ func newApply() *cobra.Command {
 		Long: `apply checks NEW-FILE together with the other files of the running gatehouse, prints
 what would change, and has it run. Then the file of the daemon is written, which is
 replaced as a whole and keeps its mode and owner. Nothing is written or changed if
-there is a problem.
+there is a mistake in the files. What this machine or the cluster has against them
+is told once it runs.
 
 With --confirm the file is not written yet: the new configuration runs in the memory
 of the daemon only, for that long. Answer the question with yes, or type gatehouse
@@ -153,8 +154,11 @@ func (a *applying) run(ctx context.Context, names []string) error {
 	if s, err = a.daemon.decided(ctx, id); err != nil {
 		return err
 	}
+	if len(s.Problems) > 0 {
+		fmt.Fprintln(a.say, "It runs, with these problems:")
+	}
 	for _, p := range s.Problems {
-		fmt.Fprintln(a.say, harmless(p.String()))
+		fmt.Fprintln(a.say, "  "+harmless(p.String()))
 	}
 	if a.patience == 0 {
 		return keep(ctx, a.daemon, id, a.out)
