@@ -2,6 +2,7 @@ package filter
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"maps"
 	"net/netip"
@@ -53,6 +54,9 @@ func contentOf(r *firewall.Ruleset) *content {
 	for _, p := range r.Pinholes {
 		c.addPinhole(p)
 	}
+	for _, elements := range c.elements {
+		outermost(elements)
+	}
 	c.addPolicies(r.Rules)
 	return c
 }
@@ -94,6 +98,26 @@ func overlaps(others []element, e element) bool {
 	}
 	i, _ := slices.BinarySearchFunc(others, e.key, func(o element, key []byte) int { return bytes.Compare(o.end, key) })
 	return i < len(others) && bytes.Compare(others[i].key, e.end) <= 0
+}
+
+// outermost leaves out networks that are inside others: two may have opened one
+// door, and the kernel takes no set in which intervals have something in common.
+func outermost(elements map[string]element) {
+	var all []element
+	for _, e := range elements {
+		if e.end != nil {
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(x, y element) int { return cmp.Or(bytes.Compare(x.key, y.key), bytes.Compare(y.end, x.end)) })
+	var last []byte
+	for _, e := range all {
+		if last != nil && bytes.Compare(e.end, last) <= 0 {
+			delete(elements, e.id())
+			continue
+		}
+		last = e.end
+	}
 }
 
 // addPinhole adds what finds it, in one of the sets that fixed describes.

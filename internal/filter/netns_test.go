@@ -398,6 +398,23 @@ func TestNetnsAllAddressesOfAFamily(t *testing.T) {
 	})
 }
 
+// What two have opened at one place is open for the clients of both.
+func TestNetnsOpenedTwice(t *testing.T) {
+	netnstest.Run(t, func() {
+		a, rules := New(), home(t, []edge.Frontend{
+			door(edge.DataPlaneProxy, edge.TCP, "eth1", "", 80, "10.0.0.0/16", "10.2.0.0/16", "fd00::/64"), door(edge.DataPlaneProxy, edge.TCP, "", "0.0.0.0", 80),
+			door(edge.DataPlaneProxy, edge.TCP, "eth1", "", 81, "10.0.0.0/8"), door(edge.DataPlaneProxy, edge.TCP, "eth1", "", 81, "10.0.0.0/16", "192.0.2.0/24"),
+		})
+		apply(t, a, rules, true)
+		verify(t, a, false)
+		for _, want := range []string{`"eth1" . tcp . 80 . 0.0.0.0/0`, `"eth1" . tcp . 80 . fd00::/64`, `"eth1" . tcp . 81 . 10.0.0.0/8`, `"eth1" . tcp . 81 . 192.0.2.0/24`} {
+			if got := listed(t); !strings.Contains(got, want) {
+				t.Errorf("it lacks %s:\n%s", want, got)
+			}
+		}
+	})
+}
+
 // While what is open stays so, what is to be open for others than before is.
 func TestNetnsWhatIsOpenIsKeptForOthers(t *testing.T) {
 	netnstest.Run(t, func() {
