@@ -73,12 +73,19 @@ func (f *file) dhcp(v value) {
 			f.dhcpZones = append(f.dhcpZones, e.keyAt)
 			f.claims = append(f.claims, claim{protocol: edge.UDP, zone: e.key, port: DHCPPort, text: "DHCP (UDP port 67) in zone " + e.key, at: e.keyAt})
 		}
+		if d.RouterAdvertisements != nil {
+			f.claims = append(f.claims, claim{protocol: edge.UDP, zone: e.key, port: DHCPv6Port, text: "DHCPv6 (UDP port 547) in zone " + e.key, at: e.keyAt})
+		}
 		f.cfg.DHCP = append(f.cfg.DHCP, d)
 	}
 }
 
 // DHCPPort is where servers and relay agents listen (RFC 2131 section 4.1).
 const DHCPPort = 67
+
+// DHCPv6Port is where servers of IPv6 listen (RFC 8415 section 7.2), of which
+// router advertisements have one for what else there is to know.
+const DHCPv6Port = 547
 
 // Gives says whether IPv4 addresses are given to somebody, which takes a server.
 func (d *DHCP) Gives() bool {

@@ -752,6 +752,7 @@ func TestBuildScenarios(t *testing.T) {
 				service("b/kernel", 1, boot, annotate("data-plane", "nat")),
 				service("c/elsewhere", 0, boot, annotate("zones", "internet")),
 				service("d/tcp", 0, func(s *edge.Service) { s.Ports[0].Port = 67 }),
+				service("e/six", 9, func(s *edge.Service) { s.Ports[0].Port, s.Ports[0].Protocol = 547, edge.UDP }, annotate("zones", "internet")),
 			}
 		},
 		"static-names-and-weights": func(in *Inputs) {

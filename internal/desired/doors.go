@@ -361,20 +361,28 @@ func (b *builder) claimAdmin() {
 	}
 }
 
-// claimDHCP keeps frontends off the port of this machine's DHCP server in its
+// claimDHCP keeps frontends off the ports of this machine's DHCP servers in their
 // zones: only one of the two would get what clients send.
 func (b *builder) claimDHCP() {
 	for i := range b.in.Config.DHCP {
 		d := &b.in.Config.DHCP[i]
 		z := b.zones[d.Zone]
-		if z == nil || !d.Gives() {
-			continue
+		if z == nil {
+			continue // config.Parse has refused it
 		}
-		key := doorKey{protocol: edge.UDP, port: config.DHCPPort}
-		for _, device := range z.Interfaces {
-			b.doors[key] = append(b.doors[key], &door{
-				listen: edge.Listen{Device: device, Port: config.DHCPPort}, first: &claim{name: "dhcp." + d.Zone + " (" + d.Pos.String() + ")"}, pools: true,
-			})
+		take := func(port uint16) {
+			key := doorKey{protocol: edge.UDP, port: port}
+			for _, device := range z.Interfaces {
+				b.doors[key] = append(b.doors[key], &door{
+					listen: edge.Listen{Device: device, Port: port}, first: &claim{name: "dhcp." + d.Zone + " (" + d.Pos.String() + ")"}, pools: true,
+				})
+			}
+		}
+		if d.Gives() {
+			take(config.DHCPPort)
+		}
+		if d.RouterAdvertisements != nil {
+			take(config.DHCPv6Port)
 		}
 	}
 }
