@@ -200,3 +200,15 @@ func TestTableIgnoresOrder(t *testing.T) {
 		}
 	}
 }
+
+// A dot in a label is none between labels: x\.corp.example is nobody's of corp.example.
+func TestExemptKnowsLabels(t *testing.T) {
+	v := &view{own: []string{"corp.example"}}
+	for name, want := range map[string]bool{
+		"corp.example": true, "x.corp.example": true, `a\.b.corp.example`: true, "xcorp.example": false, `x\.corp.example`: false, "example": false, "": false,
+	} {
+		if got := v.exempt(name); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -118,9 +118,12 @@ func parent(name string) (string, bool) {
 	return name[at:], true
 }
 
-// below says whether name is domain or ends in it.
+// below says whether name is domain or ends in its labels.
 func below(name, domain string) bool {
-	return name == domain || len(name) > len(domain) && strings.HasSuffix(name, domain) && name[len(name)-len(domain)-1] == '.'
+	for len(name) > len(domain) {
+		name, _ = parent(name)
+	}
+	return name == domain
 }
 
 // decides returns who answers for a name, and from which name on.
