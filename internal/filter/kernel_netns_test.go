@@ -270,7 +270,7 @@ func (c *crossing) newFrontends() {
 		case 2:
 			f.Listen.Addr = address(version, n, pooled)
 		case 3:
-			f.DataPlane, f.Listen.Device, f.Listen.Addr = edge.DataPlaneProxy, "", address(version, n, 1)
+			f.DataPlane, f.Listen.Device, f.Listen.Addr = edge.DataPlaneProxy, "", pick(c, address(version, n, 1), netip.IPv4Unspecified(), netip.IPv6Unspecified())
 		}
 		if c.random.IntN(3) == 0 {
 			f.SourceRanges = []netip.Prefix{pick(c, netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("0.0.0.0/0"))}
