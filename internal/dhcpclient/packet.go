@@ -140,15 +140,19 @@ const (
 	leastMTU     = 576 // RFC 791 §3.1
 	mostMTU      = 65535
 	mostServers  = 8
-	mostRoutes   = 64
+	// leastBits is the length of the prefix of the largest network there is: one that
+	// is half of everything would be the way to it.
+	leastBits  = 8
+	mostRoutes = 64
 )
 
 // lease is what an ACK says, from a question of that time.
 func (r reply) lease(link string, asked time.Time) *Lease {
 	m := r.all
 	bits, size := m.SubnetMask().Size()
-	if size != 32 || bits == 0 {
+	if size != 32 || bits < leastBits {
 		bits, _ = net.IP(r.addr.AsSlice()).DefaultMask().Size() // as before masks were said
+		bits = max(bits, leastBits)                             // 240.0.0.0/4 has no mask
 	}
 	l := &Lease{
 		LinkLease: edge.LinkLease{Link: link, Addr: netip.PrefixFrom(r.addr, bits), Server: r.server, Begun: asked},
