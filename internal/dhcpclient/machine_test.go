@@ -348,13 +348,6 @@ func TestWhatALeaseSays(t *testing.T) {
 			t.Errorf("with the mask %d it is %s, want %s", mask, l.Addr, want)
 		}
 	}
-	p := newPlay(t, nil)
-	p.up()
-	p.hear(dhcpv4.MessageTypeOffer, "240.0.0.50")
-	p.hear(dhcpv4.MessageTypeAck, "240.0.0.50", dhcpv4.OptSubnetMask(net.IPMask{0, 0, 0, 0}))
-	if p.m.candidate == nil || p.m.candidate.Addr.Bits() != 8 {
-		t.Errorf("of a network without a class: %+v", p.m.candidate)
-	}
 	l := get(t, hour(), dhcpv4.OptRouter(net.IPv4(0, 0, 0, 0), net.IPv4(10, 0, 0, 50), net.IPv4(10, 0, 0, 1)), dhcpv4.OptDNS(net.IPv4(9, 9, 9, 9), net.IPv4(9, 9, 9, 9), net.IPv4(127, 0, 0, 1)),
 		dhcpv4.OptDomainName("Home.Example."), dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{0, 68}))
 	if got := fmt.Sprintf("%s %s %s %d", l.Router, l.DNS, l.Domain, l.MTU); got != "10.0.0.1 [9.9.9.9] home.example 0" {

@@ -152,7 +152,6 @@ func (r reply) lease(link string, asked time.Time) *Lease {
 	bits, size := m.SubnetMask().Size()
 	if size != 32 || bits < leastBits {
 		bits, _ = net.IP(r.addr.AsSlice()).DefaultMask().Size() // as before masks were said
-		bits = max(bits, leastBits)                             // 240.0.0.0/4 has no mask
 	}
 	l := &Lease{
 		LinkLease: edge.LinkLease{Link: link, Addr: netip.PrefixFrom(r.addr, bits), Server: r.server, Begun: asked},
