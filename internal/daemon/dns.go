@@ -132,8 +132,15 @@ func dnsZones(c *config.Config, now decision, records []edge.Records) (dnsserver
 	}
 	absent := map[string]bool{}
 	for _, i := range now.in.Interfaces {
+		served := slices.ContainsFunc(c.Zones, func(z edge.Zone) bool {
+			return slices.Contains(d.Zones, z.Name) && slices.Contains(z.Interfaces, i.Name)
+		})
 		for _, p := range i.Addrs {
-			want.Self = append(want.Self, p.Addr())
+			// What answers at 127.0.0.1 is another server: this one is bound to its
+			// interfaces.
+			if served || !p.Addr().IsLoopback() {
+				want.Self = append(want.Self, p.Addr())
+			}
 		}
 	}
 	for _, r := range records {

@@ -162,3 +162,23 @@ func TestDNSFollowsResolvConf(t *testing.T) {
 		t.Fatal("nothing was asked for")
 	}
 }
+
+// A resolver of this machine's own, at 127.0.0.1, is not this server, which is
+// not there unless a zone has that interface.
+func TestAResolverOnLoopbackIsAsked(t *testing.T) {
+	now := dnsDecision(t, strings.Replace(dnsFile, "  domain: home.example", "  domain: home.example\n  upstreams: [127.0.0.1]", 1))
+	now.in.Interfaces = append(now.in.Interfaces, edge.Interface{Name: "lo", Index: 1, Up: true, Addrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8"), netip.MustParsePrefix("10.9.9.9/32")}})
+	usable := func(text string) bool {
+		want, _ := dnsZones(now.in.Config, now, nil)
+		return dnsserver.Upstream{Addr: netip.MustParseAddrPort(text)}.Usable(want.Self, dnsPort)
+	}
+	for text, want := range map[string]bool{"127.0.0.1:53": true, "10.9.9.9:53": false, "10.0.0.1:53": false} {
+		if got := usable(text); got != want {
+			t.Errorf("%s: usable is %t", text, got)
+		}
+	}
+	now.in.Config.Zones[0].Interfaces = append(now.in.Config.Zones[0].Interfaces, "lo")
+	if usable("127.0.0.1:53") {
+		t.Error("127.0.0.1 is this server, in zone home")
+	}
+}
