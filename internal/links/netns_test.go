@@ -3,6 +3,7 @@ package links
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -514,6 +515,28 @@ func TestNetnsALeaseIsPutThereWithItsRoutes(t *testing.T) {
 		out = ip(t, "route", "show", "dev", "eth1")
 		has(t, out, "10.7.0.0/16 via 192.168.1.1", "192.168.1.1 proto 92 scope link", "10.8.0.0/16 proto 92 scope link")
 		hasNot(t, out, "default", "10.11.12.9")
+	})
+}
+
+// An MTU that a DHCP server has told once is not for ever, on an interface that is
+// made here either.
+func TestNetnsAnMTUGoesWithTheLease(t *testing.T) {
+	netnstest.Run(t, func() {
+		site(t)
+		a := New(logger(t))
+		want := parse(t, "links: [{name: veth0, macvlan: {parent: eth1}, addresses: [dhcp]}]\n")
+		for _, tt := range []struct{ said, want int }{{600, 600}, {1400, 1400}, {0, 1500}, {9000, 1500}} {
+			want.Links[0].Lease = &Lease{Addr: netip.MustParsePrefix("10.11.12.51/24"), Valid: time.Hour, MTU: tt.said}
+			apply(t, a, want)
+			has(t, ip(t, "link", "show", "veth0"), fmt.Sprintf("mtu %d ", tt.want))
+		}
+		// Made anew, it is another interface.
+		want.Links[0].Lease.MTU = 1400
+		apply(t, a, want)
+		ip(t, "link", "set", "eth1", "mtu", "1450")
+		want.Links[0].Macvlan.Mode, want.Links[0].Lease = "private", nil
+		apply(t, a, want)
+		has(t, ip(t, "link", "show", "veth0"), "mtu 1450 ")
 	})
 }
 

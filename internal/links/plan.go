@@ -168,7 +168,7 @@ func (p *planner) device(l Link) {
 	if l.MAC != "" && d.MAC != l.MAC {
 		p.do(step{op: linkMAC, device: d.Name, text: l.MAC})
 	}
-	if mtu := mtuOf(l, d); mtu != 0 && mtu != d.MTU {
+	if mtu := p.mtuOf(l, d); mtu != 0 && mtu != d.MTU {
 		p.do(step{op: linkMTU, device: d.Name, n: mtu})
 	}
 	if parent := p.have.device(parentOf(l)); parent != nil && !parent.Up {
@@ -180,8 +180,14 @@ func (p *planner) device(l Link) {
 }
 
 // mtuOf is the MTU that a link should have; 0: whatever it has.
-func mtuOf(l Link, d *Device) int {
+func (p *planner) mtuOf(l Link, d *Device) int {
 	own := cmp.Or(d.firstMTU, d.MTU)
+	if parent := p.have.device(parentOf(l)); parent != nil && d.Made && l.DHCP != nil {
+		own = parent.MTU // and not what another lease has made of it, of this process or of one before
+		if l.MTU == 0 && !l.Asking && (l.Lease == nil || l.Lease.MTU == 0) {
+			return own
+		}
+	}
 	switch {
 	case l.MTU != 0:
 		return l.MTU
