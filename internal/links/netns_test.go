@@ -399,7 +399,11 @@ func advertise(t *testing.T, router *netnstest.NS, device string, prefix byte) {
 		}
 		message := []byte{134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0} // for 1800 s
 		message = append(message, 3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 7, 8, 0, 0, 0, 0, 0xfd, prefix, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-		err = unix.Sendto(fd, message, 0, &unix.SockaddrInet6{Addr: [16]byte{0: 0xff, 1: 2, 15: 1}, ZoneId: uint32(link.Attrs().Index)})
+		// A link-local address comes a while after the cable.
+		netnstest.Eventually(t, 10*time.Second, "an address to send from", func() bool {
+			err = unix.Sendto(fd, message, 0, &unix.SockaddrInet6{Addr: [16]byte{0: 0xff, 1: 2, 15: 1}, ZoneId: uint32(link.Attrs().Index)})
+			return !errors.Is(err, unix.EADDRNOTAVAIL)
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
