@@ -81,7 +81,7 @@ Services (NAMESPACE/NAME) and frontends, each with a port or without: 6443, 53/U
 			if len(expect) == 0 {
 				return printMatrix(cmd.OutOrStdout(), site.Matrix(), notes, output)
 			}
-			return printProof(cmd.OutOrStdout(), len(statements), site.Check(statements), notes, output)
+			return printProof(cmd.OutOrStdout(), len(statements), site.Check(statements), site.Unknown(statements), notes, output)
 		},
 	}
 	addFiles(cmd, &files)
@@ -168,7 +168,8 @@ func assume(in *desired.Inputs) (notes []string) {
 	return notes
 }
 
-func printProof(out io.Writer, count int, broken []prove.Broken, notes []string, output string) error {
+// printProof prints what does not hold, and what holds of what is not there.
+func printProof(out io.Writer, count int, broken []prove.Broken, unknown, notes []string, output string) error {
 	if output == "json" {
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")
@@ -177,7 +178,7 @@ func printProof(out io.Writer, count int, broken []prove.Broken, notes []string,
 			Statements int            `json:"statements"`
 			Broken     []prove.Broken `json:"broken"`
 			Notes      []string       `json:"notes,omitempty"`
-		}{count, broken, notes})
+		}{count, broken, slices.Concat(notes, unknown)})
 		if err == nil && len(broken) > 0 {
 			return errNo
 		}
@@ -185,6 +186,9 @@ func printProof(out io.Writer, count int, broken []prove.Broken, notes []string,
 	}
 	for _, b := range broken {
 		fmt.Fprintln(out, shownAs(b.String()))
+	}
+	for _, u := range unknown {
+		fmt.Fprintln(out, "Note: "+shownAs(u))
 	}
 	if len(broken) > 0 {
 		return errNo

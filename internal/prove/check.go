@@ -283,6 +283,19 @@ func (s *Site) exposuresOf(t Target) (all []*desired.Exposure) {
 	return all
 }
 
+// Unknown are the statements that hold since there is no such Service or frontend,
+// or it has no such port: nobody reaches it, and perhaps its name is misspelt.
+func (s *Site) Unknown(statements []Statement) (all []string) {
+	for _, st := range statements {
+		for _, t := range st.Targets {
+			if st.Verb == Cannot && t.Name != "" && len(s.exposuresOf(t)) == 0 {
+				all = append(all, st.Pos.String()+": there is no Service or frontend "+t.Text+", so nobody reaches it")
+			}
+		}
+	}
+	return all
+}
+
 // exposureReached says that an exposure is open in a zone. Of one that does not
 // exist nothing is.
 func (s *Site) exposureReached(st Statement, zone string, t Target) string {

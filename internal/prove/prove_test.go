@@ -314,6 +314,23 @@ func TestStatements(t *testing.T) {
 	}
 }
 
+// What nobody reaches since it is not there is named: it may be misspelt.
+func TestUnknown(t *testing.T) {
+	s := siteOf(t)
+	for statement, unknown := range map[string]bool{
+		"home cannot reach shpo/web": true, "home cannot reach shop/web:81": true, "internet cannot reach shop/web:80": false, "internet cannot reach shop/web": false,
+		"internet cannot reach self, nowhere:80": true, "internet cannot reach self, cluster, 10.0.0.10:6443": false, "home can reach shpo/web": false,
+	} {
+		statements, problems := Parse("expect.txt", []byte(statement+"\n"), []string{"home", "internet", "cluster"})
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		if got := s.Unknown(statements); unknown != (len(got) == 1) || unknown && !strings.HasPrefix(got[0], "expect.txt:1: there is no Service or frontend ") {
+			t.Errorf("%s: %q", statement, got)
+		}
+	}
+}
+
 func TestMatrix(t *testing.T) {
 	m := siteOf(t).Matrix()
 	var got []string
