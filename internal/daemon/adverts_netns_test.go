@@ -146,7 +146,8 @@ func TestNetnsAdvertsAreForEveryMachine(t *testing.T) {
 			}
 			var out clientSays
 			ctx, cancel := context.WithCancel(t.Context())
-			client := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", inItsOwn+machine.command)
+			// Who goes takes along what it has started, which would keep the port.
+			client := exec.CommandContext(ctx, "unshare", "-m", "-p", "--kill-child", "sh", "-c", inItsOwn+machine.command)
 			client.Stdout, client.Stderr = &out, &out
 			client.WaitDelay = time.Second // for those that it has started
 			s.neighbour.Do(t, func() {
