@@ -32,27 +32,22 @@ import (
 // Table is the name of the table, of the family inet.
 const Table = "gatehouse-firewall"
 
-// The nft command takes milliseconds for a change, and a second or two for ten
-// thousand doors; on a small machine with much else to do, more.
-const patience = time.Minute
-
 // Applier makes the kernel have what a Ruleset says. It keeps what it has found
 // there and done since. Its methods are for one goroutine at a time, and act in
 // the network namespace of the caller.
 type Applier struct {
-	open  func() (knftables.Interface, error)
-	nft   knftables.Interface // nil: not opened yet
-	want  *content            // of the last Apply; nil: there was none
-	have  found               // of the kernel
-	known bool                // whether have is so
-	keep  bool                // what is open stays so
-	past  map[dropKey]uint64  // what was counted in tables that were replaced since
+	nft   nft.Writer
+	want  *content           // of the last Apply; nil: there was none
+	have  found              // of the kernel
+	known bool               // whether have is so
+	keep  bool               // what is open stays so
+	past  map[dropKey]uint64 // what was counted in tables that were replaced since
 }
 
 // New returns an Applier. It does nothing yet: nft may be installed later.
 func New() *Applier {
 	return &Applier{
-		open: func() (knftables.Interface, error) { return knftables.New(knftables.InetFamily, Table) },
+		nft:  nft.NewWriter(Table),
 		past: map[dropKey]uint64{},
 	}
 }
@@ -69,7 +64,7 @@ func (a *Applier) Apply(ctx context.Context, r *firewall.Ruleset, keep bool) (ch
 	a.want, a.keep = contentOf(r), keep
 	began := time.Now()
 	changed, err = a.reconcile(ctx)
-	if err != nil && ctx.Err() == nil && time.Since(began) < patience {
+	if err != nil && ctx.Err() == nil && time.Since(began) < nft.Patience {
 		// Somebody may have changed what is there: it is read again.
 		changed, err = a.reconcile(ctx)
 	}
@@ -94,34 +89,18 @@ func (a *Applier) Remove(ctx context.Context) (removed bool, err error) {
 	if exists, err := Exists(); err != nil || !exists {
 		return false, err
 	}
-	if err := a.prepare(); err != nil {
-		return false, err
-	}
-	tx := a.nft.NewTransaction()
-	tx.Delete(&knftables.Table{})
-	if err := a.run(ctx, tx); err != nil && !knftables.IsNotFound(err) {
-		return false, fmt.Errorf("firewall: remove the table: %w", nft.Explain(err))
+	if err := a.nft.RemoveTable(ctx); err != nil {
+		return false, fmt.Errorf("firewall: %w", err)
 	}
 	return true, nil
 }
 
 // prepare opens what changes are made with.
 func (a *Applier) prepare() error {
-	if a.nft != nil {
-		return nil
+	if err := a.nft.Prepare(); err != nil {
+		return fmt.Errorf("firewall: %w", err)
 	}
-	opened, err := a.open()
-	if err != nil {
-		return fmt.Errorf("firewall: %w", nft.Explain(err))
-	}
-	a.nft = opened
 	return nil
-}
-
-func (a *Applier) run(ctx context.Context, tx *knftables.Transaction) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	return a.nft.Run(ctx, tx)
 }
 
 // reconcile makes the kernel have what is wanted.
@@ -184,7 +163,7 @@ func (a *Applier) take(ctx context.Context, s steps) error {
 		for _, step := range parts[0] {
 			step.addTo(tx)
 		}
-		err := a.run(ctx, tx)
+		err := a.nft.Run(ctx, tx)
 		switch {
 		case err == nil:
 			parts = parts[1:]

@@ -26,7 +26,7 @@ func Lacking(ctx context.Context) ([]nft.Lack, error) {
 		}
 		return nil, fmt.Errorf("firewall: %w", nft.Explain(err))
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, nft.Patience)
 	defer cancel()
 	rules := firewall.Compile(firewall.Inputs{Config: &config.Config{
 		Zones: []edge.Zone{{Name: "a", Interfaces: []string{"lo"}}},

@@ -74,7 +74,7 @@ func Lacking(ctx context.Context) ([]nft.Lack, error) {
 		}
 		return nil, fmt.Errorf("nat: %w", nft.Explain(err))
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, nft.Patience)
 	defer cancel()
 	var lacks []nft.Lack
 	for _, f := range features {

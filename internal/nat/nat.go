@@ -37,10 +37,6 @@ const Table = "gatehouse"
 
 const family = knftables.InetFamily
 
-// The nft command takes milliseconds for a change, and a second or two for ten
-// thousand doors; on a small machine with much else to do, more.
-const patience = time.Minute
-
 // State is what the table is for. The zero State is for nothing.
 type State struct {
 	// Frontends are those of edge.DataPlaneNAT, each with a Listen.Device; others
@@ -62,7 +58,6 @@ type State struct {
 // there and done since. Its methods are for one goroutine at a time, and act in
 // the network namespace of the caller.
 type Applier struct {
-	open func() (knftables.Interface, error)
 	// What the kernel has is read by netlink: the nft command would print each
 	// element as text.
 	exists func() (bool, error)
@@ -70,13 +65,13 @@ type Applier struct {
 	// prune deletes what the kernel remembers of clients that is not so any more.
 	prune func(map[edge.Door]row) error
 
-	nft   knftables.Interface // nil: not opened yet
-	specs map[edge.Door]spec  // that want was made from
-	want  *content            // of the last Apply; nil: there was none
-	have  found               // of the kernel
-	known bool                // whether have is so
-	doubt bool                // whether clients may be remembered wrongly
-	most  int                 // commands that one transaction takes
+	nft   nft.Writer
+	specs map[edge.Door]spec // that want was made from
+	want  *content           // of the last Apply; nil: there was none
+	have  found              // of the kernel
+	known bool               // whether have is so
+	doubt bool               // whether clients may be remembered wrongly
+	most  int                // commands that one transaction takes
 }
 
 // found is what is in the kernel.
@@ -98,7 +93,7 @@ type content struct {
 // New returns an Applier. It does nothing yet: nft may be installed later.
 func New() *Applier {
 	return &Applier{
-		open:   func() (knftables.Interface, error) { return knftables.New(family, Table) },
+		nft:    nft.NewWriter(Table),
 		exists: tableExists,
 		read:   readKernel,
 		prune:  forgetClients,
@@ -120,7 +115,7 @@ func (a *Applier) Apply(ctx context.Context, s State) (changed bool, err error) 
 	a.want.counting = countingChains(a.want.addresses)
 	began := time.Now()
 	changed, err = a.reconcile(ctx)
-	if err != nil && ctx.Err() == nil && time.Since(began) < patience {
+	if err != nil && ctx.Err() == nil && time.Since(began) < nft.Patience {
 		// Somebody may have changed what is there: it is read again.
 		changed, err = a.reconcile(ctx)
 	}
@@ -173,34 +168,18 @@ func (a *Applier) Remove(ctx context.Context) (removed bool, err error) {
 	if exists, err := a.exists(); err != nil || !exists {
 		return false, err
 	}
-	if err := a.prepare(); err != nil {
-		return false, err
-	}
-	tx := a.nft.NewTransaction()
-	tx.Delete(&knftables.Table{})
-	if err := a.run(ctx, tx); err != nil && !knftables.IsNotFound(err) {
-		return false, fmt.Errorf("nat: remove the table: %w", nft.Explain(err))
+	if err := a.nft.RemoveTable(ctx); err != nil {
+		return false, fmt.Errorf("nat: %w", err)
 	}
 	return true, nil
 }
 
 // prepare opens what changes are made with.
 func (a *Applier) prepare() error {
-	if a.nft != nil {
-		return nil
+	if err := a.nft.Prepare(); err != nil {
+		return fmt.Errorf("nat: %w", err)
 	}
-	opened, err := a.open()
-	if err != nil {
-		return fmt.Errorf("nat: %w", nft.Explain(err))
-	}
-	a.nft = opened
 	return nil
-}
-
-func (a *Applier) run(ctx context.Context, tx *knftables.Transaction) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	return a.nft.Run(ctx, tx)
 }
 
 // look finds out what the kernel has, if that is not known.
@@ -276,7 +255,7 @@ func (a *Applier) replace(ctx context.Context) error {
 		*all = *tx
 		addChains(all, chains)
 		addSteps(all, steps)
-		err := a.run(ctx, all)
+		err := a.nft.Run(ctx, all)
 		if err == nil {
 			return nil
 		}
@@ -285,7 +264,7 @@ func (a *Applier) replace(ctx context.Context) error {
 		}
 	}
 	// Nothing goes to its doors, which come last.
-	if err := a.run(ctx, tx); err != nil {
+	if err := a.nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("nat: make the table: %w", nft.Explain(err))
 	}
 	return a.take(ctx, steps, chains)
@@ -305,7 +284,7 @@ func (a *Applier) take(ctx context.Context, steps []step, chains []string) error
 		tx := a.nft.NewTransaction()
 		addChains(tx, chains)
 		addSteps(tx, steps[:n])
-		err := a.run(ctx, tx)
+		err := a.nft.Run(ctx, tx)
 		switch {
 		case err == nil:
 			steps, chains = steps[n:], nil
@@ -315,7 +294,7 @@ func (a *Applier) take(ctx context.Context, steps []step, chains []string) error
 			// One door is too much. It is closed for a moment, which is better than
 			// to send clients to what is there by halves.
 			a.most = smallTransaction
-			if err := a.run(ctx, justChains(a.nft, chains)); err != nil {
+			if err := a.nft.Run(ctx, justChains(&a.nft, chains)); err != nil {
 				return fmt.Errorf("nat: apply: %w", nft.Explain(err))
 			}
 			steps, chains = append(steps[0].apart(smallTransaction), steps[1:]...), nil
@@ -350,7 +329,7 @@ func (a *Applier) collect(ctx context.Context) error {
 		tx.Delete(&knftables.Chain{Name: name})
 	}
 	a.known = false
-	if err := a.run(ctx, tx); err != nil {
+	if err := a.nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("nat: remove unused chains: %w", nft.Explain(err))
 	}
 	a.have.chains = maps.Clone(a.want.chains)

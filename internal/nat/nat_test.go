@@ -30,7 +30,7 @@ var update = flag.Bool("update", false, "rewrite the files in testdata")
 func newFake() (*Applier, *knftables.Fake) {
 	fake := knftables.NewFake(family, Table)
 	a := New()
-	a.open = func() (knftables.Interface, error) { return fake, nil }
+	a.nft.Open = func() (knftables.Interface, error) { return fake, nil }
 	a.exists = func() (bool, error) { return fake.Table != nil, nil }
 	a.read = func() (found, error) { return found{exists: fake.Table != nil, other: fake.Table != nil}, nil }
 	a.prune = func(map[edge.Door]row) error { return nil }
@@ -361,7 +361,7 @@ func (s *small) Run(ctx context.Context, tx *knftables.Transaction) error {
 func TestApplyInParts(t *testing.T) {
 	a, fake := newFake()
 	nft := &small{Fake: fake, most: 600, between: func() {}}
-	a.open = func() (knftables.Interface, error) { return nft, nil }
+	a.nft.Open = func() (knftables.Interface, error) { return nft, nil }
 	s := many(400)
 	big := frontend(edge.TCP, 65000)
 	for i := range 1000 {
@@ -443,7 +443,7 @@ func TestClientsAreForgottenWithTheirBackend(t *testing.T) {
 	}
 	// What a process before has remembered is looked at, also if Adopt was first.
 	before, there := a.have, New()
-	there.open, there.prune = a.open, a.prune
+	there.nft.Open, there.prune = a.nft.Open, a.prune
 	there.read = func() (found, error) { return before, nil }
 	if _, _, err := there.Adopt(t.Context()); err != nil {
 		t.Fatal(err)
