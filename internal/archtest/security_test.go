@@ -16,7 +16,7 @@ func TestWhatSecurityNamesIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all strings.Builder
-	for _, root := range []string{"../../internal", "../../lab/e2e"} {
+	for _, root := range []string{"../../internal", "../../lab/e2e", "../../lab/home"} {
 		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, "_test.go") {
 				return err

@@ -101,6 +101,7 @@ type Daemon struct {
 	pages      pages            // likewise
 	inherited  pages            // likewise: of the process before, in the first decision
 	silent     bool             // likewise: the cluster is not told
+	guarded    bool             // likewise: the firewall was there before links
 	ledger     ledger           // likewise
 	others     others           // likewise
 	kept       *laststate.State // likewise: what the last decision follows from

@@ -35,6 +35,11 @@ func (d *Daemon) decide(ctx context.Context) (unfinished bool) {
 	d.names.Follow(hostNames(c))
 	d.cluster.use(ctx, c)
 	cluster := d.cluster.look()
+	if !d.guarded {
+		// Before an interface has an address: nobody comes in by it who is to stay out.
+		d.guarded = true
+		d.router.filter.apply(ctx, decision{in: desired.Inputs{Config: c}}, true)
+	}
 	linkProblems := d.router.links.apply(ctx, c)
 	if len(c.Pools) > 0 || len(d.ledger.all) > 0 || d.addresses.areLeft() {
 		d.addresses.want(ctx)

@@ -142,11 +142,11 @@ func (b *builder) notByKernel(row *Exposure) refusal {
 	switch {
 	case len(reasons) == 0: // it is the other family
 	case len(backends) == 0:
-		return refusal{"NoForwarding", strings.Join(reasons, ", and "), "set it to 1, or " + fieldOf(row, "dataPlane", "proxy")}
+		return refusal{"NoForwarding", strings.Join(reasons, ", and "), "set it to 1, or have gatehouse do it (links: forwarding: true), or " + fieldOf(row, "dataPlane", "proxy")}
 	default:
 		row.Backends = backends
 		row.Notes = append(row.Notes, reasons...)
-		b.problem(edge.Problem{Object: objectOf(*row), What: reasons[0], Remedy: "set it to 1, or " + fieldOf(row, "dataPlane", "proxy")})
+		b.problem(edge.Problem{Object: objectOf(*row), What: reasons[0], Remedy: "set it to 1, or have gatehouse do it (links: forwarding: true), or " + fieldOf(row, "dataPlane", "proxy")})
 	}
 	return refusal{}
 }

@@ -45,9 +45,9 @@ const (
 	ofSelf
 	ofNode
 	ofReservation
-	ofLease
 	ofExposure
 	ofClaim
+	ofLease // last: who is on the cable may call himself as he likes
 )
 
 // A host is a name with addresses, for one reason.

@@ -129,7 +129,7 @@ func TestBuild(t *testing.T) {
 				"cluster":  nil,
 			},
 		},
-		"the file comes before a node, that before a reservation, that before a lease, and all before what Services ask for": {
+		"the file comes before a node, that before a reservation, that before what Services ask for, and all before a lease": {
 			func(in *names.Inputs) {
 				in.Config.DNS.Records = []config.Record{{Name: "one.home.example", Addresses: []netip.Addr{addr("10.0.0.101")}, Pos: pos(9)}}
 				for i, n := range []string{"one", "two"} {
@@ -152,10 +152,9 @@ func TestBuild(t *testing.T) {
 				"101.0.0.10.in-addr.arpa PTR one.home.example (gatehouse.yaml:9)",
 				"21.0.0.10.in-addr.arpa PTR two.home.example (node/two)",
 				"33.0.0.10.in-addr.arpa PTR three.home.example (gatehouse.yaml:22)",
-				"43.0.0.10.in-addr.arpa PTR four.home.example (dhcp)",
 				"51.0.0.10.in-addr.arpa PTR web.shop.cluster.home.example (service/shop/web)",
 				"five.home.example A 10.0.0.51 (service/shop/web)",
-				"four.home.example A 10.0.0.43 (dhcp)",
+				"four.home.example A 10.0.0.51 (service/shop/web)",
 				"one.home.example A 10.0.0.101 (gatehouse.yaml:9)",
 				"three.home.example A 10.0.0.33 (gatehouse.yaml:22)",
 				"two.home.example A 10.0.0.21 (node/two)",

@@ -21,7 +21,7 @@ func (out output) router(r status.Router) {
 			if p.Allow {
 				action = "accept"
 			}
-			out.count(firewallPassed, p.Packets, strconv.Itoa(i+1), action)
+			out.count(firewallPassed, p.Packets, strconv.Itoa(i), action)
 		}
 		for _, d := range f.Dropped {
 			out.count(firewallDrops, d.Packets, d.From, d.To)

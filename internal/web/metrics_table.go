@@ -79,7 +79,7 @@ var (
 	linkLease      = gauge("link_lease_expiry_timestamp_seconds", "Until when a DHCP server has lent the interface its address; no series: it asks for none, or has none.", "link")
 	firewallUp     = gauge("firewall_applied", "1 when the kernel has the rules that were decided; no series: there is no firewall.")
 	firewallHoles  = gauge("firewall_pinholes", "What gatehouse has opened by itself: for Services, static frontends, and what it serves.")
-	firewallPassed = counter("firewall_policy_packets_total", "Packets that the policy has decided, the first of connections; policies are numbered from 1, in file order.", "policy", "action")
+	firewallPassed = counter("firewall_policy_packets_total", "Packets that the policy has decided, the first of connections; policies are numbered from 0 in file order, as in problems.", "policy", "action")
 	firewallDrops  = counter("firewall_dropped_packets_total", "Packets that nothing lets pass, by the zone that they came from and the one that they wanted to; self is this machine, and an empty one an interface of no zone.", "from", "to")
 	dhcpUp         = gauge("dhcp_up", "1 when DHCP is served in the zone.", "zone")
 	dhcpAddresses  = gauge("dhcp_addresses", "Addresses of the zone's pools and reservations: leased, free, or declined (taken by somebody who was not given them).", "zone", "state")
