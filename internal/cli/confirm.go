@@ -2,7 +2,10 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -70,6 +73,9 @@ func keep(ctx context.Context, daemon *client, id string, out io.Writer) error {
 		if err := mayReplace(c.Path); err != nil {
 			return err
 		}
+		if err := unchanged(c); err != nil {
+			return err
+		}
 	}
 	for _, c := range s.Candidates {
 		if err := replace(c.Path, c.Data); err != nil {
@@ -82,6 +88,19 @@ func keep(ctx context.Context, daemon *client, id string, out io.Writer) error {
 		if s, asked := daemon.operate(ctx, http.MethodGet, trial.PathTrial, nil); asked != nil || s.Trial != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// unchanged is an error if somebody has written the file since the trial began.
+func unchanged(c trial.Candidate) error {
+	data, err := os.ReadFile(c.Path)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	if c.Was != "" && hex.EncodeToString(sum[:]) != c.Was && !bytes.Equal(data, c.Data) {
+		return fmt.Errorf("%s: somebody has written it since the trial began, and that would be lost; go back with gatehouse confirm --no, bring both together, and apply that", c.Path)
 	}
 	return nil
 }

@@ -98,17 +98,9 @@ func await(t *testing.T, what string, holds func() error) {
 	}
 }
 
-// Who sits at a terminal is asked. Yes keeps it, no ends it, and somebody who is
-// interrupted, or whose terminal is gone, leaves it to the daemon.
-func TestQuestionAtATerminal(t *testing.T) {
-	dir := t.TempDir()
-	socket, file, next := filepath.Join(dir, "api.sock"), filepath.Join(dir, "gatehouse.yaml"), filepath.Join(dir, "new.yaml")
-	text := "apiVersion: gatehouse.e13.dev/v1\nadmin: {socket: " + socket + "}\n"
-	for name, content := range map[string]string{file: text, next: text + "# new\n"} {
-		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+// gatehouseRuns starts a gatehouse that runs until the test ends.
+func gatehouseRuns(t *testing.T, file string) {
+	t.Helper()
 	gatehouse := exec.CommandContext(t.Context(), "gatehouse", "run", "-c", file)
 	if err := gatehouse.Start(); err != nil {
 		t.Fatal(err)
@@ -123,6 +115,49 @@ func TestQuestionAtATerminal(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// What somebody else has written during a trial is not written over.
+func TestConfirmKeepsWhatOthersWrote(t *testing.T) {
+	dir := t.TempDir()
+	socket, file, next := filepath.Join(dir, "api.sock"), filepath.Join(dir, "gatehouse.yaml"), filepath.Join(dir, "new.yaml")
+	text := "apiVersion: gatehouse.e13.dev/v1\nadmin: {socket: " + socket + "}\n"
+	put := func(name, content string) {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(file, text)
+	put(next, text+"# new\n")
+	gatehouseRuns(t, file)
+	if got := called("apply", "-c", file, "--confirm", "10m", next); !strings.Contains(got, "gatehouse confirm") {
+		t.Fatal(got)
+	}
+	put(file, text+"# somebody else's\n")
+	if got := called("confirm", "-c", file); !strings.Contains(got, file+": somebody has written it since the trial began") {
+		t.Errorf("confirm says %q", got)
+	}
+	if now, err := os.ReadFile(file); err != nil || string(now) != text+"# somebody else's\n" {
+		t.Errorf("the file has %q %v", now, err)
+	}
+	put(file, text)
+	if got := called("confirm", "-c", file); !strings.Contains(got, "wrote "+file) {
+		t.Errorf("confirm says %q", got)
+	}
+}
+
+// Who sits at a terminal is asked. Yes keeps it, no ends it, and somebody who is
+// interrupted, or whose terminal is gone, leaves it to the daemon.
+func TestQuestionAtATerminal(t *testing.T) {
+	dir := t.TempDir()
+	socket, file, next := filepath.Join(dir, "api.sock"), filepath.Join(dir, "gatehouse.yaml"), filepath.Join(dir, "new.yaml")
+	text := "apiVersion: gatehouse.e13.dev/v1\nadmin: {socket: " + socket + "}\n"
+	for name, content := range map[string]string{file: text, next: text + "# new\n"} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gatehouseRuns(t, file)
 	onTrial := func() bool { return strings.Contains(called("status", "-c", file), next+" is on trial for") }
 	apply := func() *terminal {
 		x := inTerminal(t, "gatehouse", "apply", "-c", file, "--confirm", "10m", next)

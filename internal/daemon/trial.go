@@ -109,7 +109,15 @@ func (f *files) try(candidates []trial.Candidate, patience time.Duration, by str
 		return trial.State{}, err
 	}
 	// What is on disk now is what it is merged with, and what it is gone back to.
-	next, problems := parse(merge(readAll(f.names), candidates))
+	onDisk := readAll(f.names)
+	for _, file := range onDisk {
+		for i := range candidates {
+			if c := &candidates[i]; file.Err == nil && c.Path == absolute(file.Path) {
+				c.Was = sumOf(file.Data)
+			}
+		}
+	}
+	next, problems := parse(merge(onDisk, candidates))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -137,6 +145,11 @@ func (f *files) try(candidates []trial.Candidate, patience time.Duration, by str
 	f.attempt, f.last = a, ""
 	f.log.Warn("a configuration is on trial", "files", namesOf(candidates), "by", by, "until", a.until)
 	return f.stateLocked(), nil
+}
+
+func sumOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
 }
 
 func namesOf(candidates []trial.Candidate) []string {
@@ -223,8 +236,7 @@ func (f *files) stateLocked() trial.State {
 		s.Trial = &trial.Trial{ID: a.id, Until: a.until, Left: time.Until(a.until).Seconds(), By: a.by}
 	}
 	for i, c := range contents {
-		sum := sha256.Sum256(c.Data)
-		s.Files = append(s.Files, trial.File{Path: absolute(f.names[i]), SHA256: hex.EncodeToString(sum[:])})
+		s.Files = append(s.Files, trial.File{Path: absolute(f.names[i]), SHA256: sumOf(c.Data)})
 	}
 	return s
 }

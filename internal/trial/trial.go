@@ -44,6 +44,9 @@ type Candidate struct {
 	Name string `json:"name"` // as the operator calls it; problems are told with it
 	Path string `json:"path"` // of the file that it stands for; set by the daemon
 	Data []byte `json:"data"`
+	// Was is the SHA-256 of that file when the trial began, in hex; set by the
+	// daemon. Empty: it could not be read.
+	Was string `json:"was,omitempty"`
 }
 
 // Choice ends a trial.
