@@ -1,10 +1,14 @@
 package web
 
 import (
+	"maps"
 	"strconv"
 
 	"e13.dev/gatehouse/internal/status"
 )
+
+// dhcpKinds are the messages of RFC 2131 §3.1, as status.DHCPZone calls them.
+var dhcpKinds = []string{"DISCOVER", "OFFER", "REQUEST", "ACK", "NAK", "DECLINE", "RELEASE", "INFORM"}
 
 func (out output) router(r status.Router) {
 	for _, l := range r.Links {
@@ -32,7 +36,14 @@ func (out output) router(r status.Router) {
 		for state, n := range map[string]int{"leased": z.Leased(), "declined": z.Declined(), "free": z.Free} {
 			out.set(dhcpAddresses, float64(n), z.Zone, state)
 		}
-		for kind, n := range z.Messages {
+		messages := maps.Clone(z.Messages)
+		if messages == nil {
+			messages = map[string]uint64{}
+		}
+		for _, kind := range dhcpKinds { // those that there were none of, too: rates are from the first one on
+			messages[kind] += 0
+		}
+		for kind, n := range messages {
 			out.count(dhcpMessages, n, z.Zone, kind)
 		}
 	}

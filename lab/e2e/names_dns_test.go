@@ -134,9 +134,11 @@ func TestDNSNames(t *testing.T) {
 		const name = "dns-web.public.cluster.home.example"
 		knows(t, 15*time.Second, "A", name, both)
 		knows(t, 5*time.Second, "SRV", "_http._tcp."+name, map[string]string{"home": "0 0 8170 " + name + ".", "cluster": "NXDOMAIN"})
-		if out, err := lab.Exec(t.Context(), "home1", "curl", "-sS", "-m", "5", "--resolve", name+":8170:"+dig(t, "home", "A", name), "http://"+name+":8170/"); err != nil {
-			t.Errorf("the address that it has: %s %v", out, err)
-		}
+		// It is open, and so has a name, a moment before its pods are known to answer.
+		eventually(t, 10*time.Second, "it is there by the address that it has", func() error {
+			_, err := lab.Exec(t.Context(), "home1", "curl", "-sS", "-m", "5", "--resolve", name+":8170:"+dig(t, "home", "A", name), "http://"+name+":8170/")
+			return err
+		})
 		// Closed in a zone, it is not known there any more.
 		kubectl(t, "annotate", "--overwrite", "service", "-n", ns, "dns-web", "gatehouse.e13.dev/zones=home")
 		knows(t, 10*time.Second, "A", name, map[string]string{"home": homeAddr, "internet": "NXDOMAIN"})

@@ -2,9 +2,14 @@ package home
 
 import (
 	"fmt"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"e13.dev/gatehouse/lab/site"
 )
 
 // A name is what can be reached from where it is asked for.
@@ -95,4 +100,39 @@ func TestTheInternetAsksInVain(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Each metric that the documents have of the router is there, and no other.
+func TestTheRoutersMetrics(t *testing.T) {
+	docs, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(docs), "\n### The router\n")
+	section, _, _ := strings.Cut(rest, "\n### ")
+	names := func(text, pattern string) []string {
+		var all []string
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+			all = append(all, m[1])
+		}
+		slices.Sort(all)
+		return all
+	}
+	want := names(section, "(?m)^\\| `(gatehouse_\\w+)` \\|")
+	if len(want) < 15 {
+		t.Fatalf("docs/metrics.md has %q of the router: the test does not read it right", want)
+	}
+	// What was asked and what was dropped is counted once there is something to count.
+	shell(t, "home1", "dig +tries=1 +time=2 @10.11.12.32 www.example.net")
+	if open, err := passes("inet", site.APIServer); open || err != nil {
+		t.Errorf("the Internet reaches the API server: %v %v", open, err)
+	}
+	eventually(t, 10*time.Second, "a scrape has them all", func() error {
+		text := shell(t, "edge", "curl -sS http://127.0.0.1:9180/metrics")
+		got := names(text, `(?m)^# TYPE (gatehouse_(?:link|firewall|dhcp|dhcpv6|router|dns)_\w+) `)
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("it has\n%q, want\n%q", got, want)
+		}
+		return nil
+	})
 }
