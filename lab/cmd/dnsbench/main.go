@@ -211,7 +211,7 @@ func (s *stage) run(ctx context.Context, c contender, duration time.Duration, ru
 func (s *stage) warm(ctx context.Context, l load) error {
 	var last string
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		out, err := s.in(ctx, s.client, "dnsperf", "-s", serverAddr, "-d", s.questions(l), "-n", "1", "-q", "200", "-t", "1", "-O", "suppress=timeout").CombinedOutput()
+		out, err := s.in(ctx, s.client, "dnsperf", "-s", serverAddr, "-d", s.questions(l), "-n", "1", "-q", "20", "-t", "1", "-O", "suppress=timeout").CombinedOutput()
 		if last = string(out); err == nil && number(last, `Queries completed:\s+(\d+)`) == names && strings.Contains(last, "NOERROR "+strconv.Itoa(names)) {
 			return nil
 		}
