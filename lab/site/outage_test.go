@@ -168,7 +168,8 @@ func TestStoreEmptiedAndRestored(t *testing.T) {
 	s := lab(t)
 	port := deploy(t, s, "emptied", 3, webContainer)
 	url := "http://10.0.0.101:" + port + "/"
-	eventually(t, 30*time.Second, "served", func() error { _, err := ask(s, "edge", url); return err })
+	// After the outages of other tests, kube-proxies may wait long before they ask again.
+	eventually(t, 3*time.Minute, "served", func() error { _, err := ask(s, "edge", url); return err })
 	before := kubectl(t, s, "-n", "emptied", "get", "pods", "-o", "name")
 	path, err := s.TokenKubeconfig(t.Context(), "emptied", "default", time.Hour)
 	if err != nil {
