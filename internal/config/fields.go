@@ -53,13 +53,13 @@ var topBlock = block{
 		{"firewall", "map", "nothing is filtered", "{policies: [{from: home, to: self, ports: [ssh]}]}", "What may pass between zones and to this machine; with it, nothing else does."},
 	},
 	later: []refusal{
-		{"nat", "leave it out and keep your own rules"},
 		{"announce", "leave it out"},
 		{"bgp", "leave it out"},
 	},
 	wrong: []refusal{
 		{"routes", "they belong to an interface: links: [{name: eth0, routes: [{to: 10.2.0.0/16, via: 10.0.0.9}]}]"},
 		{"policies", "they are in the block firewall: {policies: [...]}"},
+		{"nat", "a policy of the firewall has it: firewall: {policies: [{from: cluster, to: internet, allow: true, masquerade: true}]}"},
 		{"hostnames", "each frontend has its own: frontends: [{hostnames: [git.example.org]}]"},
 	},
 }

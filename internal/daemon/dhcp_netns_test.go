@@ -23,6 +23,9 @@ import (
 func udhcpc(t *testing.T, ns *netnstest.NS, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath("udhcpc"); err != nil {
+		if os.Getenv("GATEHOUSE_NETNS") == "required" {
+			t.Fatal("udhcpc is not here: make deps installs it")
+		}
 		t.Skip("udhcpc is not here")
 	}
 	script := filepath.Join(t.TempDir(), "hook")

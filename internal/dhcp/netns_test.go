@@ -201,6 +201,9 @@ func need(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
+			if os.Getenv("GATEHOUSE_NETNS") == "required" {
+				t.Fatalf("%s is not here: make deps installs it", p)
+			}
 			t.Skipf("%s is not here", p)
 		}
 	}
